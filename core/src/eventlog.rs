@@ -1,0 +1,1 @@
+//! TCG boot log. Stub: the implementer completes it (as a directory module).

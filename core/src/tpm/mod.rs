@@ -1,0 +1,27 @@
+//! TPM 2.0 structures under their TCG names (TPM 2.0 Library, Part 2), and what is done with them.
+
+/// TPMS_ATTEST: what the TPM signs.
+mod attest;
+/// Bounded big-endian reading of TPM structures.
+mod buffer;
+/// MakeCredential in software, and the challenge blob (Part 1, annex B and C).
+mod credential;
+/// Hash algorithms and digests of any bank.
+mod hash;
+/// PCR masks, PCR values, and the PCR blob of the quote string.
+mod pcr;
+/// TPMT_PUBLIC, object attributes, names, SubjectPublicKeyInfo.
+mod public;
+/// The quote string, and its check.
+mod quote;
+/// TPMT_SIGNATURE.
+mod signature;
+
+pub use attest::{Attest, Attested, ClockInfo};
+pub use buffer::StructureError;
+pub use credential::{CredentialBlob, CredentialError, make_credential};
+pub use hash::{Digest, HashAlgorithm};
+pub use pcr::{PcrBlobError, PcrMask, PcrMaskError, PcrValues};
+pub use public::{EccCurve, Name, ObjectAttributes, Public, PublicParms};
+pub use quote::{AttestationKey, Expected, KeyError, Quote, QuoteError, VerifiedQuote};
+pub use signature::{Signature, SignatureScheme};
