@@ -1,1 +1,17 @@
-//! daemon
+//! What every Troth process shares: mTLS server and client, layered configuration, logs, and the
+//! service manager's notifications. Nothing here knows what attestation is.
+
+/// HTTP client: one target, one kept-alive connection.
+pub mod client;
+/// Layered TOML configuration with drop-ins and environment.
+pub mod config;
+/// Structured logs: the journal's native protocol, or plain lines.
+pub mod logging;
+/// sd_notify(3): READY, STATUS, WATCHDOG.
+pub mod notify;
+/// HTTP server: accept loop that knows its peer's certificate.
+pub mod server;
+/// Stop requests: SIGTERM, SIGINT, or a test's trigger.
+pub mod shutdown;
+/// rustls configurations for both sides.
+pub mod tls;

@@ -1,0 +1,335 @@
+//! HTTP/1.1 client: one target, one kept-alive connection, made again when it broke.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use hyper::{
+    Method, Request,
+    client::conn::http1::{self, SendRequest},
+    header,
+};
+use hyper_util::rt::TokioIo;
+use rustls::{ClientConfig, pki_types::ServerName};
+use serde::de::DeserializeOwned;
+use tokio::{net::TcpStream, sync::Mutex, time::timeout};
+use tokio_rustls::TlsConnector;
+
+/// Bytes of an answer's body that a client takes unless told otherwise.
+const DEFAULT_BODY_LIMIT: usize = 1024 * 1024;
+
+/// Talks to one host and port. Requests are sent one after another.
+pub struct Client {
+    host: String,
+    port: u16,
+    tls: Option<Arc<ClientConfig>>,
+    timeout: Duration,
+    body_limit: usize,
+    connection: Mutex<Option<SendRequest<Full<Bytes>>>>,
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client")
+            .field("target", &self.target())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Client {
+    /// `host` is a name, an IPv4 or an IPv6 address (with or without brackets); `timeout` is for
+    /// each of: connecting with the handshake, and one request with its whole answer.
+    pub fn new(host: &str, port: u16, tls: Option<Arc<ClientConfig>>, timeout: Duration) -> Self {
+        let host = host
+            .strip_prefix('[')
+            .and_then(|h| h.strip_suffix(']'))
+            .unwrap_or(host);
+        Self {
+            host: host.to_owned(),
+            port,
+            tls,
+            timeout,
+            body_limit: DEFAULT_BODY_LIMIT,
+            connection: Mutex::new(None),
+        }
+    }
+
+    /// Takes answers of at most `bytes`.
+    #[must_use]
+    pub fn body_limit(mut self, bytes: usize) -> Self {
+        self.body_limit = bytes;
+        self
+    }
+
+    /// GET.
+    pub async fn get(&self, path_and_query: &str) -> Result<Answer, ClientError> {
+        self.send(Method::GET, path_and_query, None).await
+    }
+
+    /// Any method, with a JSON body or none.
+    ///
+    /// A kept connection that the server closed meanwhile is replaced once, for methods that may
+    /// be repeated and for a request that was not written at all.
+    pub async fn send(
+        &self,
+        method: Method,
+        path_and_query: &str,
+        body: Option<Bytes>,
+    ) -> Result<Answer, ClientError> {
+        let mut connection = self.connection.lock().await;
+        if let Some(mut kept) = connection.take()
+            && kept.ready().await.is_ok()
+        {
+            let request = self.request(&method, path_and_query, body.clone())?;
+            match self.exchange(&mut kept, request).await {
+                Ok(answer) => {
+                    *connection = Some(kept);
+                    return Ok(answer);
+                }
+                Err(Broken { error, unsent }) => {
+                    let closed = matches!(error, ClientError::Http { .. });
+                    if !(closed && (unsent || method.is_idempotent())) {
+                        return Err(error);
+                    }
+                }
+            }
+        }
+        let mut fresh = self.connect().await?;
+        let request = self.request(&method, path_and_query, body)?;
+        let answer = self
+            .exchange(&mut fresh, request)
+            .await
+            .map_err(|broken| broken.error)?;
+        *connection = Some(fresh);
+        Ok(answer)
+    }
+
+    fn target(&self) -> String {
+        if self.host.contains(':') {
+            format!("[{}]:{}", self.host, self.port)
+        } else {
+            format!("{}:{}", self.host, self.port)
+        }
+    }
+
+    fn request(
+        &self,
+        method: &Method,
+        path_and_query: &str,
+        body: Option<Bytes>,
+    ) -> Result<Request<Full<Bytes>>, ClientError> {
+        let mut request = Request::builder()
+            .method(method)
+            .uri(path_and_query)
+            .header(header::HOST, self.target())
+            .header(header::ACCEPT, "application/json");
+        if body.is_some() {
+            request = request.header(header::CONTENT_TYPE, "application/json");
+        }
+        request
+            .body(Full::new(body.unwrap_or_default()))
+            .map_err(|error| self.http_error(error.to_string()))
+    }
+
+    async fn connect(&self) -> Result<SendRequest<Full<Bytes>>, ClientError> {
+        match timeout(self.timeout, self.handshake()).await {
+            Ok(result) => result,
+            Err(_) => Err(ClientError::Timeout {
+                target: self.target(),
+                what: "connecting",
+                after: self.timeout,
+            }),
+        }
+    }
+
+    async fn handshake(&self) -> Result<SendRequest<Full<Bytes>>, ClientError> {
+        let unreachable = |source| ClientError::Connect {
+            target: self.target(),
+            source,
+        };
+        let stream = TcpStream::connect((self.host.as_str(), self.port))
+            .await
+            .map_err(unreachable)?;
+        stream.set_nodelay(true).map_err(unreachable)?;
+        let Some(tls) = &self.tls else {
+            return self.http(TokioIo::new(stream)).await;
+        };
+        let refused = |reason: String| ClientError::Tls {
+            target: self.target(),
+            reason,
+        };
+        let name =
+            ServerName::try_from(self.host.clone()).map_err(|error| refused(error.to_string()))?;
+        let stream = TlsConnector::from(Arc::clone(tls))
+            .connect(name, stream)
+            .await
+            .map_err(|error| refused(error.to_string()))?;
+        self.http(TokioIo::new(stream)).await
+    }
+
+    async fn http<S>(&self, stream: S) -> Result<SendRequest<Full<Bytes>>, ClientError>
+    where
+        S: hyper::rt::Read + hyper::rt::Write + Send + Unpin + 'static,
+    {
+        let (sender, connection) = http1::handshake(stream)
+            .await
+            .map_err(|error| self.http_error(error_chain(&error)))?;
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "client connection ended");
+            }
+        });
+        Ok(sender)
+    }
+
+    async fn exchange(
+        &self,
+        connection: &mut SendRequest<Full<Bytes>>,
+        request: Request<Full<Bytes>>,
+    ) -> Result<Answer, Broken> {
+        let exchange = async {
+            let answer = connection
+                .try_send_request(request)
+                .await
+                .map_err(|mut error| {
+                    let unsent = error.take_message().is_some();
+                    Broken {
+                        error: self.http_error(error_chain(error.error())),
+                        unsent,
+                    }
+                })?;
+            let status = answer.status().as_u16();
+            let body = Limited::new(answer.into_body(), self.body_limit)
+                .collect()
+                .await;
+            let body = body.map_err(|error| {
+                let error = if error.is::<LengthLimitError>() {
+                    ClientError::BodyTooLarge {
+                        target: self.target(),
+                        limit: self.body_limit,
+                    }
+                } else {
+                    self.http_error(error.to_string())
+                };
+                Broken {
+                    error,
+                    unsent: false,
+                }
+            })?;
+            Ok(Answer {
+                status,
+                body: body.to_bytes(),
+            })
+        };
+        match timeout(self.timeout, exchange).await {
+            Ok(result) => result,
+            Err(_) => Err(Broken {
+                error: ClientError::Timeout {
+                    target: self.target(),
+                    what: "waiting for the answer",
+                    after: self.timeout,
+                },
+                unsent: false,
+            }),
+        }
+    }
+
+    fn http_error(&self, reason: String) -> ClientError {
+        ClientError::Http {
+            target: self.target(),
+            reason,
+        }
+    }
+}
+
+/// A failed exchange, and whether its request left this host at all.
+struct Broken {
+    error: ClientError,
+    unsent: bool,
+}
+
+/// Status and body of an answer.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    /// HTTP status.
+    pub status: u16,
+    /// The whole body.
+    pub body: Bytes,
+}
+
+impl Answer {
+    /// The body as JSON.
+    pub fn json<T: DeserializeOwned>(&self) -> Result<T, ClientError> {
+        serde_json::from_slice(&self.body).map_err(|error| ClientError::NotJson {
+            status: self.status,
+            reason: error.to_string(),
+        })
+    }
+}
+
+/// A request without a usable answer.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ClientError {
+    /// The answer is larger than this client takes.
+    #[error("{target}: the answer is larger than {limit} bytes")]
+    BodyTooLarge {
+        /// Host and port.
+        target: String,
+        /// Limit in bytes.
+        limit: usize,
+    },
+    /// No TCP connection: nobody listens there, or the name is unknown.
+    #[error("{target}: cannot connect: {source}")]
+    Connect {
+        /// Host and port.
+        target: String,
+        /// The reason.
+        source: std::io::Error,
+    },
+    /// The connection broke, or what came back is not HTTP.
+    #[error("{target}: {reason}")]
+    Http {
+        /// Host and port.
+        target: String,
+        /// The reason.
+        reason: String,
+    },
+    /// The answer's body is not the JSON that was expected.
+    #[error("answer with status {status} is not the expected JSON: {reason}")]
+    NotJson {
+        /// HTTP status of the answer.
+        status: u16,
+        /// The reason.
+        reason: String,
+    },
+    /// The peer took too long.
+    #[error("{target}: no answer within {} s while {what}", after.as_secs_f64())]
+    Timeout {
+        /// Host and port.
+        target: String,
+        /// What was under way.
+        what: &'static str,
+        /// The limit.
+        after: Duration,
+    },
+    /// No TLS session: the peer's certificate is not the expected one, or it refused ours.
+    #[error("{target}: TLS: {reason}")]
+    Tls {
+        /// Host and port.
+        target: String,
+        /// The reason.
+        reason: String,
+    },
+}
+
+/// hyper keeps the interesting half ("connection reset by peer", a TLS alert) in the sources.
+fn error_chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text = format!("{text}: {error}");
+        source = error.source();
+    }
+    text
+}

@@ -1,0 +1,47 @@
+//! Structured logs. Under systemd every field of an event becomes a journal field of its own
+//! (`node_id` is `NODE_ID=`, `message_id` is `MESSAGE_ID=`); elsewhere lines go to standard error.
+
+use std::{
+    env,
+    io::{self, IsTerminal},
+    os::linux::fs::MetadataExt,
+};
+
+use tracing_subscriber::{EnvFilter, Layer, Registry, layer::SubscriberExt};
+
+/// Environment variable that overrides the level, in `tracing` filter syntax.
+const LEVEL_VARIABLE: &str = "TROTH_LOG";
+
+/// Starts logging; later calls change nothing, so that tests may call it too.
+pub fn init(default_level: &str) {
+    let filter =
+        EnvFilter::try_from_env(LEVEL_VARIABLE).unwrap_or_else(|_| EnvFilter::new(default_level));
+    let journal = stderr_is_journal()
+        .then(|| tracing_journald::layer().ok())
+        .flatten()
+        .map(|layer| layer.with_field_prefix(None));
+    let sink: Box<dyn Layer<Registry> + Send + Sync> = match journal {
+        Some(layer) => layer.with_filter(filter).boxed(),
+        None => tracing_subscriber::fmt::layer()
+            .with_writer(io::stderr)
+            .with_ansi(io::stderr().is_terminal() && env::var_os("NO_COLOR").is_none())
+            .with_target(false)
+            .with_filter(filter)
+            .boxed(),
+    };
+    let _ = tracing::subscriber::set_global_default(tracing_subscriber::registry().with(sink));
+}
+
+/// systemd.exec(5): $JOURNAL_STREAM is `device:inode` of the journal's stream, which must be
+/// what standard error really is (a wrapper may have redirected it).
+fn stderr_is_journal() -> bool {
+    let Ok(stream) = env::var("JOURNAL_STREAM") else {
+        return false;
+    };
+    let Some((device, inode)) = stream.split_once(':') else {
+        return false;
+    };
+    std::fs::metadata("/proc/self/fd/2").is_ok_and(|stderr| {
+        device.parse() == Ok(stderr.st_dev()) && inode.parse() == Ok(stderr.st_ino())
+    })
+}

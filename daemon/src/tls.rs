@@ -1,0 +1,391 @@
+//! rustls configurations for both sides.
+//!
+//! Keylime's components never check host names: an agent is known by the certificate that it
+//! registered, a server by its CA. [`ServerTrust`] names exactly these two ways.
+
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, RootCertStore,
+    ServerConfig, SignatureScheme,
+    client::{
+        WebPkiServerVerifier,
+        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    },
+    crypto::{
+        CryptoProvider, WebPkiSupportedAlgorithms, aws_lc_rs, verify_tls12_signature,
+        verify_tls13_signature,
+    },
+    pki_types::{
+        CertificateDer, PrivateKeyDer, ServerName, UnixTime,
+        pem::{self, PemObject},
+    },
+    server::{
+        NoServerSessionStorage, WebPkiClientVerifier,
+        danger::{ClientCertVerified, ClientCertVerifier},
+    },
+};
+
+/// A certificate chain with its private key.
+pub struct Identity {
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+}
+
+impl Identity {
+    /// From PEM texts: the certificate (leaf first) and the key (PKCS#8, PKCS#1 or SEC 1).
+    pub fn from_pem(cert_pem: &[u8], key_pem: &[u8]) -> Result<Self, TlsError> {
+        let key = PrivateKeyDer::from_pem_slice(key_pem).map_err(TlsError::PrivateKey)?;
+        Ok(Self {
+            chain: certificates_from_pem(cert_pem)?,
+            key,
+        })
+    }
+
+    /// From two PEM files.
+    pub fn load(cert: &Path, key: &Path) -> Result<Self, TlsError> {
+        Self::from_pem(&read(cert)?, &read(key)?)
+    }
+
+    /// The leaf certificate.
+    pub fn certificate(&self) -> &CertificateDer<'static> {
+        // `certificates_from_pem` refuses an empty chain.
+        &self.chain[0]
+    }
+}
+
+impl Clone for Identity {
+    fn clone(&self) -> Self {
+        Self {
+            chain: self.chain.clone(),
+            key: self.key.clone_key(),
+        }
+    }
+}
+
+impl fmt::Debug for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Identity")
+            .field("chain", &self.chain.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// All certificates of a PEM text; none is an error.
+pub fn certificates_from_pem(text: &[u8]) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let certificates = CertificateDer::pem_slice_iter(text)
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(TlsError::Certificate)?;
+    if certificates.is_empty() {
+        return Err(TlsError::NoCertificate);
+    }
+    Ok(certificates)
+}
+
+/// All certificates of a PEM file.
+pub fn load_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    certificates_from_pem(&read(path)?)
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
+    std::fs::read(path).map_err(|source| TlsError::Read {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// Which client certificates a server asks for.
+#[derive(Clone, Debug)]
+pub enum ClientAuth {
+    /// None.
+    None,
+    /// One that chains to these CAs, if any is presented.
+    Optional(Vec<CertificateDer<'static>>),
+    /// One that chains to these CAs, or no connection.
+    Required(Vec<CertificateDer<'static>>),
+}
+
+/// A TLS 1.2/1.3 server.
+pub fn server_config(
+    identity: &Identity,
+    clients: ClientAuth,
+) -> Result<Arc<ServerConfig>, TlsError> {
+    let (authorities, mandatory) = match clients {
+        ClientAuth::None => (None, false),
+        ClientAuth::Optional(authorities) => (Some(authorities), false),
+        ClientAuth::Required(authorities) => (Some(authorities), true),
+    };
+    let verifier: Arc<dyn ClientCertVerifier> = match authorities {
+        None => WebPkiClientVerifier::no_client_auth(),
+        Some(authorities) => {
+            let chain = WebPkiClientVerifier::builder_with_provider(
+                Arc::new(roots(&authorities)?),
+                provider(),
+            );
+            let chain = if mandatory {
+                chain
+            } else {
+                chain.allow_unauthenticated()
+            };
+            Arc::new(IssuedOrListed {
+                chain: chain.build().map_err(TlsError::ClientVerifier)?,
+                listed: authorities,
+            })
+        }
+    };
+    let mut config = ServerConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .map_err(TlsError::Config)?
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(identity.chain.clone(), identity.key.clone_key())
+        .map_err(TlsError::Config)?;
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    // Peers keep their connections; tickets would let a resumed session outlive a changed CA.
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    Ok(Arc::new(config))
+}
+
+/// Why a client believes that it talks to the right server.
+#[derive(Clone, Debug)]
+pub enum ServerTrust {
+    /// The server shows exactly this certificate (an agent's, as registered).
+    Pinned(CertificateDer<'static>),
+    /// The server's certificate chains to one of these; its names are not looked at.
+    Roots(Vec<CertificateDer<'static>>),
+}
+
+/// A TLS 1.2/1.3 client, with a client certificate or without.
+pub fn client_config(
+    trust: ServerTrust,
+    identity: Option<&Identity>,
+) -> Result<Arc<ClientConfig>, TlsError> {
+    let verifier: Arc<dyn ServerCertVerifier> = match trust {
+        ServerTrust::Pinned(certificate) => {
+            let algorithms = provider().signature_verification_algorithms;
+            Arc::new(Pinned {
+                certificate,
+                algorithms,
+            })
+        }
+        ServerTrust::Roots(authorities) => Arc::new(AnyName(
+            WebPkiServerVerifier::builder_with_provider(Arc::new(roots(&authorities)?), provider())
+                .build()
+                .map_err(TlsError::ClientVerifier)?,
+        )),
+    };
+    let builder = ClientConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .map_err(TlsError::Config)?
+        .dangerous()
+        .with_custom_certificate_verifier(verifier);
+    let mut config = match identity {
+        Some(identity) => builder
+            .with_client_auth_cert(identity.chain.clone(), identity.key.clone_key())
+            .map_err(TlsError::Config)?,
+        None => builder.with_no_client_auth(),
+    };
+    config.enable_sni = false;
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(Arc::new(config))
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(aws_lc_rs::default_provider())
+}
+
+fn roots(authorities: &[CertificateDer<'static>]) -> Result<RootCertStore, TlsError> {
+    let mut store = RootCertStore::empty();
+    for authority in authorities {
+        store.add(authority.clone()).map_err(TlsError::Config)?;
+    }
+    Ok(store)
+}
+
+/// Believes one certificate. The handshake signature still proves that the peer has its key.
+#[derive(Debug)]
+struct Pinned {
+    certificate: CertificateDer<'static>,
+    algorithms: WebPkiSupportedAlgorithms,
+}
+
+impl ServerCertVerifier for Pinned {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        if *end_entity == self.certificate {
+            Ok(ServerCertVerified::assertion())
+        } else {
+            Err(CertificateError::ApplicationVerificationFailure.into())
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, certificate, signature, &self.algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, certificate, signature, &self.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms.supported_schemes()
+    }
+}
+
+/// The whole chain check, except that the name in the certificate does not matter.
+#[derive(Debug)]
+struct AnyName(Arc<WebPkiServerVerifier>);
+
+impl ServerCertVerifier for AnyName {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        // rustls looks at the name last, so a name error means that the chain was good.
+        match self
+            .0
+            .verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
+        {
+            Err(rustls::Error::InvalidCertificate(
+                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+            )) => Ok(ServerCertVerified::assertion()),
+            other => other,
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.0
+            .verify_tls12_signature(message, certificate, signature)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.0
+            .verify_tls13_signature(message, certificate, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.supported_verify_schemes()
+    }
+}
+
+/// A client certificate is good when a listed CA issued it, or when it is itself on the list:
+/// sites put a verifier's self-signed certificate into an agent's `trusted_client_ca`.
+#[derive(Debug)]
+struct IssuedOrListed {
+    chain: Arc<dyn ClientCertVerifier>,
+    listed: Vec<CertificateDer<'static>>,
+}
+
+impl ClientCertVerifier for IssuedOrListed {
+    fn offer_client_auth(&self) -> bool {
+        self.chain.offer_client_auth()
+    }
+
+    fn client_auth_mandatory(&self) -> bool {
+        self.chain.client_auth_mandatory()
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.chain.root_hint_subjects()
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        if self.listed.iter().any(|listed| listed == end_entity) {
+            return Ok(ClientCertVerified::assertion());
+        }
+        self.chain
+            .verify_client_cert(end_entity, intermediates, now)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.chain
+            .verify_tls12_signature(message, certificate, signature)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.chain
+            .verify_tls13_signature(message, certificate, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.chain.supported_verify_schemes()
+    }
+}
+
+/// Key material that cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TlsError {
+    /// A certificate does not parse as PEM.
+    #[error("certificate is not PEM: {0}")]
+    Certificate(pem::Error),
+    /// A trust store that no verifier can be built from.
+    #[error("certificate verifier: {0}")]
+    ClientVerifier(rustls::server::VerifierBuilderError),
+    /// Certificate and key do not fit together, or a CA certificate does not parse.
+    #[error("TLS configuration: {0}")]
+    Config(rustls::Error),
+    /// A text without a single certificate.
+    #[error("no certificate found: expected a PEM block that begins with BEGIN CERTIFICATE")]
+    NoCertificate,
+    /// The private key does not parse.
+    #[error("private key is not an unencrypted PEM key: {0}")]
+    PrivateKey(pem::Error),
+    /// A file cannot be read.
+    #[error("{}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The reason.
+        source: std::io::Error,
+    },
+}
