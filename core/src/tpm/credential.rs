@@ -10,12 +10,22 @@ pub struct CredentialBlob {
 }
 impl CredentialBlob {
     /// Parses the tpm2-tools file format (magic BADCC0DE, version 1).
-    pub fn parse(_bytes: &[u8]) -> Result<Self, CredentialError> { todo!() }
+    pub fn parse(_bytes: &[u8]) -> Result<Self, CredentialError> {
+        todo!()
+    }
     /// Writes it.
-    pub fn to_bytes(&self) -> Vec<u8> { todo!() }
+    pub fn to_bytes(&self) -> Vec<u8> {
+        todo!()
+    }
 }
 /// TPM2_MakeCredential in software for an RSA or ECC EK.
-pub fn make_credential(_ek: &Public, _ak_name: &Name, _credential: &[u8]) -> Result<CredentialBlob, CredentialError> { todo!() }
+pub fn make_credential(
+    _ek: &Public,
+    _ak_name: &Name,
+    _credential: &[u8],
+) -> Result<CredentialBlob, CredentialError> {
+    todo!()
+}
 
 /// Why no challenge could be made or read.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]

@@ -6,6 +6,8 @@ mod attest;
 mod buffer;
 /// MakeCredential in software, and the challenge blob (Part 1, annex B and C).
 mod credential;
+/// DER of keys and signatures.
+mod der;
 /// Hash algorithms and digests of any bank.
 mod hash;
 /// PCR masks, PCR values, and the PCR blob of the quote string.
