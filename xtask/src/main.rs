@@ -1,2 +1,60 @@
-//! x
-fn main() {}
+//! `cargo xtask`: set-up, demo and tests; what a contributor types, and all that CI runs.
+//!
+//! Builds without libtss2, so that it can be the one that installs it.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// Runs one node's life from manufacture to a failed attestation, narrated.
+mod demo;
+/// What this project needs from the machine, and how to get it.
+mod setup;
+/// Test tiers and their one closing line.
+mod test;
+/// Where the workspace, its cache and its cargo are.
+mod workspace;
+
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", about, max_term_width = 100)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Install what building and testing need and this machine lacks
+    Setup {
+        /// Install without asking (CI=true does the same)
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Attest one machine end to end: a software TPM, a captured boot, real daemons
+    Demo {
+        /// Install what is missing without asking
+        #[arg(long)]
+        yes: bool,
+        /// Use optimised binaries (a long build the first time)
+        #[arg(long)]
+        release: bool,
+    },
+    /// Run the tests: every tier, or one; the last line is `N passed, N failed, N skipped`
+    Test {
+        /// Only this tier
+        tier: Option<test::Tier>,
+        /// Install what is missing without asking
+        #[arg(long)]
+        yes: bool,
+    },
+}
+
+fn main() -> Result<ExitCode> {
+    match Arguments::parse().command {
+        Command::Setup { yes } => setup::run_setup(yes)?,
+        Command::Demo { yes, release } => return demo::run(yes, release),
+        Command::Test { tier, yes } => return test::run_tiers(tier, yes),
+    }
+    Ok(ExitCode::SUCCESS)
+}
