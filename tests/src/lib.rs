@@ -1,1 +1,17 @@
-//! tests
+//! The loopback tier's stage: real daemons, a TPM in software, a boot replayed into it.
+//!
+//! Everything started here is stopped by its process id when its value is dropped, listens on
+//! loopback only, and writes into a temporary directory of its own, so that tests run side by
+//! side. `cargo xtask demo` plays on the same stage.
+
+/// A captured boot, replayed into a TPM; programs that "run" later.
+pub mod boot;
+/// A private D-Bus system bus with tpm2-abrmd on it.
+pub mod bus;
+/// Processes that do not outlive their value, and ports they can listen on.
+pub mod process;
+/// Which crate may know what: the workspace's dependency rules.
+#[cfg(test)]
+mod rules;
+/// swtpm, a client for raw TPM commands, and a multiplexer before the one connection it serves.
+pub mod tpm;

@@ -3,8 +3,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
+use troth_tests::process::find_program;
 
-use crate::workspace::{cache, display, find_program, in_ci, run};
+use crate::workspace::{cache, display, in_ci, run};
 
 /// The release of Keylime that the loopback tier attests against.
 pub(crate) const KEYLIME: &str = "7.14.3";
@@ -132,6 +133,13 @@ const SYSTEM_NEEDS: &[SystemNeed] = &[
         apt: "dbus",
         zypper: "dbus-1-daemon",
         dnf: "dbus-daemon",
+    },
+    SystemNeed {
+        scope: Scope::Test,
+        probe: Probe::Program("dbus-send"),
+        apt: "dbus",
+        zypper: "dbus-1-tools",
+        dnf: "dbus-tools",
     },
     SystemNeed {
         scope: Scope::Test,
@@ -335,12 +343,21 @@ impl SystemInstall {
         let lines: &[&[&str]] = match self.manager {
             Manager::Apt => &[
                 &["apt-get", "update", "-q"],
-                &["apt-get", "install", "-q", "--yes", "--no-install-recommends"],
+                &[
+                    "apt-get",
+                    "install",
+                    "-q",
+                    "--yes",
+                    "--no-install-recommends",
+                ],
             ],
-            Manager::Zypper => {
-                &[&["zypper", "--non-interactive", "install", "--no-recommends"]]
-            }
-            Manager::Dnf => &[&["dnf", "install", "--assumeyes", "--setopt=install_weak_deps=0"]],
+            Manager::Zypper => &[&["zypper", "--non-interactive", "install", "--no-recommends"]],
+            Manager::Dnf => &[&[
+                "dnf",
+                "install",
+                "--assumeyes",
+                "--setopt=install_weak_deps=0",
+            ]],
         };
         let mut commands: Vec<_> = lines.iter().map(|words| as_root(words)).collect();
         if let Some(install) = commands.last_mut() {
@@ -351,7 +368,9 @@ impl SystemInstall {
 
     fn run(&self) -> Result<()> {
         for mut command in self.commands() {
-            command.env("DEBIAN_FRONTEND", "noninteractive").stdin(Stdio::null());
+            command
+                .env("DEBIAN_FRONTEND", "noninteractive")
+                .stdin(Stdio::null());
             run(&mut command)?;
         }
         Ok(())
@@ -359,7 +378,11 @@ impl SystemInstall {
 }
 
 fn as_root(words: &[&str]) -> Command {
-    let sudo: &[&str] = if rustix::process::geteuid().is_root() { &[] } else { &["sudo"] };
+    let sudo: &[&str] = if rustix::process::geteuid().is_root() {
+        &[]
+    } else {
+        &["sudo"]
+    };
     let mut words = sudo.iter().chain(words);
     let mut command = Command::new(words.next().unwrap_or(&"true"));
     command.args(words);
@@ -402,14 +425,17 @@ fn succeeds(command: &mut Command) -> bool {
 
 /// Asks the dynamic linker's cache, which is where `dlopen` will look.
 fn has_library(soname: &str) -> bool {
-    let Some(ldconfig) =
-        find_program("ldconfig").or_else(|| Some(PathBuf::from("/sbin/ldconfig")))
+    let Some(ldconfig) = find_program("ldconfig").or_else(|| Some(PathBuf::from("/sbin/ldconfig")))
     else {
         return false;
     };
-    Command::new(ldconfig).arg("-p").stdin(Stdio::null()).output().is_ok_and(|output| {
-        String::from_utf8_lossy(&output.stdout)
-            .lines()
-            .any(|line| line.split_whitespace().next() == Some(soname))
-    })
+    Command::new(ldconfig)
+        .arg("-p")
+        .stdin(Stdio::null())
+        .output()
+        .is_ok_and(|output| {
+            String::from_utf8_lossy(&output.stdout)
+                .lines()
+                .any(|line| line.split_whitespace().next() == Some(soname))
+        })
 }

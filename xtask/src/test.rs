@@ -95,9 +95,16 @@ pub(crate) fn run_tiers(tier: Option<Tier>, yes: bool) -> Result<ExitCode> {
             println!("  missing: {item}");
         }
     }
-    println!("{} passed, {} failed, {} skipped", counts.passed, counts.failed, counts.skipped);
+    println!(
+        "{} passed, {} failed, {} skipped",
+        counts.passed, counts.failed, counts.skipped
+    );
     let good = counts.failed == 0 && counts.passed > 0;
-    Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if good {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 /// Who runs the tests: nextest where it is installed, else what comes with Rust.
@@ -129,10 +136,18 @@ impl Runner {
 fn nextest(tier: Tier) -> Result<Counts> {
     let filter = tier.filter();
     let mut command = cargo();
-    command.args(["nextest", "run", "--workspace", "--no-fail-fast", "--no-tests=pass"]);
+    command.args([
+        "nextest",
+        "run",
+        "--workspace",
+        "--no-fail-fast",
+        "--no-tests=pass",
+    ]);
     command.args(["-E", &filter]).stderr(Stdio::piped());
     let line = display(&command);
-    let mut child = command.spawn().with_context(|| format!("cannot start `{line}`"))?;
+    let mut child = command
+        .spawn()
+        .with_context(|| format!("cannot start `{line}`"))?;
     let mut counts = None;
     if let Some(stderr) = child.stderr.take() {
         for_each_line(stderr, |line| {
@@ -172,7 +187,15 @@ fn parse_nextest_summary(line: &str) -> Option<Counts> {
 /// How many tests of the tier are marked `#[ignore]`.
 fn ignored(filter: &str) -> Result<u64> {
     let output = cargo()
-        .args(["nextest", "list", "--workspace", "--message-format", "json", "-E", filter])
+        .args([
+            "nextest",
+            "list",
+            "--workspace",
+            "--message-format",
+            "json",
+            "-E",
+            filter,
+        ])
         .stderr(Stdio::null())
         .output()?;
     let list: Value =
@@ -183,7 +206,9 @@ fn ignored(filter: &str) -> Result<u64> {
         .flat_map(|suites| suites.values())
         .filter_map(|suite| suite["testcases"].as_object())
         .flat_map(|cases| cases.values());
-    let count = tests.filter(|test| test["filter-match"]["reason"] == "ignored").count();
+    let count = tests
+        .filter(|test| test["filter-match"]["reason"] == "ignored")
+        .count();
     Ok(u64::try_from(count)?)
 }
 
@@ -203,7 +228,9 @@ fn cargo_test(tier: Tier) -> Result<Counts> {
     }
     let line = display(&command);
     command.stdout(Stdio::piped());
-    let mut child = command.spawn().with_context(|| format!("cannot start `{line}`"))?;
+    let mut child = command
+        .spawn()
+        .with_context(|| format!("cannot start `{line}`"))?;
     let mut counts = Counts::default();
     if let Some(stdout) = child.stdout.take() {
         for_each_line(stdout, |line| {
@@ -224,8 +251,12 @@ fn parse_cargo_result(line: &str) -> Option<Counts> {
     let mut counts = Counts::default();
     for part in results.split("; ") {
         let mut words = part.split_whitespace();
-        let (Some(number), Some(what)) = (words.next(), words.next()) else { continue };
-        let Ok(number) = number.parse::<u64>() else { continue };
+        let (Some(number), Some(what)) = (words.next(), words.next()) else {
+            continue;
+        };
+        let Ok(number) = number.parse::<u64>() else {
+            continue;
+        };
         match what {
             "passed" => counts.passed += number,
             "failed" => counts.failed += number,
@@ -238,8 +269,15 @@ fn parse_cargo_result(line: &str) -> Option<Counts> {
 
 /// The names of the integration tests: those of the loopback tier, and all others.
 fn integration_tests() -> Result<(Vec<String>, Vec<String>)> {
-    let output =
-        cargo().args(["metadata", "--no-deps", "--offline", "--format-version", "1"]).output()?;
+    let output = cargo()
+        .args([
+            "metadata",
+            "--no-deps",
+            "--offline",
+            "--format-version",
+            "1",
+        ])
+        .output()?;
     let metadata: Value =
         serde_json::from_slice(&output.stdout).context("`cargo metadata` wrote no JSON")?;
     let (mut loopback, mut others) = (Vec::new(), Vec::new());
@@ -278,8 +316,18 @@ mod tests {
         let line = "     Summary [   2.103s] 14 tests run: 11 passed (1 slow), 2 failed, \
                     1 timed out, 30 skipped";
         let counts = parse_nextest_summary(line).unwrap();
-        assert_eq!(counts, Counts { passed: 11, failed: 3, skipped: 0 });
-        assert_eq!(parse_nextest_summary("        PASS [   0.010s] troth-core a::b"), None);
+        assert_eq!(
+            counts,
+            Counts {
+                passed: 11,
+                failed: 3,
+                skipped: 0
+            }
+        );
+        assert_eq!(
+            parse_nextest_summary("        PASS [   0.010s] troth-core a::b"),
+            None
+        );
     }
 
     #[test]
@@ -287,6 +335,13 @@ mod tests {
         let line = "test result: FAILED. 3 passed; 1 failed; 2 ignored; 0 measured; \
                     9 filtered out; finished in 0.00s";
         let counts = parse_cargo_result(line).unwrap();
-        assert_eq!(counts, Counts { passed: 3, failed: 1, skipped: 2 });
+        assert_eq!(
+            counts,
+            Counts {
+                passed: 3,
+                failed: 1,
+                skipped: 2
+            }
+        );
     }
 }

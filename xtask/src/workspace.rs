@@ -33,19 +33,12 @@ pub(crate) fn cargo() -> Command {
     command
 }
 
-/// `name` in `PATH`, or where administrators' tools are (not in everybody's `PATH`).
-pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path)
-        .chain([PathBuf::from("/usr/sbin"), PathBuf::from("/usr/local/sbin")])
-        .map(|directory| directory.join(name))
-        .find(|candidate| candidate.is_file())
-}
-
 /// Runs `command` with its output shown; an error names the command line and its status.
 pub(crate) fn run(command: &mut Command) -> Result<()> {
     let line = display(command);
-    let status = command.status().with_context(|| format!("cannot start `{line}`"))?;
+    let status = command
+        .status()
+        .with_context(|| format!("cannot start `{line}`"))?;
     if !status.success() {
         bail!("`{line}` failed: {status}");
     }

@@ -1,0 +1,220 @@
+use std::fs::{File, read_to_string};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use rustix::process::{Pid, Signal, kill_process};
+
+/// How long a process gets to come up or to go down. Generous: machines that test are busy.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How much of a log is shown when something went wrong.
+const SHOWN_LINES: usize = 40;
+
+/// A child process; killed and waited for when dropped. Its output goes to a file, shown when
+/// the test that owns it panics.
+#[derive(Debug)]
+pub struct Process {
+    name: String,
+    child: Child,
+    log: PathBuf,
+}
+
+impl Process {
+    /// Starts `command` without standard input, its output appended to `directory/NAME.log`.
+    /// Settings of the caller's environment for our daemons and Keylime's are not passed on.
+    pub fn start(name: &str, directory: &Path, command: &mut Command) -> Result<Self> {
+        let log = directory.join(format!("{name}.log"));
+        let output = File::options()
+            .create(true)
+            .append(true)
+            .open(&log)
+            .with_context(|| format!("cannot write {}", log.display()))?;
+        isolate(command);
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(output.try_clone()?)
+            .stderr(output)
+            .spawn()
+            .with_context(|| format!("cannot start {:?} as {name}", command.get_program()))?;
+        Ok(Self {
+            name: name.to_owned(),
+            child,
+            log,
+        })
+    }
+
+    /// The process id, for whoever wants to look at it from outside.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Everything the process has printed so far; earlier processes of the same name included.
+    pub fn log(&self) -> String {
+        read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// Waits until `found` finds what it looks for in the output that starts at byte `from`.
+    /// An error when the process ends first, or after [`PATIENCE`].
+    pub fn wait_for_log<T>(&mut self, from: usize, found: impl Fn(&str) -> Option<T>) -> Result<T> {
+        let name = self.name.clone();
+        let start = Instant::now();
+        loop {
+            // In this order: what was printed just before the end counts.
+            let ended = self.child.try_wait()?;
+            if let Some(value) = found(self.log().get(from..).unwrap_or_default()) {
+                return Ok(value);
+            }
+            if let Some(status) = ended {
+                bail!("{name} ended early, {status}:\n{}", self.log_tail());
+            }
+            if start.elapsed() > PATIENCE {
+                bail!(
+                    "{name} is not ready after {PATIENCE:?}:\n{}",
+                    self.log_tail()
+                );
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// SIGTERM, then waits for the end. An error when that takes longer than [`PATIENCE`].
+    pub fn terminate(&mut self) -> Result<ExitStatus> {
+        self.signal(Signal::TERM)?;
+        let start = Instant::now();
+        while start.elapsed() < PATIENCE {
+            if let Some(status) = self.child.try_wait()? {
+                return Ok(status);
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        bail!("{} ignores SIGTERM:\n{}", self.name, self.log_tail())
+    }
+
+    /// SIGKILL, as a power cut would have it.
+    pub fn kill(&mut self) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
+
+    /// Sends `signal` unless the process has ended already.
+    pub fn signal(&mut self, signal: Signal) -> Result<()> {
+        if self.child.try_wait()?.is_some() {
+            return Ok(());
+        }
+        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
+        kill_process(pid.context("a child without a process id")?, signal)?;
+        Ok(())
+    }
+
+    fn log_tail(&self) -> String {
+        let log = self.log();
+        let lines: Vec<_> = log.lines().collect();
+        lines[lines.len().saturating_sub(SHOWN_LINES)..].join("\n")
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if self.child.try_wait().is_ok_and(|status| status.is_none()) {
+            // Killed, not asked: this may be the clean-up of a test that found it hanging.
+            let _ = self.kill();
+        }
+        if std::thread::panicking() {
+            eprintln!("--- {}:\n{}", self.log.display(), self.log_tail());
+        }
+    }
+}
+
+/// Runs `command` to its end and returns its standard output; an error has its standard error.
+pub fn output_of(command: &mut Command) -> Result<String> {
+    isolate(command);
+    let program = command.get_program().to_string_lossy().into_owned();
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("cannot start {program}"))?;
+    if !output.status.success() {
+        bail!(
+            "{program}: {}\n{}{}",
+            output.status,
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Takes this machine's own settings for what is tested out of `command`'s environment, but for
+/// those that `command` sets itself.
+fn isolate(command: &mut Command) {
+    let set: Vec<_> = command.get_envs().map(|(key, _)| key.to_owned()).collect();
+    for (key, _) in std::env::vars_os() {
+        let text = key.to_string_lossy();
+        let ours = text.starts_with("TROTH_")
+            || text.starts_with("KEYLIME")
+            || text.starts_with("TSS2_")
+            || ["TCTI", "NOTIFY_SOCKET", "JOURNAL_STREAM"].contains(&text.as_ref());
+        if ours && !set.contains(&key) {
+            command.env_remove(&key);
+        }
+    }
+}
+
+/// A port of 127.0.0.1 for a server that must have the same one after a restart. Below the range
+/// that kernels give to connections, and another stretch for every process that tests.
+pub fn stable_port() -> Result<u16> {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    const FIRST: u16 = 10_000;
+    const PROCESSES: u16 = 700;
+    const EACH: u16 = 30;
+    let process = u16::try_from(std::process::id() % u32::from(PROCESSES))?;
+    for _ in 0..PROCESSES {
+        let offset = NEXT.fetch_add(1, Ordering::Relaxed) % (PROCESSES * EACH);
+        let port = FIRST + (process * EACH + offset) % (PROCESSES * EACH);
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return Ok(port);
+        }
+    }
+    bail!(
+        "no free port between {FIRST} and {}",
+        FIRST + PROCESSES * EACH
+    )
+}
+
+/// A daemon or tool of this workspace, built beside the running program.
+pub fn our_program(name: &str) -> Result<PathBuf> {
+    let this = std::env::current_exe()?;
+    let mut directory = this.parent().context("an executable without a directory")?;
+    if directory.ends_with("deps") {
+        directory = directory
+            .parent()
+            .context("a target directory without a parent")?;
+    }
+    program_in(directory, name)
+}
+
+/// As [`our_program`], in the directory given.
+pub fn program_in(directory: &Path, name: &str) -> Result<PathBuf> {
+    let program = directory.join(name);
+    if !program.is_file() {
+        bail!(
+            "{} is not built: run `cargo build --workspace`",
+            program.display()
+        );
+    }
+    Ok(program)
+}
+
+/// `name` in `PATH`, or where administrators' tools are (not in everybody's `PATH`).
+pub fn find_program(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .chain([PathBuf::from("/usr/sbin"), PathBuf::from("/usr/local/sbin")])
+        .map(|directory| directory.join(name))
+        .find(|candidate| candidate.is_file())
+}

@@ -1,0 +1,118 @@
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
+}
+
+/// Every crate that `package` is built from, without what only its tests and build scripts use.
+fn dependencies(package: &str) -> BTreeSet<String> {
+    let output = Command::new(env!("CARGO"))
+        .args([
+            "tree",
+            "--offline",
+            "--locked",
+            "--edges",
+            "normal",
+            "--prefix",
+            "none",
+        ])
+        .args(["--format", "{lib}", "--package", package])
+        .current_dir(root())
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8(output.stdout)
+        .unwrap()
+        .lines()
+        .map(str::to_owned)
+        .collect()
+}
+
+/// Every Rust source below `directory`.
+fn sources(directory: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(sources(&path));
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(path);
+        }
+    }
+    found
+}
+
+/// Lines of shipped code in `file` that contain one of `words`: comments do not count, nor does
+/// what comes after the first test module begins.
+fn lines_with(file: &Path, words: &[&str]) -> Vec<String> {
+    let text = fs::read_to_string(file).unwrap();
+    text.lines()
+        .take_while(|line| !line.starts_with("#[cfg(test)]"))
+        .map(|line| line.split("//").next().unwrap_or_default())
+        .enumerate()
+        .filter(|(_, line)| words.iter().any(|word| line.contains(word)))
+        .map(|(number, line)| format!("{}:{}: {}", file.display(), number + 1, line.trim()))
+        .collect()
+}
+
+#[test]
+fn dependency_rules_hold() {
+    let core = dependencies("troth-core");
+    for forbidden in [
+        "tokio",
+        "zbus",
+        "zlink",
+        "tss_esapi",
+        "sqlx",
+        "hyper",
+        "axum",
+        "rustls",
+        "reqwest",
+    ] {
+        assert!(
+            !core.contains(forbidden),
+            "troth-core must not know {forbidden}"
+        );
+    }
+    for package in ["troth-verifier", "troth-ctl", "troth-daemon", "xtask"] {
+        assert!(
+            !dependencies(package).contains("tss_esapi"),
+            "{package} must not link libtss2"
+        );
+    }
+    assert!(dependencies("troth-agent").contains("tss_esapi"));
+}
+
+#[test]
+fn only_the_agents_tpm_module_names_libtss2() {
+    let inside = root().join("agent/src/tpm");
+    for package in ["agent", "core", "ctl", "daemon", "verifier", "xtask"] {
+        for file in sources(&root().join(package)) {
+            if !file.starts_with(&inside) && file != inside.with_extension("rs") {
+                assert_eq!(lines_with(&file, &["tss_esapi"]), Vec::<String>::new());
+            }
+        }
+    }
+}
+
+#[test]
+fn the_core_does_no_input_or_output() {
+    let io = [
+        "std::fs",
+        "std::net",
+        "std::process",
+        "std::io",
+        "std::env",
+        "std::thread",
+    ];
+    for file in sources(&root().join("core/src")) {
+        assert_eq!(lines_with(&file, &io), Vec::<String>::new());
+    }
+}
