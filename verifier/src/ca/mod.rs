@@ -1,0 +1,403 @@
+//! The installation's certificate authority.
+//!
+//! Verifier and registrar share one directory with Keylime's file names; whichever starts first
+//! makes what is missing, under a lock. Certificates satisfy strict RFC 5280 checks (critical
+//! BasicConstraints and KeyUsage, subject and authority key identifiers), which Python's
+//! `X509_STRICT` peers demand.
+
+use std::{
+    fs::{self, DirBuilder, File, OpenOptions},
+    io::{self, Write},
+    net::IpAddr,
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SerialNumber,
+};
+use rustix::fs::{FlockOperation, flock};
+use x509_cert::{
+    Certificate,
+    der::{DecodePem, Encode},
+};
+use zeroize::Zeroizing;
+
+const DAY: Duration = Duration::from_secs(86_400);
+/// Lifetime of the CA certificate.
+const CA_LIFETIME: Duration = DAY.saturating_mul(3650);
+/// Lifetime of issued certificates.
+const LEAF_LIFETIME: Duration = DAY.saturating_mul(730);
+/// A certificate that ends sooner than this is replaced at the next start.
+const RENEW_BEFORE: Duration = DAY.saturating_mul(365);
+/// Certificates begin this long before now, for peers whose clock is behind.
+const BACKDATE: Duration = Duration::from_secs(3600);
+
+/// A CA directory whose files all exist.
+#[derive(Clone, Debug)]
+pub struct CaDirectory {
+    path: PathBuf,
+}
+
+impl CaDirectory {
+    /// Opens the directory and makes what is missing: the CA, the server's and the client's
+    /// certificate. Certificates that end within a year are replaced, with a new key.
+    ///
+    /// Blocks while another process does the same. `names` are added to the server certificate
+    /// beside `localhost` and the loopback addresses; texts that are neither a DNS name nor an
+    /// address are left out.
+    pub fn ensure(path: &Path, names: &[String]) -> Result<Self, CaError> {
+        make_directory(path)?;
+        let lock_path = path.join(".lock");
+        let lock = private_file(OpenOptions::new().create(true).truncate(false), &lock_path)
+            .map_err(|source| CaError::Io { path: lock_path.clone(), source })?;
+        flock(&lock, FlockOperation::LockExclusive)
+            .map_err(|errno| CaError::Io { path: lock_path, source: errno.into() })?;
+        let directory = Self { path: path.to_owned() };
+        directory.ensure_ca()?;
+        directory.ensure_leaf("server", "server", &server_names(names))?;
+        directory.ensure_leaf("client", "client", &[])?;
+        Ok(directory)
+    }
+
+    /// `cacert.crt`.
+    pub fn ca_certificate(&self) -> PathBuf {
+        self.path.join("cacert.crt")
+    }
+
+    /// `server-cert.crt` and `server-private.pem`.
+    pub fn server(&self) -> (PathBuf, PathBuf) {
+        self.leaf("server")
+    }
+
+    /// `client-cert.crt` and `client-private.pem`: the verifier towards agents, and operators.
+    pub fn client(&self) -> (PathBuf, PathBuf) {
+        self.leaf("client")
+    }
+
+    fn leaf(&self, name: &str) -> (PathBuf, PathBuf) {
+        (
+            self.path.join(format!("{name}-cert.crt")),
+            self.path.join(format!("{name}-private.pem")),
+        )
+    }
+
+    fn ca_key(&self) -> PathBuf {
+        self.path.join("ca-private.pem")
+    }
+
+    fn ensure_ca(&self) -> Result<(), CaError> {
+        let certificate = self.ca_certificate();
+        if certificate.exists() {
+            // A CA that lives elsewhere has no key here; then the leaves must be there too.
+            return read_certificate(&certificate).map(drop);
+        }
+        let key = generate_key()?;
+        let mut params = parameters("Troth Certificate Authority", CA_LIFETIME)?;
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let signed = params.self_signed(&key).map_err(CaError::Issue)?;
+        // The key first: a key without a certificate is simply made again.
+        write_atomically(&self.ca_key(), Zeroizing::new(key.serialize_pem()).as_bytes())?;
+        write_atomically(&certificate, signed.pem().as_bytes())?;
+        tracing::info!(path = %certificate.display(), "made a certificate authority");
+        Ok(())
+    }
+
+    fn ensure_leaf(&self, name: &str, subject: &str, sans: &[String]) -> Result<(), CaError> {
+        let (certificate_path, key_path) = self.leaf(name);
+        match self.leaf_condition(&certificate_path, &key_path)? {
+            Leaf::Good => return Ok(()),
+            Leaf::Missing => {}
+            Leaf::Renew(reason) => {
+                if !self.ca_key().exists() {
+                    tracing::warn!(
+                        path = %certificate_path.display(),
+                        "certificate should be replaced ({reason}), but ca-private.pem is not here"
+                    );
+                    return Ok(());
+                }
+                tracing::info!(path = %certificate_path.display(), "replacing: {reason}");
+            }
+        }
+        let ca_key_path = self.ca_key();
+        let ca_key = KeyPair::from_pem(&read_secret(&ca_key_path)?)
+            .map_err(|source| CaError::Key { path: ca_key_path, source })?;
+        let ca_pem = read(&self.ca_certificate())?;
+        let issuer = Issuer::from_ca_cert_pem(&ca_pem, ca_key)
+            .map_err(|source| CaError::Key { path: self.ca_certificate(), source })?;
+        let key = generate_key()?;
+        let mut params = parameters(subject, LEAF_LIFETIME)?;
+        params.subject_alt_names =
+            CertificateParams::new(sans).map_err(CaError::Issue)?.subject_alt_names;
+        params.is_ca = IsCa::ExplicitNoCa;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![if name == "server" {
+            ExtendedKeyUsagePurpose::ServerAuth
+        } else {
+            ExtendedKeyUsagePurpose::ClientAuth
+        }];
+        let signed = params.signed_by(&key, &issuer).map_err(CaError::Issue)?;
+        write_atomically(&key_path, Zeroizing::new(key.serialize_pem()).as_bytes())?;
+        write_atomically(&certificate_path, signed.pem().as_bytes())
+    }
+
+    fn leaf_condition(&self, certificate: &Path, key: &Path) -> Result<Leaf, CaError> {
+        if !certificate.exists() || !key.exists() {
+            return Ok(Leaf::Missing);
+        }
+        let parsed = read_certificate(certificate)?;
+        let key_pair = KeyPair::from_pem(&read_secret(key)?)
+            .map_err(|source| CaError::Key { path: key.to_owned(), source })?;
+        let spki = parsed.tbs_certificate().subject_public_key_info().to_der();
+        if !spki.is_ok_and(|spki| spki == key_pair.public_key_der()) {
+            // A crash between the two files of a renewal.
+            return Ok(Leaf::Renew("the private key is not the certificate's"));
+        }
+        let end = parsed.tbs_certificate().validity().not_after.to_unix_duration();
+        if end < since_epoch().saturating_add(RENEW_BEFORE) {
+            return Ok(Leaf::Renew("it ends within a year"));
+        }
+        Ok(Leaf::Good)
+    }
+}
+
+/// What is to be done about an issued certificate.
+enum Leaf {
+    Good,
+    Missing,
+    Renew(&'static str),
+}
+
+fn parameters(common_name: &str, lifetime: Duration) -> Result<CertificateParams, CaError> {
+    let mut params = CertificateParams::default();
+    let mut name = DistinguishedName::new();
+    name.push(DnType::OrganizationName, "Troth");
+    name.push(DnType::CommonName, common_name);
+    params.distinguished_name = name;
+    let now = rcgen::date_time_ymd(1970, 1, 1) + since_epoch();
+    params.not_before = now - BACKDATE;
+    params.not_after = now + lifetime;
+    params.use_authority_key_identifier_extension = true;
+    let mut serial = [0u8; 16];
+    aws_lc_rs::rand::fill(&mut serial).map_err(|_| CaError::Random)?;
+    // Positive and without a leading zero byte, as DER wants it.
+    serial[0] = serial[0] & 0x7f | 0x40;
+    params.serial_number = Some(SerialNumber::from_slice(&serial));
+    Ok(params)
+}
+
+fn generate_key() -> Result<KeyPair, CaError> {
+    KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(CaError::Issue)
+}
+
+fn server_names(extra: &[String]) -> Vec<String> {
+    let mut names: Vec<String> = ["localhost", "127.0.0.1", "::1"].map(String::from).into();
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    for name in std::iter::once(&host).chain(extra) {
+        let is_name = !name.is_empty()
+            && name.len() <= 253
+            && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b));
+        let specified = name.parse::<IpAddr>().map_or(is_name, |ip| !ip.is_unspecified());
+        if specified && !names.contains(name) {
+            names.push(name.clone());
+        }
+    }
+    names
+}
+
+fn since_epoch() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
+fn read_certificate(path: &Path) -> Result<Certificate, CaError> {
+    let text = read(path)?;
+    Certificate::from_pem(text.as_bytes()).map_err(|error| CaError::Certificate {
+        path: path.to_owned(),
+        reason: error.to_string(),
+    })
+}
+
+fn read(path: &Path) -> Result<String, CaError> {
+    fs::read_to_string(path).map_err(|source| CaError::Io { path: path.to_owned(), source })
+}
+
+fn read_secret(path: &Path) -> Result<Zeroizing<String>, CaError> {
+    read(path).map(Zeroizing::new)
+}
+
+/// Makes `path` with its parents, readable by this user alone. Existing ones are left as they are.
+pub(crate) fn make_directory(path: &Path) -> Result<(), CaError> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(|source| CaError::Io { path: path.to_owned(), source })
+}
+
+fn private_file(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
+    options.write(true).mode(0o600).open(path)
+}
+
+/// Writes a file that is either whole or not there, after a crash too.
+fn write_atomically(path: &Path, content: &[u8]) -> Result<(), CaError> {
+    let failed = |source| CaError::Io { path: path.to_owned(), source };
+    let temporary = path.with_extension("new");
+    match fs::remove_file(&temporary) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+        _ => {}
+    }
+    let mut file =
+        private_file(OpenOptions::new().create_new(true), &temporary).map_err(failed)?;
+    file.write_all(content).and_then(|()| file.sync_all()).map_err(failed)?;
+    fs::rename(&temporary, path).map_err(failed)?;
+    if let Some(parent) = path.parent() {
+        File::open(parent).and_then(|directory| directory.sync_all()).map_err(failed)?;
+    }
+    Ok(())
+}
+
+/// A CA directory that cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CaError {
+    /// A file that should be a PEM certificate is not.
+    #[error("{}: not a PEM certificate: {reason}", path.display())]
+    Certificate {
+        /// The file.
+        path: PathBuf,
+        /// What the parser said.
+        reason: String,
+    },
+    /// A file or directory cannot be read or written.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The reason.
+        source: io::Error,
+    },
+    /// A certificate could not be made.
+    #[error("cannot issue a certificate: {0}")]
+    Issue(rcgen::Error),
+    /// A private key or CA certificate cannot be used to issue.
+    #[error("{}: {source}", path.display())]
+    Key {
+        /// The file.
+        path: PathBuf,
+        /// The reason.
+        source: rcgen::Error,
+    },
+    /// The system gave no random numbers.
+    #[error("no random numbers from the system")]
+    Random,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{os::unix::fs::PermissionsExt, thread};
+
+    use x509_cert::ext::pkix::{
+        AuthorityKeyIdentifier, BasicConstraints, KeyUsage, SubjectKeyIdentifier,
+    };
+
+    use super::*;
+
+    fn files(directory: &Path) -> Vec<(String, Vec<u8>)> {
+        let mut files: Vec<_> = fs::read_dir(directory)
+            .unwrap()
+            .map(|entry| {
+                let entry = entry.unwrap();
+                let name = entry.file_name().into_string().unwrap();
+                (name, fs::read(entry.path()).unwrap())
+            })
+            .collect();
+        files.sort();
+        files
+    }
+
+    #[test]
+    fn concurrent_starts_make_one_ca_and_later_starts_keep_it() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("state/cv_ca");
+        let threads: Vec<_> = (0..4)
+            .map(|_| {
+                let path = path.clone();
+                thread::spawn(move || CaDirectory::ensure(&path, &[]).map(drop))
+            })
+            .collect();
+        for thread in threads {
+            thread.join().unwrap().unwrap();
+        }
+        let before = files(&path);
+        CaDirectory::ensure(&path, &[]).unwrap();
+        assert_eq!(before, files(&path));
+        let names: Vec<_> = before.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(
+            names,
+            [
+                ".lock",
+                "ca-private.pem",
+                "cacert.crt",
+                "client-cert.crt",
+                "client-private.pem",
+                "server-cert.crt",
+                "server-private.pem"
+            ]
+        );
+        for (name, _) in &before {
+            let mode = fs::metadata(path.join(name)).unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, 0o600, "{name}");
+        }
+        let mode = fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o700);
+    }
+
+    #[test]
+    fn certificates_satisfy_strict_checks() {
+        let root = tempfile::tempdir().unwrap();
+        let directory = CaDirectory::ensure(root.path(), &["10.1.2.3".into()]).unwrap();
+        let ca = read_certificate(&directory.ca_certificate()).unwrap();
+        let ca = ca.tbs_certificate();
+        let (critical, constraints) = ca.get_extension::<BasicConstraints>().unwrap().unwrap();
+        assert!(critical && constraints.ca);
+        let (critical, usage) = ca.get_extension::<KeyUsage>().unwrap().unwrap();
+        assert!(critical && usage.key_cert_sign() && usage.crl_sign());
+        let (_, ca_ski) = ca.get_extension::<SubjectKeyIdentifier>().unwrap().unwrap();
+        for (certificate, _) in [directory.server(), directory.client()] {
+            let leaf = read_certificate(&certificate).unwrap();
+            let leaf = leaf.tbs_certificate();
+            let (critical, constraints) =
+                leaf.get_extension::<BasicConstraints>().unwrap().unwrap();
+            assert!(critical && !constraints.ca);
+            let (critical, usage) = leaf.get_extension::<KeyUsage>().unwrap().unwrap();
+            assert!(critical && usage.digital_signature() && !usage.key_cert_sign());
+            let (_, aki) = leaf.get_extension::<AuthorityKeyIdentifier>().unwrap().unwrap();
+            assert_eq!(aki.key_identifier.unwrap(), ca_ski.0);
+            assert!(leaf.get_extension::<SubjectKeyIdentifier>().unwrap().is_some());
+        }
+    }
+
+    #[test]
+    fn half_written_pair_is_made_again() {
+        let root = tempfile::tempdir().unwrap();
+        let directory = CaDirectory::ensure(root.path(), &[]).unwrap();
+        let (certificate, key) = directory.server();
+        let other = generate_key().unwrap();
+        fs::write(&key, other.serialize_pem()).unwrap();
+        let before = fs::read(&certificate).unwrap();
+        CaDirectory::ensure(root.path(), &[]).unwrap();
+        assert_ne!(before, fs::read(&certificate).unwrap());
+        assert!(matches!(directory.leaf_condition(&certificate, &key), Ok(Leaf::Good)));
+    }
+
+    #[test]
+    fn damaged_ca_certificate_is_an_error_that_names_the_file() {
+        let root = tempfile::tempdir().unwrap();
+        fs::write(root.path().join("cacert.crt"), "not a certificate").unwrap();
+        let error = CaDirectory::ensure(root.path(), &[]).unwrap_err();
+        assert!(error.to_string().contains("cacert.crt"), "{error}");
+    }
+}

@@ -1,0 +1,242 @@
+//! Configuration of both servers. Option names follow Keylime's where Keylime has the option.
+
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use serde::{Deserialize, Deserializer, de};
+
+/// `registrar.toml`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RegistrarConfig {
+    /// Where the CA and the database are unless said otherwise.
+    pub state_dir: PathBuf,
+    /// Address of both listeners.
+    pub ip: String,
+    /// Plain HTTP: registration and activation only. 0: any free port.
+    pub port: u16,
+    /// TLS: everything. 0: any free port.
+    pub tls_port: u16,
+    /// CA directory, default `<state_dir>/cv_ca`.
+    pub ca_dir: Option<PathBuf>,
+    /// Database, default SQLite in `<state_dir>/reg_data.sqlite`.
+    pub database_url: Option<String>,
+    /// How long an unanswered challenge is good for.
+    pub challenge_lifetime: Seconds,
+    /// Unanswered challenges at a time, over all agents.
+    pub max_pending: u32,
+    /// Registrations and activations per second from one source address, with bursts of ten
+    /// times as many; 0: no limit.
+    pub source_rate_limit: u32,
+}
+
+impl Default for RegistrarConfig {
+    fn default() -> Self {
+        Self {
+            state_dir: PathBuf::from("/var/lib/troth"),
+            ip: String::from("127.0.0.1"),
+            port: 8890,
+            tls_port: 8891,
+            ca_dir: None,
+            database_url: None,
+            challenge_lifetime: Seconds(Duration::from_secs(600)),
+            max_pending: 20_000,
+            source_rate_limit: 20,
+        }
+    }
+}
+
+impl RegistrarConfig {
+    /// The CA directory that applies.
+    pub fn ca_dir(&self) -> PathBuf {
+        ca_dir(self.ca_dir.as_deref(), &self.state_dir)
+    }
+
+    /// The database that applies.
+    pub fn database_url(&self) -> String {
+        database_url(self.database_url.as_deref(), &self.state_dir, "reg_data.sqlite")
+    }
+}
+
+/// `verifier.toml`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct VerifierConfig {
+    /// Where the CA and the database are unless said otherwise.
+    pub state_dir: PathBuf,
+    /// This verifier's name among several.
+    pub uuid: String,
+    /// Address of the listener.
+    pub ip: String,
+    /// Port of the listener. 0: any free port.
+    pub port: u16,
+    /// CA directory, default `<state_dir>/cv_ca`.
+    pub ca_dir: Option<PathBuf>,
+    /// Database, default SQLite in `<state_dir>/cv_data.sqlite`.
+    pub database_url: Option<String>,
+    /// Time from the start of one attestation of a node to the start of the next.
+    pub quote_interval: Seconds,
+    /// First wait after a node did not answer; the base of the power with `exponential_backoff`.
+    pub retry_interval: Seconds,
+    /// Wait `retry_interval` to the power of the attempt instead of `retry_interval`.
+    pub exponential_backoff: bool,
+    /// Attempts after which a silent node is in state 7 (it is asked again all the same).
+    pub max_retries: u32,
+    /// Longest wait between two attempts to reach a silent node.
+    pub max_retry_interval: Seconds,
+    /// Time for connecting, and time for one answer.
+    pub request_timeout: Seconds,
+    /// Largest answer of a node, in bytes.
+    pub max_answer_size: usize,
+    /// Largest request of an operator, in bytes.
+    pub max_upload_size: usize,
+    /// Ask nodes over mTLS only. `false` also takes nodes that registered no certificate.
+    pub enable_agent_mtls: bool,
+    /// Threads that check evidence; 0: one per core.
+    pub max_workers: usize,
+}
+
+impl Default for VerifierConfig {
+    fn default() -> Self {
+        Self {
+            state_dir: PathBuf::from("/var/lib/troth"),
+            uuid: String::from("default"),
+            ip: String::from("127.0.0.1"),
+            port: 8881,
+            ca_dir: None,
+            database_url: None,
+            quote_interval: Seconds(Duration::from_secs(2)),
+            retry_interval: Seconds(Duration::from_secs(2)),
+            exponential_backoff: true,
+            max_retries: 5,
+            max_retry_interval: Seconds(Duration::from_secs(60)),
+            request_timeout: Seconds(Duration::from_secs(60)),
+            max_answer_size: 128 * 1024 * 1024,
+            max_upload_size: 100 * 1024 * 1024,
+            enable_agent_mtls: true,
+            max_workers: 0,
+        }
+    }
+}
+
+impl VerifierConfig {
+    /// The CA directory that applies.
+    pub fn ca_dir(&self) -> PathBuf {
+        ca_dir(self.ca_dir.as_deref(), &self.state_dir)
+    }
+
+    /// The database that applies.
+    pub fn database_url(&self) -> String {
+        database_url(self.database_url.as_deref(), &self.state_dir, "cv_data.sqlite")
+    }
+}
+
+fn ca_dir(configured: Option<&Path>, state_dir: &Path) -> PathBuf {
+    configured.map_or_else(|| state_dir.join("cv_ca"), Path::to_owned)
+}
+
+fn database_url(configured: Option<&str>, state_dir: &Path, file: &str) -> String {
+    match configured {
+        // "sqlite" alone is what Keylime's files say for the default.
+        Some(url) if url != "sqlite" => url.to_owned(),
+        _ => format!("sqlite://{}", state_dir.join(file).display()),
+    }
+}
+
+/// A span of time: a number of seconds (`2`, `0.5`), or a text with a unit (`"500ms"`, `"2s"`,
+/// `"5min"`).
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Seconds(pub Duration);
+
+/// Spans above this are typing errors; the limit also keeps sums of them representable.
+const LONGEST: f64 = 366.0 * 86_400.0;
+
+impl Seconds {
+    fn from_f64(seconds: f64) -> Result<Self, String> {
+        if (0.0..=LONGEST).contains(&seconds) {
+            Ok(Self(Duration::from_secs_f64(seconds)))
+        } else {
+            Err(format!("{seconds} is not a time between 0 and 366 days in seconds"))
+        }
+    }
+
+    fn from_text(text: &str) -> Result<Self, String> {
+        let text = text.trim();
+        let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+        let factor = match text[digits.len()..].trim() {
+            "ms" => 0.001,
+            "" | "s" | "sec" => 1.0,
+            "m" | "min" => 60.0,
+            "h" => 3600.0,
+            unit => return Err(format!("unknown unit {unit:?}: use ms, s, min or h")),
+        };
+        let number: f64 =
+            digits.trim().parse().map_err(|_| format!("{text:?} is not a time span"))?;
+        Self::from_f64(number * factor)
+    }
+}
+
+impl<'de> Deserialize<'de> for Seconds {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl de::Visitor<'_> for Visitor {
+            type Value = Seconds;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("seconds as a number, or a text such as \"500ms\", \"2s\", \"5min\"")
+            }
+
+            fn visit_i64<E: de::Error>(self, value: i64) -> Result<Seconds, E> {
+                let value = i32::try_from(value).map_err(E::custom)?;
+                Seconds::from_f64(f64::from(value)).map_err(E::custom)
+            }
+
+            fn visit_u64<E: de::Error>(self, value: u64) -> Result<Seconds, E> {
+                let value = u32::try_from(value).map_err(E::custom)?;
+                Seconds::from_f64(f64::from(value)).map_err(E::custom)
+            }
+
+            fn visit_f64<E: de::Error>(self, value: f64) -> Result<Seconds, E> {
+                Seconds::from_f64(value).map_err(E::custom)
+            }
+
+            fn visit_str<E: de::Error>(self, value: &str) -> Result<Seconds, E> {
+                Seconds::from_text(value).map_err(E::custom)
+            }
+        }
+        deserializer.deserialize_any(Visitor)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn span(text: &str) -> Result<Seconds, String> {
+        Seconds::from_text(text)
+    }
+
+    #[test]
+    fn time_spans_take_units_and_refuse_nonsense() {
+        assert_eq!(span("500ms"), Ok(Seconds(Duration::from_millis(500))));
+        assert_eq!(span("2s"), Ok(Seconds(Duration::from_secs(2))));
+        assert_eq!(span(" 1.5 min"), Ok(Seconds(Duration::from_secs(90))));
+        assert_eq!(span("3"), Ok(Seconds(Duration::from_secs(3))));
+        for wrong in ["", "s", "-1s", "2 parsecs", "NaN", "inf", "1e99"] {
+            assert!(span(wrong).is_err(), "{wrong:?} was taken");
+        }
+    }
+
+    #[test]
+    fn defaults_are_keylimes_ports_and_directories() {
+        let registrar = RegistrarConfig::default();
+        assert_eq!((registrar.port, registrar.tls_port), (8890, 8891));
+        assert_eq!(registrar.ca_dir(), Path::new("/var/lib/troth/cv_ca"));
+        let verifier = VerifierConfig::default();
+        assert_eq!(verifier.port, 8881);
+        assert_eq!(verifier.database_url(), "sqlite:///var/lib/troth/cv_data.sqlite");
+    }
+}

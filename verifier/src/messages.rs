@@ -1,0 +1,15 @@
+//! `MESSAGE_ID=` of journal entries, as 32 hexadecimal digits (sd-id128). Never reused, never
+//! changed: `journalctl MESSAGE_ID=...` and alert rules depend on them.
+
+/// The registrar activated an agent: its AK is bound to its TPM.
+pub const REGISTERED: &str = "778e6ce1b0c040e6966032fe72d766b9";
+/// A registration was refused because the id belongs to another TPM.
+pub const IDENTITY_CONFLICT: &str = "100e372168f843d7991b3977492a2273";
+/// A node passed for the first time since it was enrolled.
+pub const FIRST_TRUSTED: &str = "4ff0ce4f7eb3480db5219e84d1f2e45c";
+/// A node failed: at least one finding.
+pub const FAILED: &str = "a2175e97ab2b4b8792c2551e5b06e422";
+/// A node passed again after it had failed or had not answered.
+pub const RECOVERED: &str = "8acf22dc3ff74bde92df9c5c6ab08395";
+/// A node does not answer; it is not known whether it can still be trusted.
+pub const UNREACHABLE: &str = "80ad69f53bca4850b32e8fb6aa3d502b";

@@ -1,0 +1,289 @@
+use sqlx::{Row, any::AnyRow};
+use zeroize::Zeroizing;
+
+use super::{Store, StoreError, signed, unsigned};
+
+/// What an agent says about itself, checked for form.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Agent {
+    /// Agent id.
+    pub agent_id: String,
+    /// base64 TPM2B_PUBLIC of the EK.
+    pub ek_tpm: String,
+    /// base64 DER of the EK certificate.
+    pub ekcert: Option<String>,
+    /// base64 TPM2B_PUBLIC of the AK.
+    pub aik_tpm: String,
+    /// Contact address.
+    pub ip: String,
+    /// Contact port.
+    pub port: u16,
+    /// PEM or `disabled`.
+    pub mtls_cert: Option<String>,
+    /// Activations so far; 0 while pending.
+    pub regcount: u64,
+}
+
+impl Agent {
+    /// Is `other` the same TPM? An EK certificate may be added, but not changed.
+    pub fn same_identity(&self, other: &Self) -> bool {
+        self.ek_tpm == other.ek_tpm
+            && self.aik_tpm == other.aik_tpm
+            && match (&self.ekcert, &other.ekcert) {
+                (Some(a), Some(b)) => a == b,
+                _ => true,
+            }
+    }
+}
+
+/// A registration with an unanswered challenge.
+#[derive(Debug)]
+pub struct Pending {
+    /// What was registered.
+    pub agent: Agent,
+    /// The challenge's secret.
+    pub challenge: Zeroizing<Vec<u8>>,
+    /// When it was made, Unix seconds.
+    pub created_at: u64,
+}
+
+/// What became of an answered challenge.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Promotion {
+    /// The registration is the active one now.
+    Done,
+    /// Another TPM was activated under this id meanwhile; nothing changed.
+    OtherIdentity,
+}
+
+/// The registrar's tables.
+impl Store {
+    /// The activated agent of this id.
+    pub async fn agent(&self, id: &str) -> Result<Option<Agent>, StoreError> {
+        let row = sqlx::query(
+            "SELECT agent_id, ek_tpm, ekcert, aik_tpm, ip, port, mtls_cert, regcount \
+             FROM agents WHERE agent_id = $1",
+        )
+        .bind(id.to_owned())
+        .fetch_optional(&self.pool)
+        .await?;
+        row.map(|row| agent(&row)).transpose().map_err(Into::into)
+    }
+
+    /// Ids of all activated agents, sorted.
+    pub async fn agent_ids(&self) -> Result<Vec<String>, StoreError> {
+        let rows = sqlx::query("SELECT agent_id FROM agents ORDER BY agent_id")
+            .fetch_all(&self.pool)
+            .await?;
+        rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>().map_err(Into::into)
+    }
+
+    /// Another activated agent with this AK.
+    pub async fn agent_with_ak(
+        &self,
+        aik_tpm: &str,
+        except: &str,
+    ) -> Result<Option<String>, StoreError> {
+        let row = sqlx::query(
+            "SELECT agent_id FROM agents WHERE aik_tpm = $1 AND agent_id <> $2 LIMIT 1",
+        )
+        .bind(aik_tpm.to_owned())
+        .bind(except.to_owned())
+        .fetch_optional(&self.pool)
+        .await?;
+        row.map(|row| row.try_get(0)).transpose().map_err(Into::into)
+    }
+
+    /// Forgets an agent, its pending registration included. `false`: there was no active one.
+    pub async fn delete_agent(&self, id: &str) -> Result<bool, StoreError> {
+        let mut transaction = self.pool.begin().await?;
+        let deleted = sqlx::query("DELETE FROM agents WHERE agent_id = $1")
+            .bind(id.to_owned())
+            .execute(&mut *transaction)
+            .await?;
+        sqlx::query("DELETE FROM pending WHERE agent_id = $1")
+            .bind(id.to_owned())
+            .execute(&mut *transaction)
+            .await?;
+        transaction.commit().await?;
+        Ok(deleted.rows_affected() > 0)
+    }
+
+    /// Keeps a registration until its challenge is answered; it replaces an earlier one of the
+    /// same id. Challenges made before `expired_before` (Unix seconds) are dropped. `false`: there
+    /// are `max_pending` already.
+    pub async fn put_pending(
+        &self,
+        pending: &Pending,
+        expired_before: u64,
+        max_pending: u32,
+    ) -> Result<bool, StoreError> {
+        let mut transaction = self.pool.begin().await?;
+        sqlx::query("DELETE FROM pending WHERE created_at < $1 OR agent_id = $2")
+            .bind(signed(expired_before))
+            .bind(pending.agent.agent_id.clone())
+            .execute(&mut *transaction)
+            .await?;
+        let agent = &pending.agent;
+        let inserted = sqlx::query(
+            "INSERT INTO pending (agent_id, ek_tpm, ekcert, aik_tpm, ip, port, mtls_cert, \
+             challenge, created_at) SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9 \
+             WHERE (SELECT COUNT(*) FROM pending) < $10",
+        )
+        .bind(agent.agent_id.clone())
+        .bind(agent.ek_tpm.clone())
+        .bind(agent.ekcert.clone())
+        .bind(agent.aik_tpm.clone())
+        .bind(agent.ip.clone())
+        .bind(i64::from(agent.port))
+        .bind(agent.mtls_cert.clone())
+        .bind(hex::encode(&*pending.challenge))
+        .bind(signed(pending.created_at))
+        .bind(i64::from(max_pending))
+        .execute(&mut *transaction)
+        .await?;
+        transaction.commit().await?;
+        Ok(inserted.rows_affected() > 0)
+    }
+
+    /// Takes the pending registration out: whoever gets it, nobody gets it again.
+    pub async fn take_pending(&self, id: &str) -> Result<Option<Pending>, StoreError> {
+        let row = sqlx::query(
+            "DELETE FROM pending WHERE agent_id = $1 RETURNING agent_id, ek_tpm, ekcert, \
+             aik_tpm, ip, port, mtls_cert, CAST(0 AS BIGINT) AS regcount, challenge, created_at",
+        )
+        .bind(id.to_owned())
+        .fetch_optional(&self.pool)
+        .await?;
+        let Some(row) = row else { return Ok(None) };
+        let challenge = Zeroizing::new(row.try_get::<String, _>("challenge")?);
+        let challenge = hex::decode(challenge.as_bytes())
+            .map_err(|error| sqlx::Error::Decode(Box::new(error)))?;
+        Ok(Some(Pending {
+            agent: agent(&row)?,
+            challenge: Zeroizing::new(challenge),
+            created_at: unsigned(row.try_get("created_at")?),
+        }))
+    }
+
+    /// Makes a registration the active one, unless the id belongs to another TPM.
+    pub async fn promote(&self, agent: &Agent, now: u64) -> Result<Promotion, StoreError> {
+        let written = sqlx::query(
+            "INSERT INTO agents (agent_id, ek_tpm, ekcert, aik_tpm, ip, port, mtls_cert, \
+             regcount, activated_at) VALUES ($1, $2, $3, $4, $5, $6, $7, 1, $8) \
+             ON CONFLICT (agent_id) DO UPDATE SET ekcert = COALESCE(excluded.ekcert, \
+             agents.ekcert), ip = excluded.ip, port = excluded.port, \
+             mtls_cert = excluded.mtls_cert, regcount = agents.regcount + 1, \
+             activated_at = excluded.activated_at \
+             WHERE agents.ek_tpm = excluded.ek_tpm AND agents.aik_tpm = excluded.aik_tpm \
+             AND (agents.ekcert IS NULL OR excluded.ekcert IS NULL \
+             OR agents.ekcert = excluded.ekcert)",
+        )
+        .bind(agent.agent_id.clone())
+        .bind(agent.ek_tpm.clone())
+        .bind(agent.ekcert.clone())
+        .bind(agent.aik_tpm.clone())
+        .bind(agent.ip.clone())
+        .bind(i64::from(agent.port))
+        .bind(agent.mtls_cert.clone())
+        .bind(signed(now))
+        .execute(&self.pool)
+        .await?;
+        Ok(if written.rows_affected() > 0 { Promotion::Done } else { Promotion::OtherIdentity })
+    }
+}
+
+fn agent(row: &AnyRow) -> Result<Agent, sqlx::Error> {
+    Ok(Agent {
+        agent_id: row.try_get("agent_id")?,
+        ek_tpm: row.try_get("ek_tpm")?,
+        ekcert: row.try_get("ekcert")?,
+        aik_tpm: row.try_get("aik_tpm")?,
+        ip: row.try_get("ip")?,
+        port: u16::try_from(row.try_get::<i64, _>("port")?).unwrap_or(0),
+        mtls_cert: row.try_get("mtls_cert")?,
+        regcount: unsigned(row.try_get("regcount")?),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Schema;
+
+    fn sample(id: &str) -> Agent {
+        Agent {
+            agent_id: id.into(),
+            ek_tpm: "ek".into(),
+            ekcert: None,
+            aik_tpm: "ak".into(),
+            ip: "::1".into(),
+            port: 9002,
+            mtls_cert: Some("disabled".into()),
+            regcount: 0,
+        }
+    }
+
+    fn pending(agent: Agent, created_at: u64) -> Pending {
+        Pending { agent, challenge: Zeroizing::new(vec![1, 2, 3]), created_at }
+    }
+
+    async fn open(root: &tempfile::TempDir) -> Store {
+        let url = format!("sqlite://{}", root.path().join("r.sqlite").display());
+        Store::open(&url, Schema::Registrar).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn activation_survives_a_restart_and_counts() {
+        let root = tempfile::tempdir().unwrap();
+        let store = open(&root).await;
+        for _ in 0..2 {
+            assert_eq!(store.promote(&sample("a"), 5).await.unwrap(), Promotion::Done);
+        }
+        store.close().await;
+        let store = open(&root).await;
+        let expected = Agent { regcount: 2, ..sample("a") };
+        assert_eq!(store.agent("a").await.unwrap(), Some(expected));
+        assert_eq!(store.agent_ids().await.unwrap(), ["a"]);
+        assert_eq!(store.agent_with_ak("ak", "b").await.unwrap().as_deref(), Some("a"));
+        assert!(store.delete_agent("a").await.unwrap());
+        assert!(!store.delete_agent("a").await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn promotion_never_replaces_another_tpm() {
+        let root = tempfile::tempdir().unwrap();
+        let store = open(&root).await;
+        store.promote(&sample("a"), 5).await.unwrap();
+        let with_certificate = Agent { ekcert: Some("c".into()), ..sample("a") };
+        assert_eq!(store.promote(&with_certificate, 6).await.unwrap(), Promotion::Done);
+        // Left out: the one that is known stays.
+        assert_eq!(store.promote(&sample("a"), 7).await.unwrap(), Promotion::Done);
+        for other in [
+            Agent { ek_tpm: "x".into(), ..sample("a") },
+            Agent { aik_tpm: "x".into(), ..sample("a") },
+            Agent { ekcert: Some("x".into()), ..sample("a") },
+        ] {
+            assert_eq!(store.promote(&other, 8).await.unwrap(), Promotion::OtherIdentity);
+        }
+        let agent = store.agent("a").await.unwrap().unwrap();
+        assert_eq!((agent.ekcert.as_deref(), agent.regcount), (Some("c"), 3));
+    }
+
+    #[tokio::test]
+    async fn challenge_is_taken_once_expires_and_is_bounded() {
+        let root = tempfile::tempdir().unwrap();
+        let store = open(&root).await;
+        let evil = "x'; DROP TABLE agents; --";
+        assert!(store.put_pending(&pending(sample(evil), 100), 0, 2).await.unwrap());
+        assert!(store.put_pending(&pending(sample("b"), 101), 0, 2).await.unwrap());
+        assert!(store.put_pending(&pending(sample("b"), 102), 0, 2).await.unwrap());
+        assert!(!store.put_pending(&pending(sample("c"), 103), 0, 2).await.unwrap());
+        let taken = store.take_pending(evil).await.unwrap().unwrap();
+        assert_eq!((&*taken.challenge, taken.created_at), (&vec![1, 2, 3], 100));
+        assert!(store.take_pending(evil).await.unwrap().is_none());
+        assert!(store.put_pending(&pending(sample("d"), 200), 150, 2).await.unwrap());
+        assert!(store.take_pending("b").await.unwrap().is_none());
+        assert!(store.agent_ids().await.unwrap().is_empty());
+    }
+}

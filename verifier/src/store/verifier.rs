@@ -1,0 +1,339 @@
+use sqlx::{Executor, Row};
+
+use super::{Store, StoreError, signed, unsigned};
+
+/// A node to enrol.
+#[derive(Clone, Debug)]
+pub struct NewNode {
+    /// Agent id.
+    pub agent_id: String,
+    /// Tells this enrolment from an earlier one of the same id.
+    pub generation: u64,
+    /// Which verifier it belongs to.
+    pub verifier_id: String,
+    /// What the operator said, JSON text.
+    pub enrolment: String,
+    /// State of Keylime's API.
+    pub operational_state: u8,
+    /// What the verifier knows, JSON text.
+    pub record: String,
+}
+
+/// The runtime policy of an enrolment.
+#[derive(Clone, Debug)]
+pub enum PolicyChoice {
+    /// None: any measured file fails.
+    None,
+    /// One that is stored already.
+    Named(String),
+    /// Store this one.
+    New(NewPolicy),
+}
+
+/// A runtime policy to store.
+#[derive(Clone, Debug)]
+pub struct NewPolicy {
+    /// Its name.
+    pub name: String,
+    /// Hex SHA-256 of `body`.
+    pub digest: String,
+    /// Policy JSON.
+    pub body: String,
+}
+
+/// An enrolled node as it is stored.
+#[derive(Clone, Debug)]
+pub struct NodeRow {
+    /// Agent id.
+    pub agent_id: String,
+    /// Tells this enrolment from an earlier one of the same id.
+    pub generation: u64,
+    /// JSON text.
+    pub enrolment: String,
+    /// Digest of its runtime policy.
+    pub policy_digest: Option<String>,
+    /// State of Keylime's API.
+    pub operational_state: u8,
+    /// JSON text.
+    pub record: String,
+}
+
+/// What changed about a node.
+#[derive(Clone, Debug)]
+pub struct RecordUpdate {
+    /// Agent id.
+    pub agent_id: String,
+    /// Its enrolment; an update of an earlier one changes nothing.
+    pub generation: u64,
+    /// State of Keylime's API.
+    pub operational_state: u8,
+    /// JSON text.
+    pub record: String,
+}
+
+/// What became of an enrolment.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Enrolled {
+    /// The node is stored.
+    Done,
+    /// The agent id is enrolled already.
+    NodeExists,
+    /// A policy of this name exists already.
+    PolicyExists,
+}
+
+/// The verifier's tables.
+impl Store {
+    /// Stores a node and its policy, both or neither.
+    pub async fn insert_node(
+        &self,
+        node: &NewNode,
+        policy: &PolicyChoice,
+    ) -> Result<Enrolled, StoreError> {
+        let mut transaction = self.pool.begin().await?;
+        let policy_name = match policy {
+            PolicyChoice::None => None,
+            PolicyChoice::Named(name) => Some(name.clone()),
+            PolicyChoice::New(policy) => {
+                sqlx::query(
+                    "INSERT INTO policy_texts (digest, body) VALUES ($1, $2) \
+                     ON CONFLICT (digest) DO NOTHING",
+                )
+                .bind(policy.digest.clone())
+                .bind(policy.body.clone())
+                .execute(&mut *transaction)
+                .await?;
+                let named = sqlx::query(
+                    "INSERT INTO runtime_policies (name, digest) VALUES ($1, $2) \
+                     ON CONFLICT (name) DO NOTHING",
+                )
+                .bind(policy.name.clone())
+                .bind(policy.digest.clone())
+                .execute(&mut *transaction)
+                .await?;
+                if named.rows_affected() == 0 {
+                    transaction.rollback().await?;
+                    return Ok(match self.node_exists(&node.agent_id).await? {
+                        true => Enrolled::NodeExists,
+                        false => Enrolled::PolicyExists,
+                    });
+                }
+                Some(policy.name.clone())
+            }
+        };
+        let inserted = sqlx::query(
+            "INSERT INTO nodes (agent_id, generation, verifier_id, enrolment, policy_name, \
+             operational_state, record) VALUES ($1, $2, $3, $4, $5, $6, $7) \
+             ON CONFLICT (agent_id) DO NOTHING",
+        )
+        .bind(node.agent_id.clone())
+        .bind(signed(node.generation))
+        .bind(node.verifier_id.clone())
+        .bind(node.enrolment.clone())
+        .bind(policy_name)
+        .bind(i64::from(node.operational_state))
+        .bind(node.record.clone())
+        .execute(&mut *transaction)
+        .await?;
+        if inserted.rows_affected() == 0 {
+            transaction.rollback().await?;
+            return Ok(Enrolled::NodeExists);
+        }
+        transaction.commit().await?;
+        Ok(Enrolled::Done)
+    }
+
+    async fn node_exists(&self, id: &str) -> Result<bool, StoreError> {
+        let row = sqlx::query("SELECT 1 FROM nodes WHERE agent_id = $1")
+            .bind(id.to_owned())
+            .fetch_optional(&self.pool)
+            .await?;
+        Ok(row.is_some())
+    }
+
+    /// Forgets a node, with the policy that is named after it.
+    pub async fn delete_node(&self, id: &str) -> Result<bool, StoreError> {
+        let mut transaction = self.pool.begin().await?;
+        let deleted = sqlx::query("DELETE FROM nodes WHERE agent_id = $1")
+            .bind(id.to_owned())
+            .execute(&mut *transaction)
+            .await?;
+        sqlx::query(
+            "DELETE FROM runtime_policies WHERE name = $1 \
+             AND NOT EXISTS (SELECT 1 FROM nodes WHERE policy_name = $1)",
+        )
+        .bind(id.to_owned())
+        .execute(&mut *transaction)
+        .await?;
+        sqlx::query(
+            "DELETE FROM policy_texts WHERE digest NOT IN (SELECT digest FROM runtime_policies)",
+        )
+        .execute(&mut *transaction)
+        .await?;
+        transaction.commit().await?;
+        Ok(deleted.rows_affected() > 0)
+    }
+
+    /// All nodes of this verifier.
+    pub async fn nodes(&self, verifier_id: &str) -> Result<Vec<NodeRow>, StoreError> {
+        let rows = sqlx::query(
+            "SELECT n.agent_id, n.generation, n.enrolment, n.operational_state, n.record, \
+             p.digest FROM nodes n LEFT JOIN runtime_policies p ON p.name = n.policy_name \
+             WHERE n.verifier_id = $1 ORDER BY n.agent_id",
+        )
+        .bind(verifier_id.to_owned())
+        .fetch_all(&self.pool)
+        .await?;
+        let row = |row: &sqlx::any::AnyRow| -> Result<NodeRow, sqlx::Error> {
+            Ok(NodeRow {
+                agent_id: row.try_get("agent_id")?,
+                generation: unsigned(row.try_get("generation")?),
+                enrolment: row.try_get("enrolment")?,
+                policy_digest: row.try_get("digest")?,
+                operational_state: u8::try_from(row.try_get::<i64, _>("operational_state")?)
+                    .unwrap_or(u8::MAX),
+                record: row.try_get("record")?,
+            })
+        };
+        rows.iter().map(row).collect::<Result<_, _>>().map_err(Into::into)
+    }
+
+    /// Digest of the runtime policy of this name.
+    pub async fn policy_digest(&self, name: &str) -> Result<Option<String>, StoreError> {
+        let row = sqlx::query("SELECT digest FROM runtime_policies WHERE name = $1")
+            .bind(name.to_owned())
+            .fetch_optional(&self.pool)
+            .await?;
+        row.map(|row| row.try_get(0)).transpose().map_err(Into::into)
+    }
+
+    /// Text of the runtime policy with this digest.
+    pub async fn policy_text(&self, digest: &str) -> Result<Option<String>, StoreError> {
+        let row = sqlx::query("SELECT body FROM policy_texts WHERE digest = $1")
+            .bind(digest.to_owned())
+            .fetch_optional(&self.pool)
+            .await?;
+        row.map(|row| row.try_get(0)).transpose().map_err(Into::into)
+    }
+
+    /// Writes a batch in one transaction. It survives a crash of this process, but for speed not
+    /// necessarily a power failure: the nodes are then simply judged again.
+    pub async fn update_records(&self, updates: &[RecordUpdate]) -> Result<(), StoreError> {
+        let mut connection = self.pool.acquire().await?;
+        if self.sqlite {
+            connection.execute("PRAGMA synchronous = NORMAL").await?;
+        }
+        let result = write_records(&mut connection, updates).await;
+        if self.sqlite {
+            connection.execute("PRAGMA synchronous = FULL").await?;
+        }
+        result
+    }
+}
+
+async fn write_records(
+    connection: &mut sqlx::AnyConnection,
+    updates: &[RecordUpdate],
+) -> Result<(), StoreError> {
+    let mut transaction = sqlx::Connection::begin(connection).await?;
+    for update in updates {
+        sqlx::query(
+            "UPDATE nodes SET operational_state = $1, record = $2 \
+             WHERE agent_id = $3 AND generation = $4",
+        )
+        .bind(i64::from(update.operational_state))
+        .bind(update.record.clone())
+        .bind(update.agent_id.clone())
+        .bind(signed(update.generation))
+        .execute(&mut *transaction)
+        .await?;
+    }
+    transaction.commit().await?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Schema;
+
+    fn node(id: &str, generation: u64) -> NewNode {
+        NewNode {
+            agent_id: id.into(),
+            generation,
+            verifier_id: "default".into(),
+            enrolment: "{}".into(),
+            operational_state: 1,
+            record: "{}".into(),
+        }
+    }
+
+    fn policy(name: &str) -> PolicyChoice {
+        PolicyChoice::New(NewPolicy {
+            name: name.into(),
+            digest: "00ff".into(),
+            body: "policy".into(),
+        })
+    }
+
+    async fn open(root: &tempfile::TempDir) -> Store {
+        let url = format!("sqlite://{}", root.path().join("v.sqlite").display());
+        Store::open(&url, Schema::Verifier).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn enrolment_is_all_or_nothing() {
+        let root = tempfile::tempdir().unwrap();
+        let store = open(&root).await;
+        let done = store.insert_node(&node("a", 1), &policy("shared")).await.unwrap();
+        assert_eq!(done, Enrolled::Done);
+        let again = store.insert_node(&node("a", 2), &PolicyChoice::None).await.unwrap();
+        assert_eq!(again, Enrolled::NodeExists);
+        let taken = store.insert_node(&node("b", 3), &policy("shared")).await.unwrap();
+        assert_eq!(taken, Enrolled::PolicyExists);
+        let named = PolicyChoice::Named("shared".into());
+        assert_eq!(store.insert_node(&node("b", 4), &named).await.unwrap(), Enrolled::Done);
+        let nodes = store.nodes("default").await.unwrap();
+        let seen: Vec<_> = nodes
+            .iter()
+            .map(|n| (n.agent_id.as_str(), n.generation, n.policy_digest.as_deref()))
+            .collect();
+        assert_eq!(seen, [("a", 1, Some("00ff")), ("b", 4, Some("00ff"))]);
+        assert!(store.nodes("other").await.unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn own_policy_goes_with_the_node_and_a_shared_one_stays() {
+        let root = tempfile::tempdir().unwrap();
+        let store = open(&root).await;
+        store.insert_node(&node("a", 1), &policy("a")).await.unwrap();
+        store.insert_node(&node("b", 2), &policy("shared")).await.unwrap();
+        assert!(store.delete_node("a").await.unwrap());
+        assert!(!store.delete_node("a").await.unwrap());
+        assert_eq!(store.policy_digest("a").await.unwrap(), None);
+        assert_eq!(store.policy_digest("shared").await.unwrap().as_deref(), Some("00ff"));
+        assert_eq!(store.policy_text("00ff").await.unwrap().as_deref(), Some("policy"));
+        assert!(store.delete_node("b").await.unwrap());
+        assert_eq!(store.policy_digest("shared").await.unwrap().as_deref(), Some("00ff"));
+    }
+
+    #[tokio::test]
+    async fn late_update_of_a_removed_node_does_not_touch_its_successor() {
+        let root = tempfile::tempdir().unwrap();
+        let store = open(&root).await;
+        store.insert_node(&node("a", 1), &PolicyChoice::None).await.unwrap();
+        store.delete_node("a").await.unwrap();
+        store.insert_node(&node("a", 2), &PolicyChoice::None).await.unwrap();
+        let update = |generation, operational_state| RecordUpdate {
+            agent_id: "a".into(),
+            generation,
+            operational_state,
+            record: format!("{{\"g\":{generation}}}"),
+        };
+        store.update_records(&[update(1, 9)]).await.unwrap();
+        assert_eq!(store.nodes("default").await.unwrap()[0].operational_state, 1);
+        store.update_records(&[update(2, 3)]).await.unwrap();
+        let row = &store.nodes("default").await.unwrap()[0];
+        assert_eq!((row.operational_state, row.record.as_str()), (3, "{\"g\":2}"));
+    }
+}
