@@ -57,7 +57,11 @@ impl RegistrarConfig {
 
     /// The database that applies.
     pub fn database_url(&self) -> String {
-        database_url(self.database_url.as_deref(), &self.state_dir, "reg_data.sqlite")
+        database_url(
+            self.database_url.as_deref(),
+            &self.state_dir,
+            "reg_data.sqlite",
+        )
     }
 }
 
@@ -130,7 +134,11 @@ impl VerifierConfig {
 
     /// The database that applies.
     pub fn database_url(&self) -> String {
-        database_url(self.database_url.as_deref(), &self.state_dir, "cv_data.sqlite")
+        database_url(
+            self.database_url.as_deref(),
+            &self.state_dir,
+            "cv_data.sqlite",
+        )
     }
 }
 
@@ -159,7 +167,9 @@ impl Seconds {
         if (0.0..=LONGEST).contains(&seconds) {
             Ok(Self(Duration::from_secs_f64(seconds)))
         } else {
-            Err(format!("{seconds} is not a time between 0 and 366 days in seconds"))
+            Err(format!(
+                "{seconds} is not a time between 0 and 366 days in seconds"
+            ))
         }
     }
 
@@ -173,8 +183,10 @@ impl Seconds {
             "h" => 3600.0,
             unit => return Err(format!("unknown unit {unit:?}: use ms, s, min or h")),
         };
-        let number: f64 =
-            digits.trim().parse().map_err(|_| format!("{text:?} is not a time span"))?;
+        let number: f64 = digits
+            .trim()
+            .parse()
+            .map_err(|_| format!("{text:?} is not a time span"))?;
         Self::from_f64(number * factor)
     }
 }
@@ -237,6 +249,9 @@ mod tests {
         assert_eq!(registrar.ca_dir(), Path::new("/var/lib/troth/cv_ca"));
         let verifier = VerifierConfig::default();
         assert_eq!(verifier.port, 8881);
-        assert_eq!(verifier.database_url(), "sqlite:///var/lib/troth/cv_data.sqlite");
+        assert_eq!(
+            verifier.database_url(),
+            "sqlite:///var/lib/troth/cv_data.sqlite"
+        );
     }
 }

@@ -1,2 +1,2 @@
-//! x
+//! `troth-verifier`: asks enrolled nodes for evidence and judges it.
 fn main() {}

@@ -16,7 +16,7 @@ use std::{
 
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SerialNumber,
+    Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData, SerialNumber,
 };
 use rustix::fs::{FlockOperation, flock};
 use x509_cert::{
@@ -52,10 +52,17 @@ impl CaDirectory {
         make_directory(path)?;
         let lock_path = path.join(".lock");
         let lock = private_file(OpenOptions::new().create(true).truncate(false), &lock_path)
-            .map_err(|source| CaError::Io { path: lock_path.clone(), source })?;
-        flock(&lock, FlockOperation::LockExclusive)
-            .map_err(|errno| CaError::Io { path: lock_path, source: errno.into() })?;
-        let directory = Self { path: path.to_owned() };
+            .map_err(|source| CaError::Io {
+                path: lock_path.clone(),
+                source,
+            })?;
+        flock(&lock, FlockOperation::LockExclusive).map_err(|errno| CaError::Io {
+            path: lock_path,
+            source: errno.into(),
+        })?;
+        let directory = Self {
+            path: path.to_owned(),
+        };
         directory.ensure_ca()?;
         directory.ensure_leaf("server", "server", &server_names(names))?;
         directory.ensure_leaf("client", "client", &[])?;
@@ -100,7 +107,10 @@ impl CaDirectory {
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let signed = params.self_signed(&key).map_err(CaError::Issue)?;
         // The key first: a key without a certificate is simply made again.
-        write_atomically(&self.ca_key(), Zeroizing::new(key.serialize_pem()).as_bytes())?;
+        write_atomically(
+            &self.ca_key(),
+            Zeroizing::new(key.serialize_pem()).as_bytes(),
+        )?;
         write_atomically(&certificate, signed.pem().as_bytes())?;
         tracing::info!(path = %certificate.display(), "made a certificate authority");
         Ok(())
@@ -123,15 +133,21 @@ impl CaDirectory {
             }
         }
         let ca_key_path = self.ca_key();
-        let ca_key = KeyPair::from_pem(&read_secret(&ca_key_path)?)
-            .map_err(|source| CaError::Key { path: ca_key_path, source })?;
+        let ca_key =
+            KeyPair::from_pem(&read_secret(&ca_key_path)?).map_err(|source| CaError::Key {
+                path: ca_key_path,
+                source,
+            })?;
         let ca_pem = read(&self.ca_certificate())?;
-        let issuer = Issuer::from_ca_cert_pem(&ca_pem, ca_key)
-            .map_err(|source| CaError::Key { path: self.ca_certificate(), source })?;
+        let issuer = Issuer::from_ca_cert_pem(&ca_pem, ca_key).map_err(|source| CaError::Key {
+            path: self.ca_certificate(),
+            source,
+        })?;
         let key = generate_key()?;
         let mut params = parameters(subject, LEAF_LIFETIME)?;
-        params.subject_alt_names =
-            CertificateParams::new(sans).map_err(CaError::Issue)?.subject_alt_names;
+        params.subject_alt_names = CertificateParams::new(sans)
+            .map_err(CaError::Issue)?
+            .subject_alt_names;
         params.is_ca = IsCa::ExplicitNoCa;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![if name == "server" {
@@ -149,14 +165,20 @@ impl CaDirectory {
             return Ok(Leaf::Missing);
         }
         let parsed = read_certificate(certificate)?;
-        let key_pair = KeyPair::from_pem(&read_secret(key)?)
-            .map_err(|source| CaError::Key { path: key.to_owned(), source })?;
+        let key_pair = KeyPair::from_pem(&read_secret(key)?).map_err(|source| CaError::Key {
+            path: key.to_owned(),
+            source,
+        })?;
         let spki = parsed.tbs_certificate().subject_public_key_info().to_der();
-        if !spki.is_ok_and(|spki| spki == key_pair.public_key_der()) {
+        if !spki.is_ok_and(|spki| spki == key_pair.subject_public_key_info()) {
             // A crash between the two files of a renewal.
             return Ok(Leaf::Renew("the private key is not the certificate's"));
         }
-        let end = parsed.tbs_certificate().validity().not_after.to_unix_duration();
+        let end = parsed
+            .tbs_certificate()
+            .validity()
+            .not_after
+            .to_unix_duration();
         if end < since_epoch().saturating_add(RENEW_BEFORE) {
             return Ok(Leaf::Renew("it ends within a year"));
         }
@@ -195,12 +217,19 @@ fn generate_key() -> Result<KeyPair, CaError> {
 
 fn server_names(extra: &[String]) -> Vec<String> {
     let mut names: Vec<String> = ["localhost", "127.0.0.1", "::1"].map(String::from).into();
-    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let host = rustix::system::uname()
+        .nodename()
+        .to_string_lossy()
+        .into_owned();
     for name in std::iter::once(&host).chain(extra) {
         let is_name = !name.is_empty()
             && name.len() <= 253
-            && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b));
-        let specified = name.parse::<IpAddr>().map_or(is_name, |ip| !ip.is_unspecified());
+            && name
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b));
+        let specified = name
+            .parse::<IpAddr>()
+            .map_or(is_name, |ip| !ip.is_unspecified());
         if specified && !names.contains(name) {
             names.push(name.clone());
         }
@@ -209,7 +238,9 @@ fn server_names(extra: &[String]) -> Vec<String> {
 }
 
 fn since_epoch() -> Duration {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
 }
 
 fn read_certificate(path: &Path) -> Result<Certificate, CaError> {
@@ -221,7 +252,10 @@ fn read_certificate(path: &Path) -> Result<Certificate, CaError> {
 }
 
 fn read(path: &Path) -> Result<String, CaError> {
-    fs::read_to_string(path).map_err(|source| CaError::Io { path: path.to_owned(), source })
+    fs::read_to_string(path).map_err(|source| CaError::Io {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 fn read_secret(path: &Path) -> Result<Zeroizing<String>, CaError> {
@@ -234,7 +268,10 @@ pub(crate) fn make_directory(path: &Path) -> Result<(), CaError> {
         .recursive(true)
         .mode(0o700)
         .create(path)
-        .map_err(|source| CaError::Io { path: path.to_owned(), source })
+        .map_err(|source| CaError::Io {
+            path: path.to_owned(),
+            source,
+        })
 }
 
 fn private_file(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
@@ -243,18 +280,24 @@ fn private_file(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
 
 /// Writes a file that is either whole or not there, after a crash too.
 fn write_atomically(path: &Path, content: &[u8]) -> Result<(), CaError> {
-    let failed = |source| CaError::Io { path: path.to_owned(), source };
+    let failed = |source| CaError::Io {
+        path: path.to_owned(),
+        source,
+    };
     let temporary = path.with_extension("new");
     match fs::remove_file(&temporary) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
         _ => {}
     }
-    let mut file =
-        private_file(OpenOptions::new().create_new(true), &temporary).map_err(failed)?;
-    file.write_all(content).and_then(|()| file.sync_all()).map_err(failed)?;
+    let mut file = private_file(OpenOptions::new().create_new(true), &temporary).map_err(failed)?;
+    file.write_all(content)
+        .and_then(|()| file.sync_all())
+        .map_err(failed)?;
     fs::rename(&temporary, path).map_err(failed)?;
     if let Some(parent) = path.parent() {
-        File::open(parent).and_then(|directory| directory.sync_all()).map_err(failed)?;
+        File::open(parent)
+            .and_then(|directory| directory.sync_all())
+            .map_err(failed)?;
     }
     Ok(())
 }
@@ -374,9 +417,16 @@ mod tests {
             assert!(critical && !constraints.ca);
             let (critical, usage) = leaf.get_extension::<KeyUsage>().unwrap().unwrap();
             assert!(critical && usage.digital_signature() && !usage.key_cert_sign());
-            let (_, aki) = leaf.get_extension::<AuthorityKeyIdentifier>().unwrap().unwrap();
+            let (_, aki) = leaf
+                .get_extension::<AuthorityKeyIdentifier>()
+                .unwrap()
+                .unwrap();
             assert_eq!(aki.key_identifier.unwrap(), ca_ski.0);
-            assert!(leaf.get_extension::<SubjectKeyIdentifier>().unwrap().is_some());
+            assert!(
+                leaf.get_extension::<SubjectKeyIdentifier>()
+                    .unwrap()
+                    .is_some()
+            );
         }
     }
 
@@ -390,7 +440,10 @@ mod tests {
         let before = fs::read(&certificate).unwrap();
         CaDirectory::ensure(root.path(), &[]).unwrap();
         assert_ne!(before, fs::read(&certificate).unwrap());
-        assert!(matches!(directory.leaf_condition(&certificate, &key), Ok(Leaf::Good)));
+        assert!(matches!(
+            directory.leaf_condition(&certificate, &key),
+            Ok(Leaf::Good)
+        ));
     }
 
     #[test]

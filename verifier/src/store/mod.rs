@@ -46,12 +46,16 @@ pub enum Schema {
 impl Schema {
     fn migrations(self) -> Vec<Migration> {
         let (version, description, sql) = match self {
-            Self::Registrar => {
-                (1, "agents", include_str!("../../migrations/registrar/0001_agents.sql"))
-            }
-            Self::Verifier => {
-                (1, "nodes", include_str!("../../migrations/verifier/0001_nodes.sql"))
-            }
+            Self::Registrar => (
+                1,
+                "agents",
+                include_str!("../../migrations/registrar/0001_agents.sql"),
+            ),
+            Self::Verifier => (
+                1,
+                "nodes",
+                include_str!("../../migrations/verifier/0001_nodes.sql"),
+            ),
         };
         vec![Migration::new(
             version,
@@ -106,11 +110,17 @@ impl Store {
             })
             .connect(url)
             .await
-            .map_err(|source| StoreError::Open { url: redacted(url), source })?;
+            .map_err(|source| StoreError::Open {
+                url: redacted(url),
+                source,
+            })?;
         Migrator::with_migrations(schema.migrations())
             .run(&pool)
             .await
-            .map_err(|source| StoreError::Migrate { url: redacted(url), source })?;
+            .map_err(|source| StoreError::Migrate {
+                url: redacted(url),
+                source,
+            })?;
         Ok(Self { pool, sqlite })
     }
 
@@ -137,8 +147,14 @@ fn sqlite_path(url: &str) -> Option<&str> {
 /// Makes the file before SQLite does, so that nobody else can read it; SQLite gives its WAL and
 /// shared-memory files the same mode.
 fn make_private(path: &Path) -> Result<(), StoreError> {
-    let failed = |source| StoreError::File { path: path.to_owned(), source };
-    if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+    let failed = |source| StoreError::File {
+        path: path.to_owned(),
+        source,
+    };
+    if let Some(parent) = path
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty())
+    {
         ca::make_directory(parent).map_err(|error| match error {
             ca::CaError::Io { source, .. } => failed(source),
             other => failed(std::io::Error::other(other)),
@@ -245,8 +261,13 @@ mod tests {
 
     #[tokio::test]
     async fn unknown_engine_is_refused_by_name_and_passwords_are_not_shown() {
-        let error = Store::open("mysql://u:p@host/db", Schema::Verifier).await.unwrap_err();
+        let error = Store::open("mysql://u:p@host/db", Schema::Verifier)
+            .await
+            .unwrap_err();
         assert!(error.to_string().contains("mysql"), "{error}");
-        assert_eq!(redacted("postgresql://u:secret@host/db"), "postgresql://...@host/db");
+        assert_eq!(
+            redacted("postgresql://u:secret@host/db"),
+            "postgresql://...@host/db"
+        );
     }
 }

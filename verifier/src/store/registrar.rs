@@ -75,7 +75,10 @@ impl Store {
         let rows = sqlx::query("SELECT agent_id FROM agents ORDER BY agent_id")
             .fetch_all(&self.pool)
             .await?;
-        rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>().map_err(Into::into)
+        rows.iter()
+            .map(|row| row.try_get(0))
+            .collect::<Result<_, _>>()
+            .map_err(Into::into)
     }
 
     /// Another activated agent with this AK.
@@ -91,7 +94,9 @@ impl Store {
         .bind(except.to_owned())
         .fetch_optional(&self.pool)
         .await?;
-        row.map(|row| row.try_get(0)).transpose().map_err(Into::into)
+        row.map(|row| row.try_get(0))
+            .transpose()
+            .map_err(Into::into)
     }
 
     /// Forgets an agent, its pending registration included. `false`: there was no active one.
@@ -189,7 +194,11 @@ impl Store {
         .bind(signed(now))
         .execute(&self.pool)
         .await?;
-        Ok(if written.rows_affected() > 0 { Promotion::Done } else { Promotion::OtherIdentity })
+        Ok(if written.rows_affected() > 0 {
+            Promotion::Done
+        } else {
+            Promotion::OtherIdentity
+        })
     }
 }
 
@@ -225,7 +234,11 @@ mod tests {
     }
 
     fn pending(agent: Agent, created_at: u64) -> Pending {
-        Pending { agent, challenge: Zeroizing::new(vec![1, 2, 3]), created_at }
+        Pending {
+            agent,
+            challenge: Zeroizing::new(vec![1, 2, 3]),
+            created_at,
+        }
     }
 
     async fn open(root: &tempfile::TempDir) -> Store {
@@ -238,14 +251,23 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let store = open(&root).await;
         for _ in 0..2 {
-            assert_eq!(store.promote(&sample("a"), 5).await.unwrap(), Promotion::Done);
+            assert_eq!(
+                store.promote(&sample("a"), 5).await.unwrap(),
+                Promotion::Done
+            );
         }
         store.close().await;
         let store = open(&root).await;
-        let expected = Agent { regcount: 2, ..sample("a") };
+        let expected = Agent {
+            regcount: 2,
+            ..sample("a")
+        };
         assert_eq!(store.agent("a").await.unwrap(), Some(expected));
         assert_eq!(store.agent_ids().await.unwrap(), ["a"]);
-        assert_eq!(store.agent_with_ak("ak", "b").await.unwrap().as_deref(), Some("a"));
+        assert_eq!(
+            store.agent_with_ak("ak", "b").await.unwrap().as_deref(),
+            Some("a")
+        );
         assert!(store.delete_agent("a").await.unwrap());
         assert!(!store.delete_agent("a").await.unwrap());
     }
@@ -255,16 +277,37 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let store = open(&root).await;
         store.promote(&sample("a"), 5).await.unwrap();
-        let with_certificate = Agent { ekcert: Some("c".into()), ..sample("a") };
-        assert_eq!(store.promote(&with_certificate, 6).await.unwrap(), Promotion::Done);
+        let with_certificate = Agent {
+            ekcert: Some("c".into()),
+            ..sample("a")
+        };
+        assert_eq!(
+            store.promote(&with_certificate, 6).await.unwrap(),
+            Promotion::Done
+        );
         // Left out: the one that is known stays.
-        assert_eq!(store.promote(&sample("a"), 7).await.unwrap(), Promotion::Done);
+        assert_eq!(
+            store.promote(&sample("a"), 7).await.unwrap(),
+            Promotion::Done
+        );
         for other in [
-            Agent { ek_tpm: "x".into(), ..sample("a") },
-            Agent { aik_tpm: "x".into(), ..sample("a") },
-            Agent { ekcert: Some("x".into()), ..sample("a") },
+            Agent {
+                ek_tpm: "x".into(),
+                ..sample("a")
+            },
+            Agent {
+                aik_tpm: "x".into(),
+                ..sample("a")
+            },
+            Agent {
+                ekcert: Some("x".into()),
+                ..sample("a")
+            },
         ] {
-            assert_eq!(store.promote(&other, 8).await.unwrap(), Promotion::OtherIdentity);
+            assert_eq!(
+                store.promote(&other, 8).await.unwrap(),
+                Promotion::OtherIdentity
+            );
         }
         let agent = store.agent("a").await.unwrap().unwrap();
         assert_eq!((agent.ekcert.as_deref(), agent.regcount), (Some("c"), 3));
@@ -275,14 +318,39 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let store = open(&root).await;
         let evil = "x'; DROP TABLE agents; --";
-        assert!(store.put_pending(&pending(sample(evil), 100), 0, 2).await.unwrap());
-        assert!(store.put_pending(&pending(sample("b"), 101), 0, 2).await.unwrap());
-        assert!(store.put_pending(&pending(sample("b"), 102), 0, 2).await.unwrap());
-        assert!(!store.put_pending(&pending(sample("c"), 103), 0, 2).await.unwrap());
+        assert!(
+            store
+                .put_pending(&pending(sample(evil), 100), 0, 2)
+                .await
+                .unwrap()
+        );
+        assert!(
+            store
+                .put_pending(&pending(sample("b"), 101), 0, 2)
+                .await
+                .unwrap()
+        );
+        assert!(
+            store
+                .put_pending(&pending(sample("b"), 102), 0, 2)
+                .await
+                .unwrap()
+        );
+        assert!(
+            !store
+                .put_pending(&pending(sample("c"), 103), 0, 2)
+                .await
+                .unwrap()
+        );
         let taken = store.take_pending(evil).await.unwrap().unwrap();
         assert_eq!((&*taken.challenge, taken.created_at), (&vec![1, 2, 3], 100));
         assert!(store.take_pending(evil).await.unwrap().is_none());
-        assert!(store.put_pending(&pending(sample("d"), 200), 150, 2).await.unwrap());
+        assert!(
+            store
+                .put_pending(&pending(sample("d"), 200), 150, 2)
+                .await
+                .unwrap()
+        );
         assert!(store.take_pending("b").await.unwrap().is_none());
         assert!(store.agent_ids().await.unwrap().is_empty());
     }

@@ -195,7 +195,10 @@ impl Store {
                 record: row.try_get("record")?,
             })
         };
-        rows.iter().map(row).collect::<Result<_, _>>().map_err(Into::into)
+        rows.iter()
+            .map(row)
+            .collect::<Result<_, _>>()
+            .map_err(Into::into)
     }
 
     /// Digest of the runtime policy of this name.
@@ -204,7 +207,9 @@ impl Store {
             .bind(name.to_owned())
             .fetch_optional(&self.pool)
             .await?;
-        row.map(|row| row.try_get(0)).transpose().map_err(Into::into)
+        row.map(|row| row.try_get(0))
+            .transpose()
+            .map_err(Into::into)
     }
 
     /// Text of the runtime policy with this digest.
@@ -213,7 +218,9 @@ impl Store {
             .bind(digest.to_owned())
             .fetch_optional(&self.pool)
             .await?;
-        row.map(|row| row.try_get(0)).transpose().map_err(Into::into)
+        row.map(|row| row.try_get(0))
+            .transpose()
+            .map_err(Into::into)
     }
 
     /// Writes a batch in one transaction. It survives a crash of this process, but for speed not
@@ -285,18 +292,36 @@ mod tests {
     async fn enrolment_is_all_or_nothing() {
         let root = tempfile::tempdir().unwrap();
         let store = open(&root).await;
-        let done = store.insert_node(&node("a", 1), &policy("shared")).await.unwrap();
+        let done = store
+            .insert_node(&node("a", 1), &policy("shared"))
+            .await
+            .unwrap();
         assert_eq!(done, Enrolled::Done);
-        let again = store.insert_node(&node("a", 2), &PolicyChoice::None).await.unwrap();
+        let again = store
+            .insert_node(&node("a", 2), &PolicyChoice::None)
+            .await
+            .unwrap();
         assert_eq!(again, Enrolled::NodeExists);
-        let taken = store.insert_node(&node("b", 3), &policy("shared")).await.unwrap();
+        let taken = store
+            .insert_node(&node("b", 3), &policy("shared"))
+            .await
+            .unwrap();
         assert_eq!(taken, Enrolled::PolicyExists);
         let named = PolicyChoice::Named("shared".into());
-        assert_eq!(store.insert_node(&node("b", 4), &named).await.unwrap(), Enrolled::Done);
+        assert_eq!(
+            store.insert_node(&node("b", 4), &named).await.unwrap(),
+            Enrolled::Done
+        );
         let nodes = store.nodes("default").await.unwrap();
         let seen: Vec<_> = nodes
             .iter()
-            .map(|n| (n.agent_id.as_str(), n.generation, n.policy_digest.as_deref()))
+            .map(|n| {
+                (
+                    n.agent_id.as_str(),
+                    n.generation,
+                    n.policy_digest.as_deref(),
+                )
+            })
             .collect();
         assert_eq!(seen, [("a", 1, Some("00ff")), ("b", 4, Some("00ff"))]);
         assert!(store.nodes("other").await.unwrap().is_empty());
@@ -306,24 +331,45 @@ mod tests {
     async fn own_policy_goes_with_the_node_and_a_shared_one_stays() {
         let root = tempfile::tempdir().unwrap();
         let store = open(&root).await;
-        store.insert_node(&node("a", 1), &policy("a")).await.unwrap();
-        store.insert_node(&node("b", 2), &policy("shared")).await.unwrap();
+        store
+            .insert_node(&node("a", 1), &policy("a"))
+            .await
+            .unwrap();
+        store
+            .insert_node(&node("b", 2), &policy("shared"))
+            .await
+            .unwrap();
         assert!(store.delete_node("a").await.unwrap());
         assert!(!store.delete_node("a").await.unwrap());
         assert_eq!(store.policy_digest("a").await.unwrap(), None);
-        assert_eq!(store.policy_digest("shared").await.unwrap().as_deref(), Some("00ff"));
-        assert_eq!(store.policy_text("00ff").await.unwrap().as_deref(), Some("policy"));
+        assert_eq!(
+            store.policy_digest("shared").await.unwrap().as_deref(),
+            Some("00ff")
+        );
+        assert_eq!(
+            store.policy_text("00ff").await.unwrap().as_deref(),
+            Some("policy")
+        );
         assert!(store.delete_node("b").await.unwrap());
-        assert_eq!(store.policy_digest("shared").await.unwrap().as_deref(), Some("00ff"));
+        assert_eq!(
+            store.policy_digest("shared").await.unwrap().as_deref(),
+            Some("00ff")
+        );
     }
 
     #[tokio::test]
     async fn late_update_of_a_removed_node_does_not_touch_its_successor() {
         let root = tempfile::tempdir().unwrap();
         let store = open(&root).await;
-        store.insert_node(&node("a", 1), &PolicyChoice::None).await.unwrap();
+        store
+            .insert_node(&node("a", 1), &PolicyChoice::None)
+            .await
+            .unwrap();
         store.delete_node("a").await.unwrap();
-        store.insert_node(&node("a", 2), &PolicyChoice::None).await.unwrap();
+        store
+            .insert_node(&node("a", 2), &PolicyChoice::None)
+            .await
+            .unwrap();
         let update = |generation, operational_state| RecordUpdate {
             agent_id: "a".into(),
             generation,
@@ -331,9 +377,15 @@ mod tests {
             record: format!("{{\"g\":{generation}}}"),
         };
         store.update_records(&[update(1, 9)]).await.unwrap();
-        assert_eq!(store.nodes("default").await.unwrap()[0].operational_state, 1);
+        assert_eq!(
+            store.nodes("default").await.unwrap()[0].operational_state,
+            1
+        );
         store.update_records(&[update(2, 3)]).await.unwrap();
         let row = &store.nodes("default").await.unwrap()[0];
-        assert_eq!((row.operational_state, row.record.as_str()), (3, "{\"g\":2}"));
+        assert_eq!(
+            (row.operational_state, row.record.as_str()),
+            (3, "{\"g\":2}")
+        );
     }
 }
