@@ -1,2 +1,70 @@
-//! x
-fn main() {}
+//! `trothctl`: the operator's command line to Troth's verifier and registrar.
+//!
+//! This file only dispatches. Options are in `cli`, what a command does in the module of its name.
+
+/// `trothctl agent ...`: enrol, remove, show and watch nodes.
+mod agent;
+/// Clients of verifier, registrar and agent: endpoints, credentials, envelopes.
+mod api;
+/// `trothctl ca show`: the certificates of a CA directory.
+mod ca;
+/// Options and subcommands.
+mod cli;
+/// Everything that can go wrong, with the exit code and the advice that belong to it.
+mod error;
+/// What `--help` and the manual pages say beyond the options; writes those pages.
+mod help;
+/// `trothctl inspect ...`: read a quote, a boot log or an IMA list without any server.
+mod inspect;
+/// Terminal and JSON output.
+mod output;
+/// `trothctl policy ...`: make policies; shared with `agent add`.
+mod policy;
+/// `trothctl registrar ...`: what the registrar knows about a node.
+mod registrar;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::{
+    cli::{Cli, Command, InspectCommand, PolicyCommand},
+    error::{Error, Exit},
+    output::Output,
+};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let out = Output::from_environment(cli.global.json);
+    match run(&cli, &out) {
+        Ok(exit) => exit.into(),
+        Err(error) => {
+            out.error(&error);
+            error.exit().into()
+        }
+    }
+}
+
+fn run(cli: &Cli, out: &Output) -> Result<Exit, Error> {
+    match &cli.command {
+        Command::Agent(command) => network(agent::run(&cli.global, command, out)),
+        Command::Registrar(command) => network(registrar::run(&cli.global, command, out)),
+        Command::Inspect(InspectCommand::Quote(args)) => inspect::quote(args, out),
+        Command::Ca(cli::CaCommand::Show) => ca::show(&cli.global.ca_dir, out),
+        Command::Policy(PolicyCommand::Create(cli::PolicyCreateCommand::Runtime(args))) => {
+            policy::create_runtime(args, out)
+        }
+        Command::Completions { shell } => help::completions(*shell, out),
+        Command::Man { dir } => help::man(dir.as_deref(), out),
+    }
+}
+
+/// Runs a command that talks to servers. The runtime exists only for these commands: the others
+/// start no thread and no timer.
+fn network(work: impl Future<Output = Result<Exit, Error>>) -> Result<Exit, Error> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|source| Error::Runtime { source })?
+        .block_on(work)
+}

@@ -1,0 +1,268 @@
+use std::{io, path::PathBuf, process::ExitCode};
+
+use serde::Serialize;
+use troth_core::{
+    appraise::Finding,
+    identity::IdentityError,
+    policy::PolicyError,
+    tpm::{KeyError, StructureError},
+};
+use troth_daemon::{client::ClientError, tls::TlsError};
+
+/// The exit statuses, as `--help` and trothctl(1) document them; clap itself ends wrong use of the
+/// command line with 2.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd, Serialize)]
+#[serde(into = "u8")]
+pub(crate) enum Exit {
+    /// Done; of a node: trusted.
+    Success = 0,
+    /// Any error without a status of its own.
+    Error = 1,
+    /// A node failed attestation; a quote, log or identity is not to be trusted.
+    Untrusted = 3,
+    /// A node does not answer, or its last verdict is too old to count.
+    NodeUnreachable = 4,
+    /// No such node.
+    NotFound = 5,
+    /// A node without a verdict: not attested yet, or attestation is stopped.
+    Pending = 6,
+    /// Verifier, registrar or agent cannot be reached.
+    ServiceUnreachable = 7,
+    /// `--timeout` ended the wait.
+    Timeout = 8,
+}
+
+impl From<Exit> for u8 {
+    fn from(exit: Exit) -> Self {
+        exit as Self
+    }
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(u8::from(exit))
+    }
+}
+
+/// A command that could not do what it was told: what happened and where. [`Error::advice`] adds
+/// what to do about it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub(crate) enum Error {
+    /// The agent's address is already being attested.
+    #[error("agent {id} is already enrolled at the verifier {url}")]
+    AlreadyEnrolled { id: String, url: String },
+    /// The agent takes part in a way this command cannot check.
+    #[error("agent {id} registered no certificate: it speaks only Keylime API 1.0 over plain HTTP")]
+    AgentTooOld { id: String },
+    /// An answer that is not what the API promises.
+    #[error("{service} at {url}: {path}: unusable answer: {reason}")]
+    BadAnswer {
+        service: &'static str,
+        url: String,
+        path: String,
+        reason: String,
+    },
+    /// The EK certificate belongs to another TPM.
+    #[error("agent {id}: the EK certificate is for another key than the registered EK")]
+    ForeignEkCertificate { id: String },
+    /// CA directory without usable credentials.
+    #[error("operator credentials: {source}")]
+    Credentials { source: TlsError },
+    /// A registered key or certificate that must not be trusted.
+    #[error("agent {id}: {what}: {source}")]
+    Identity {
+        id: String,
+        what: &'static str,
+        source: IdentityError,
+    },
+    /// The AK cannot sign quotes.
+    #[error("AK: {0}")]
+    Key(#[from] KeyError),
+    /// A file whose content is not what the command takes.
+    #[error("{}: {reason}", path.display())]
+    Malformed { path: PathBuf, reason: String },
+    /// The registrar or verifier does not know the node.
+    #[error("agent {id} is not known to the {service} at {url}")]
+    NotFound {
+        id: String,
+        service: &'static str,
+        url: String,
+    },
+    /// The node's identity quote does not hold.
+    #[error("agent {id}: the identity quote is not valid")]
+    IdentityQuote { id: String, findings: Vec<Finding> },
+    /// Agent and this program share no API version.
+    #[error("agent {id} at {url} offers API {offered}, this program speaks 2.1 to 2.6")]
+    NoCommonVersion {
+        id: String,
+        url: String,
+        offered: String,
+    },
+    /// A policy that cannot be used.
+    #[error("{what}: {source}")]
+    Policy { what: String, source: PolicyError },
+    /// A file could not be read.
+    #[error("cannot read {}: {source}", path.display())]
+    ReadFile { path: PathBuf, source: io::Error },
+    /// A server said no.
+    #[error("{service} at {url}: {method} {path}: {status}: {reason}")]
+    Refused {
+        service: &'static str,
+        url: String,
+        method: String,
+        path: String,
+        status: u16,
+        reason: String,
+    },
+    /// A removal that was accepted did not come to its end.
+    #[error("agent {id} is still enrolled {seconds} s after its removal was accepted")]
+    RemovalPending { id: String, seconds: u64 },
+    /// No event loop.
+    #[error("cannot start the event loop: {source}")]
+    Runtime { source: io::Error },
+    /// A registered key does not parse.
+    #[error("agent {id}: {what} in the registrar's record: {reason}")]
+    RegisteredKey {
+        id: String,
+        what: &'static str,
+        reason: String,
+    },
+    /// A TPM structure in a file does not parse.
+    #[error("{}: {source}", path.display())]
+    Structure {
+        path: PathBuf,
+        source: StructureError,
+    },
+    /// No connection, no TLS, or no answer in time.
+    #[error("cannot reach the {service} at {url}: {source}")]
+    Unreachable {
+        service: &'static str,
+        url: String,
+        /// The option that names the address.
+        option: &'static str,
+        source: ClientError,
+    },
+    /// `--until` was not reached in time.
+    #[error("not {wanted} after {seconds} s: {nodes}")]
+    WatchTimeout {
+        wanted: &'static str,
+        seconds: f64,
+        nodes: String,
+    },
+    /// A file or standard output could not be written.
+    #[error("cannot write {}: {source}", path.display())]
+    WriteFile { path: PathBuf, source: io::Error },
+}
+
+impl Error {
+    /// The exit status that belongs to it.
+    pub(crate) fn exit(&self) -> Exit {
+        match self {
+            Self::Unreachable { .. } => Exit::ServiceUnreachable,
+            Self::NotFound { .. } => Exit::NotFound,
+            Self::IdentityQuote { .. }
+            | Self::Identity { .. }
+            | Self::ForeignEkCertificate { .. } => Exit::Untrusted,
+            Self::WatchTimeout { .. } => Exit::Timeout,
+            _ => Exit::Error,
+        }
+    }
+
+    /// Findings that explain it.
+    pub(crate) fn findings(&self) -> &[Finding] {
+        match self {
+            Self::IdentityQuote { findings, .. } => findings,
+            _ => &[],
+        }
+    }
+
+    /// What to do about it, if there is something to say.
+    pub(crate) fn advice(&self) -> Option<String> {
+        Some(match self {
+            Self::AlreadyEnrolled { id, .. } => format!(
+                "see it with `trothctl agent status {id}`; to enrol it anew with other policies, \
+                 `trothctl agent remove --wait {id}` first"
+            ),
+            Self::AgentTooOld { .. } => {
+                "upgrade the agent to one that registers a certificate for mutual TLS".to_owned()
+            }
+            Self::ForeignEkCertificate { .. } | Self::Identity { .. } => {
+                "do not enrol this node before you know why: its registration may come from \
+                 another machine or a software TPM"
+                    .to_owned()
+            }
+            Self::Credentials { .. } => {
+                "--ca-dir (or TROTH_CA_DIR) must name a directory with cacert.crt, \
+                 client-cert.crt and client-private.pem that you may read; the verifier or the \
+                 registrar makes one on its first start, by default /var/lib/troth/cv_ca"
+                    .to_owned()
+            }
+            Self::NotFound {
+                service: "registrar",
+                ..
+            } => "list what is registered with `trothctl registrar list`; a node appears there \
+                 once its agent has started and proved that it owns its TPM"
+                .to_owned(),
+            Self::NotFound { .. } => {
+                "list the enrolled nodes with `trothctl agent list`, enrol one with `trothctl \
+                 agent add`"
+                    .to_owned()
+            }
+            Self::IdentityQuote { .. } => {
+                "nothing was enrolled; check that the agent at this address is the one that \
+                 registered (`trothctl registrar show`), or restart it so that it registers again"
+                    .to_owned()
+            }
+            Self::NoCommonVersion { .. } => "upgrade the agent".to_owned(),
+            Self::Refused {
+                status: 401 | 403, ..
+            } => "the operator's certificate in --ca-dir (or TROTH_CA_DIR) must be issued by the \
+                 CA that the server trusts"
+                .to_owned(),
+            Self::RemovalPending { id, .. } => {
+                format!("look again with `trothctl agent status {id}`; see the verifier's log")
+            }
+            Self::Unreachable { option, source, .. } => match source {
+                ClientError::Tls { .. } if *option == AGENT_ADDRESS => {
+                    "the agent does not show the certificate it registered, or does not accept \
+                     the operator's: restart it so that it registers again, and check its \
+                     trusted_client_ca"
+                        .to_owned()
+                }
+                ClientError::Tls { .. } => format!(
+                    "check that {option} names the right server and that --ca-dir (or \
+                     TROTH_CA_DIR) holds the CA it uses"
+                ),
+                _ => format!("check that it runs, and that {option} names its address"),
+            },
+            Self::WatchTimeout { .. } => "see why with `trothctl agent status ID`".to_owned(),
+            _ => return None,
+        })
+    }
+}
+
+/// The options that name an agent's address.
+pub(crate) const AGENT_ADDRESS: &str = "--address and --port";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refused_connection_names_the_address_and_the_option() {
+        let error = Error::Unreachable {
+            service: "verifier",
+            url: "https://127.0.0.1:8881".to_owned(),
+            option: "--verifier (or TROTH_VERIFIER)",
+            source: ClientError::Connect {
+                target: "127.0.0.1:8881".to_owned(),
+                source: io::Error::from(io::ErrorKind::ConnectionRefused),
+            },
+        };
+        assert!(error.to_string().contains("https://127.0.0.1:8881"));
+        assert!(error.to_string().contains("connection refused"));
+        assert!(error.advice().unwrap().contains("--verifier"));
+        assert_eq!(error.exit(), Exit::ServiceUnreachable);
+    }
+}

@@ -1,0 +1,177 @@
+use std::{
+    io::{self, Write},
+    path::Path,
+};
+
+use clap::CommandFactory;
+use clap_complete::Shell;
+
+use crate::{
+    cli::Cli,
+    error::{Error, Exit},
+    output::Output,
+};
+
+pub(crate) const LONG_ABOUT: &str = "\
+Operate Troth: enrol Linux nodes for remote attestation and see which of them can be trusted.
+
+A node's agent registers its TPM at the registrar. `trothctl agent add` checks that identity and \
+hands the node with its policies to the verifier, which then asks the node for a TPM quote again \
+and again. `trothctl agent status` says whether the node is trusted, and if not, why and what to \
+do. The servers are Troth's or Keylime's: the interface is the same.";
+
+pub(crate) const AFTER_HELP: &str = "\
+`trothctl --help` explains exit statuses, JSON, environment and files; `trothctl COMMAND --help` \
+explains a command.";
+
+pub(crate) const AGENT_ADD: &str = "\
+Check a registered node's identity and have the verifier attest it from now on.
+
+In this order: read and check the policies; fetch the node's keys from the registrar; check that \
+its EK and AK follow the TCG's templates and that an EK certificate is for that EK; contact the \
+agent, which must show the certificate that it registered; have it quote PCR 16 over a fresh \
+nonce, and check that quote with the registered AK; enrol the node at the verifier. Nothing is \
+enrolled when a step fails.
+
+PCR 10 is quoted when there is a runtime policy, PCRs 0 to 9 and 11 to 15 when there is a boot \
+policy, and every PCR that --tpm-policy names.";
+
+pub(crate) const AGENT_WATCH: &str = "\
+Print a line whenever a node's state changes, with the time since the command started.
+
+The first line of a node is the state it is in. The command ends with --until, with --timeout, \
+or when it is interrupted; a verifier that restarts meanwhile does not end it.";
+
+pub(crate) const INSPECT_QUOTE: &str = "\
+Print a quote's structures; with --ak, check its signature and PCR digest.
+
+FILE holds Keylime's quote string (r...:...:...) or the JSON answer of an agent to \
+/quotes/identity or /quotes/integrity, from which the quote and the key bound to PCR 16 are \
+taken. Without --ak nothing is checked: everything printed is what the file claims.";
+
+/// Heading and text of what the main manual page and `--help` say beyond the options.
+const SECTIONS: [(&str, &str); 4] = [
+    ("Exit status", EXIT_STATUS),
+    ("JSON", JSON),
+    ("Environment", ENVIRONMENT),
+    ("Files", FILES),
+];
+
+const EXIT_STATUS: &str = "\
+0  done; agent status: the node is trusted
+1  an error without a status of its own
+2  wrong use of the command line
+3  not to be trusted: a node failed attestation; a quote, log or identity failed its check
+4  agent status: the node is unreachable, or its last verdict is too old to count
+5  no such node
+6  agent status: no verdict (not attested yet, stopped, being removed)
+7  verifier, registrar or agent cannot be reached
+8  agent watch: --timeout ended the wait";
+
+const JSON: &str = "\
+With --json a result is one JSON object on standard output (agent watch: one object a line), and
+an error is one on standard error: {\"error\": {\"message\", \"advice\", \"exit_status\", \"findings\"}}.
+Members may be added; those named here stay.
+
+agent list      {\"agents\": [NODE]}
+agent status    NODE
+agent add       {\"id\", \"result\", \"verifier\", \"agent\", \"api_version\", \"ak_name\",
+                \"ek_certificate\", \"tpm_policy\", \"has_runtime_policy\", \"has_boot_policy\",
+                \"warnings\"}
+agent remove    {\"id\", \"result\"}, result is removed or accepted
+agent watch     {\"elapsed_ms\", \"time_ms\", \"id\", \"previous\", \"state\", \"reason\",
+                \"findings\", \"findings_total\"}
+registrar list  {\"agents\": [ID]}
+registrar show  {\"id\", \"address\", \"port\", \"regcount\", \"ek\", \"ak\", \"ek_certificate\",
+                \"ek_certificate_matches\", \"mtls_certificate\", \"tls_disabled\"}
+ca show         {\"directory\", \"ca\": FILE, \"issued\": [FILE]}
+
+NODE: id, state, reason, judged_at_ms, last_trusted_ms, due_at_ms, period, attestation_count,
+ima_entries, address, severity, last_event, tpm_policy, has_runtime_policy, has_boot_policy,
+hash_algorithm, encryption_algorithm, signing_algorithm, verifier, findings, findings_total.
+state: trusted, failed, unreachable, stale, pending, stopped, removed, unknown.
+Finding: id, recoverable, place, expected, got, explanation, action.
+Members in _ms are Unix milliseconds; 0 is never.";
+
+const ENVIRONMENT: &str = "\
+TROTH_VERIFIER   as --verifier
+TROTH_REGISTRAR  as --registrar
+TROTH_CA_DIR     as --ca-dir
+NO_COLOR         not empty: no colour. Without a terminal there is none anyway";
+
+const FILES: &str = "\
+/var/lib/troth/cv_ca/cacert.crt          the CA that verifier and registrar use
+/var/lib/troth/cv_ca/client-cert.crt     the operator's certificate
+/var/lib/troth/cv_ca/client-private.pem  its private key";
+
+/// The sections as `--help` shows them.
+pub(crate) fn after_long_help() -> String {
+    let mut help = String::new();
+    for (heading, text) in SECTIONS {
+        if !help.is_empty() {
+            help.push_str("\n\n");
+        }
+        help.push_str(heading);
+        help.push(':');
+        for line in text.lines() {
+            help.push_str("\n  ");
+            help.push_str(line);
+        }
+    }
+    help
+}
+
+/// Runs `trothctl completions`.
+pub(crate) fn completions(shell: Shell, out: &Output) -> Result<Exit, Error> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "trothctl", &mut script);
+    out.text(&String::from_utf8_lossy(&script))?;
+    Ok(Exit::Success)
+}
+
+/// Runs `trothctl man`.
+pub(crate) fn man(directory: Option<&Path>, out: &Output) -> Result<Exit, Error> {
+    let mut page = Vec::new();
+    let failed = |path: &Path| {
+        let path = path.to_owned();
+        move |source| Error::WriteFile { path, source }
+    };
+    main_page(&mut page).map_err(failed(Path::new("standard output")))?;
+    match directory {
+        None => out.text(&String::from_utf8_lossy(&page))?,
+        Some(directory) => {
+            clap_mangen::generate_to(Cli::command(), directory).map_err(failed(directory))?;
+            let path = directory.join("trothctl.1");
+            std::fs::write(&path, page).map_err(failed(&path))?;
+        }
+    }
+    Ok(Exit::Success)
+}
+
+fn main_page(page: &mut dyn Write) -> io::Result<()> {
+    let man = clap_mangen::Man::new(Cli::command()).manual("Troth");
+    man.render_title(page)?;
+    man.render_name_section(page)?;
+    man.render_synopsis_section(page)?;
+    man.render_description_section(page)?;
+    man.render_options_section(page)?;
+    man.render_subcommands_section(page)?;
+    for (heading, text) in SECTIONS {
+        writeln!(page, ".SH \"{}\"\n.nf", heading.to_uppercase())?;
+        for line in text.lines() {
+            // A leading dot or quote would be a request to troff.
+            let guard = if line.starts_with(['.', '\'']) {
+                r"\&"
+            } else {
+                ""
+            };
+            writeln!(
+                page,
+                "{guard}{}",
+                line.replace('\\', r"\e").replace('-', r"\-")
+            )?;
+        }
+        writeln!(page, ".fi")?;
+    }
+    man.render_version_section(page)
+}

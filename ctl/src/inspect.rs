@@ -1,0 +1,4 @@
+/// `inspect quote`.
+mod quote;
+
+pub(crate) use quote::run as quote;
