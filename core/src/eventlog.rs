@@ -1,1 +1,0 @@
-//! TCG boot log. Stub: the implementer completes it (as a directory module).

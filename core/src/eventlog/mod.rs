@@ -1,0 +1,72 @@
+//! TCG boot log (PC Client Platform Firmware Profile): parse, replay, and the events that a
+//! verified quote explains.
+//!
+//! Bytes to [`EventLog`], then [`EventLog::verify`] against a [`VerifiedQuote`] to
+//! [`ReplayedLog`]: events are shown by the latter alone, and only those of PCRs whose replayed
+//! value is the quoted one.
+
+/// Event types by their TCG names.
+mod kind;
+/// The two binary formats: crypto-agile and SHA-1.
+mod parse;
+/// Replay of one bank, comparison with a quote, boot aggregates.
+mod replay;
+
+pub use kind::EventType;
+pub use parse::{EventLog, EventLogError, LogProblem, MAX_LOG};
+pub use replay::{BootAggregate, PcrMismatch, ReplayedLog};
+
+use crate::tpm::{Digest, HashAlgorithm};
+
+/// One event. Borrows the log.
+#[derive(Clone, Copy, Debug)]
+pub struct Event<'l> {
+    /// 0-based index in the log; the header, if there is one, is event 0.
+    pub index: usize,
+    /// The PCR that was extended; firmware writes other numbers into some EV_NO_ACTION events.
+    pub pcr: u32,
+    /// What kind of event.
+    pub kind: EventType,
+    /// One digest per bank.
+    pub digests: EventDigests<'l>,
+    /// What the firmware says was measured. Often not what the digest is made of.
+    pub data: &'l [u8],
+}
+
+/// The digests of one event.
+#[derive(Clone, Copy, Debug)]
+pub struct EventDigests<'l> {
+    /// TPM_ALG_ID and digest after one another; the bare SHA-1 digest in the old format.
+    bytes: &'l [u8],
+    /// TPM_ALG_ID and digest size of each bank; `None` in the old format.
+    banks: Option<&'l [(u16, usize)]>,
+}
+
+impl EventDigests<'_> {
+    /// The digest of one bank.
+    pub fn get(&self, bank: HashAlgorithm) -> Option<Digest> {
+        self.iter().find(|(algorithm, _)| *algorithm == bank).map(|(_, digest)| digest)
+    }
+
+    /// Bank and digest, in the log's order; banks of unknown algorithms are left out.
+    pub fn iter(&self) -> impl Iterator<Item = (HashAlgorithm, Digest)> {
+        let mut rest = self.bytes;
+        std::iter::from_fn(move || loop {
+            let (id, size) = match self.banks {
+                None => (HashAlgorithm::Sha1.id(), rest.len()),
+                Some(banks) => {
+                    let (id, after) = rest.split_first_chunk::<2>()?;
+                    rest = after;
+                    *banks.iter().find(|(bank, _)| *bank == u16::from_le_bytes(*id))?
+                }
+            };
+            let (digest, after) = rest.split_at_checked(size).filter(|(d, _)| !d.is_empty())?;
+            rest = after;
+            if let (Some(algorithm), Some(digest)) =
+                (HashAlgorithm::from_id(id), Digest::from_slice(digest))
+            {
+                return Some((algorithm, digest));
+            }
+        })
+    }
+}

@@ -1,0 +1,287 @@
+use std::iter::Peekable;
+use std::str::Chars;
+
+use regex::{RegexBuilder, RegexSet, RegexSetBuilder};
+
+use super::PolicyError;
+
+/// Compiled size of one pattern, and of the set, in bytes.
+const SIZE_LIMIT: usize = 64 << 20;
+/// Steps of the backtracking engine for one pattern and one path: some 0.1 ms.
+const BACKTRACK_LIMIT: usize = 10_000;
+/// Paths on which backtracking may hit its limit in one appraisal.
+const BUDGET: u32 = 1_000;
+
+/// Exclude patterns: what matches at its start is not judged.
+///
+/// Patterns are Python's, matched at the start of the path and not anchored at its end, as
+/// Keylime does (`re.match`). Each is put into Rust's syntax; the linear-time engine takes what it
+/// can, as one set, and only look-around and back-references go to a backtracking engine with a
+/// step limit. A path on which that limit is hit counts as not excluded.
+#[derive(Debug)]
+pub struct Excludes {
+    linear: RegexSet,
+    backtracking: Vec<fancy_regex::Regex>,
+}
+
+/// How often backtracking may still hit its step limit in one appraisal. A host that picks
+/// paths to be slow on gains nothing but findings.
+#[derive(Clone, Copy, Debug)]
+pub struct ExcludesBudget(u32);
+
+impl Default for ExcludesBudget {
+    fn default() -> Self {
+        Self(BUDGET)
+    }
+}
+
+impl Excludes {
+    /// Compiles `patterns`.
+    ///
+    /// # Errors
+    /// Names the first pattern that is no regular expression.
+    pub fn compile<'p>(patterns: impl IntoIterator<Item = &'p str>) -> Result<Self, PolicyError> {
+        let mut linear = Vec::new();
+        let mut backtracking = Vec::new();
+        for pattern in patterns {
+            let fail = |reason: String| PolicyError::Exclude { pattern: pattern.into(), reason };
+            let anchored = format!(r"\A(?:{})", translate(pattern));
+            if RegexBuilder::new(&anchored).size_limit(SIZE_LIMIT).build().is_ok() {
+                linear.push(anchored);
+                continue;
+            }
+            let regex = fancy_regex::RegexBuilder::new(&anchored)
+                .backtrack_limit(BACKTRACK_LIMIT)
+                .delegate_size_limit(SIZE_LIMIT)
+                .build()
+                .map_err(|error| fail(error.to_string()))?;
+            backtracking.push(regex);
+        }
+        let linear = RegexSetBuilder::new(&linear).size_limit(SIZE_LIMIT).build().map_err(|e| {
+            PolicyError::Exclude { pattern: "all together".to_owned(), reason: e.to_string() }
+        })?;
+        Ok(Self { linear, backtracking })
+    }
+
+    /// Is `path` excluded?
+    pub fn matches(&self, path: &str, budget: &mut ExcludesBudget) -> bool {
+        if self.linear.is_match(path) {
+            return true;
+        }
+        for regex in &self.backtracking {
+            if budget.0 == 0 {
+                return false;
+            }
+            match regex.is_match(path) {
+                Ok(true) => return true,
+                Ok(false) => {}
+                Err(_) => budget.0 -= 1,
+            }
+        }
+        false
+    }
+
+    /// No patterns?
+    pub fn is_empty(&self) -> bool {
+        self.linear.is_empty() && self.backtracking.is_empty()
+    }
+}
+
+/// Puts a Python pattern into the syntax that both Rust engines share.
+///
+/// Differences handled: `\Z` (end of text), `{,n}`, a `{` that starts no quantifier, `(?P=name)`,
+/// `(?#comment)`, octal escapes, `\<` and `\>` (literal in Python), and in classes a bare `[`,
+/// `&&`, `~~` and `--`, which Rust reads as set operations.
+fn translate(pattern: &str) -> String {
+    let mut out = String::with_capacity(pattern.len() + 8);
+    let mut chars = pattern.chars().peekable();
+    while let Some(c) = chars.next() {
+        match c {
+            '\\' => escape(&mut chars, &mut out, false),
+            '[' => class(&mut chars, &mut out),
+            '{' => quantifier(&mut chars, &mut out),
+            '(' => group(&mut chars, &mut out),
+            c => out.push(c),
+        }
+    }
+    out
+}
+
+fn escape(chars: &mut Peekable<Chars<'_>>, out: &mut String, in_class: bool) {
+    match chars.next() {
+        Some('Z') if !in_class => out.push_str(r"\z"),
+        Some(c @ ('<' | '>')) => out.push(c),
+        // In a class, \b is the backspace character.
+        Some('b') if in_class => out.push_str(r"\x08"),
+        Some(c @ '0'..='7') => {
+            // \0 and its followers are octal; \123 is too; \1 to \99 are back-references.
+            let mut digits = String::from(c);
+            let mut ahead = chars.clone();
+            while digits.len() < 3 {
+                match ahead.next() {
+                    Some(d @ '0'..='7') => digits.push(d),
+                    _ => break,
+                }
+            }
+            if c == '0' || digits.len() == 3 || in_class {
+                for _ in 1..digits.len() {
+                    chars.next();
+                }
+                let code = u32::from_str_radix(&digits, 8).unwrap_or_default();
+                out.push_str(&format!(r"\x{{{code:x}}}"));
+            } else {
+                out.push('\\');
+                out.push(c);
+            }
+        }
+        Some(c) => {
+            out.push('\\');
+            out.push(c);
+        }
+        // A trailing backslash stays, and the engines refuse it.
+        None => out.push('\\'),
+    }
+}
+
+/// A character class, from after its `[` to its `]`.
+fn class(chars: &mut Peekable<Chars<'_>>, out: &mut String) {
+    out.push('[');
+    if chars.next_if_eq(&'^').is_some() {
+        out.push('^');
+    }
+    if chars.next_if_eq(&']').is_some() {
+        out.push_str(r"\]");
+    } else if chars.next_if_eq(&'-').is_some() {
+        out.push_str(r"\-");
+    }
+    while let Some(c) = chars.next() {
+        match c {
+            ']' => {
+                out.push(']');
+                return;
+            }
+            '\\' => escape(chars, out, true),
+            '[' | '&' | '~' => {
+                out.push('\\');
+                out.push(c);
+            }
+            '-' if chars.peek() == Some(&'-') => {
+                // A range that ends in a hyphen, as in `[+--]`.
+                chars.next();
+                out.push_str(r"-\-");
+            }
+            c => out.push(c),
+        }
+    }
+}
+
+/// What follows a `{`: Python takes it for a character unless it is `{n}`, `{n,}`, `{,n}`, `{n,m}`.
+fn quantifier(chars: &mut Peekable<Chars<'_>>, out: &mut String) {
+    let mut ahead = chars.clone();
+    let mut body = String::new();
+    let closed = loop {
+        match ahead.next() {
+            Some('}') => break true,
+            Some(c @ ('0'..='9' | ',')) if body.len() < 24 => body.push(c),
+            _ => break false,
+        }
+    };
+    let quantifier = closed && !body.is_empty() && body.matches(',').count() <= 1;
+    if !quantifier {
+        out.push_str(r"\{");
+        return;
+    }
+    *chars = ahead;
+    out.push('{');
+    if body.starts_with(',') {
+        out.push('0');
+    }
+    out.push_str(&body);
+    out.push('}');
+}
+
+/// What follows a `(`.
+fn group(chars: &mut Peekable<Chars<'_>>, out: &mut String) {
+    let mut ahead = chars.clone();
+    let prefix = (ahead.next(), ahead.next(), ahead.next());
+    match prefix {
+        (Some('?'), Some('#'), _) => {
+            for c in chars.by_ref() {
+                if c == ')' {
+                    break;
+                }
+            }
+        }
+        (Some('?'), Some('P'), Some('=')) => {
+            let mut name = String::new();
+            for c in ahead.by_ref() {
+                if c == ')' {
+                    break;
+                }
+                name.push(c);
+            }
+            *chars = ahead;
+            out.push_str(&format!(r"\k<{name}>"));
+        }
+        _ => out.push('('),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn excluded(pattern: &str, path: &str) -> bool {
+        let excludes = Excludes::compile([pattern]).unwrap();
+        excludes.matches(path, &mut ExcludesBudget::default())
+    }
+
+    #[test]
+    fn patterns_match_at_the_start_only() {
+        assert!(excluded("/usr/bin/tr", "/usr/bin/true"));
+        assert!(!excluded("bin/true", "/usr/bin/true"));
+        assert!(excluded("/a|/b", "/bin"), "alternatives stay inside the anchor");
+    }
+
+    #[test]
+    fn python_syntax_means_what_it_means_in_python() {
+        for (pattern, yes, no) in [
+            (r"/tmp/a\Z", "/tmp/a", "/tmp/ab"),
+            (r"/x{,2}y", "/xxy", "/xxxy"),
+            (r"/{uuid}", "/{uuid}", "/uuid"),
+            (r"/a{x", "/a{x", "/a"),
+            (r"/(?P<d>\w)(?P=d)", "/aa", "/ab"),
+            (r"/(\w)\1", "/bb", "/bc"),
+            (r"/usr/(?!bin)", "/usr/lib/x", "/usr/bin/x"),
+            (r"/(?#all of it)a", "/a", "/b"),
+            (r"/[[]x", "/[x", "/]x"),
+            (r"/[]a]x", "/]x", "/[x"),
+            (r"/[a&&b]x", "/&x", "/cx"),
+            (r"/[+--]x", "/,x", "/.x"),
+            (r"/[--a]x", "/-x", "/bx"),
+            (r"/\<x\>", "/<x>", "/x"),
+            (r"/\101", "/A", "/B"),
+            (r"/[\w\-.]+/$", "/a-b.c/", "/a/b"),
+        ] {
+            assert!(excluded(pattern, yes), "{pattern} should match {yes}");
+            assert!(!excluded(pattern, no), "{pattern} should not match {no}");
+        }
+    }
+
+    #[test]
+    fn an_invalid_pattern_is_named() {
+        let error = Excludes::compile(["/ok", "/broken("]).unwrap_err();
+        assert!(error.to_string().contains("/broken("), "{error}");
+    }
+
+    #[test]
+    fn runaway_backtracking_ends_and_does_not_exclude() {
+        let excludes = Excludes::compile([r"/(?=(a+)+$)(a|a)*\1b"]).unwrap();
+        let path = format!("/{}c", "a".repeat(200));
+        let mut budget = ExcludesBudget(2);
+        for _ in 0..100 {
+            assert!(!excludes.matches(&path, &mut budget));
+        }
+        assert_eq!(budget.0, 0, "the step limit was hit and counted");
+    }
+}

@@ -1,0 +1,110 @@
+//! What is allowed, in compiled forms: PCR values, files by digest, and the boot log.
+
+/// What the boot log must show.
+mod boot;
+/// Runtime policy JSON from flat allowlists and from IMA lists.
+mod convert;
+/// Names with their allowed digests, held in one arena and found by a keyed hash.
+mod digests;
+/// Exclude patterns: Python regular expressions on two Rust engines.
+mod excludes;
+/// Runtime policy (Keylime JSON, version 1), compiled.
+mod runtime;
+/// TPM policy: allowed PCR values and the mask of the quote.
+mod tpm;
+
+pub use boot::BootPolicy;
+pub use digests::{AllowedDigests, DigestTable};
+pub use excludes::{Excludes, ExcludesBudget};
+pub use runtime::RuntimePolicy;
+pub use tpm::TpmPolicy;
+
+use crate::tpm::PcrMaskError;
+
+/// Longest runtime policy that is compiled, in bytes (Keylime's upload limit is 100 MiB).
+pub const MAX_RUNTIME_POLICY: usize = 128 << 20;
+/// Longest TPM or boot policy text, in bytes.
+pub const MAX_SMALL_POLICY: usize = 1 << 20;
+
+/// A policy that cannot be used: which part and why.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum PolicyError {
+    /// Not JSON; the text says where.
+    #[error("policy is not JSON: {0}")]
+    NotJson(String),
+    /// JSON that does not follow the schema; the text names the key and says where.
+    #[error("policy does not follow its schema: {0}")]
+    Schema(String),
+    /// Longer than the limit.
+    #[error("policy of {bytes} bytes is over the limit of {limit}")]
+    TooLarge {
+        /// Its length.
+        bytes: usize,
+        /// The limit.
+        limit: usize,
+    },
+    /// An exclude pattern that does not compile.
+    #[error("exclude pattern {pattern:?} is not a usable regular expression: {reason}")]
+    Exclude {
+        /// The pattern as written.
+        pattern: String,
+        /// What the regex engine says.
+        reason: String,
+    },
+    /// A key of a TPM policy that is no PCR number.
+    #[error("TPM policy key {0:?} is not a PCR number from 0 to 23")]
+    PcrNumber(String),
+    /// A PCR with a meaning of its own.
+    #[error("TPM policy must not name PCR {pcr}: {reason}")]
+    PcrReserved {
+        /// The PCR.
+        pcr: u8,
+        /// What it is reserved for.
+        reason: &'static str,
+    },
+    /// A PCR value that is not one.
+    #[error("TPM policy for PCR {pcr}: {value:?} is not a hexadecimal digest")]
+    PcrValue {
+        /// The PCR.
+        pcr: u8,
+        /// The value as written.
+        value: String,
+    },
+    /// The mask of a TPM policy.
+    #[error("TPM policy mask: {0}")]
+    Mask(#[from] PcrMaskError),
+    /// A boot policy with content.
+    #[error(
+        "boot policy {0:?} is not supported: use {{}} (the log must replay to the quoted PCRs) \
+         or no boot policy"
+    )]
+    BootPolicy(String),
+    /// A line of a flat allowlist.
+    #[error("allowlist line {line}: {reason}")]
+    Allowlist {
+        /// Line number from 1.
+        line: usize,
+        /// What is wrong there.
+        reason: &'static str,
+    },
+    /// An IMA list that no policy can be made from.
+    #[error("IMA list: {0}")]
+    ImaList(#[from] crate::ima::EntryError),
+}
+
+impl PolicyError {
+    /// Sorts serde_json's errors into syntax and schema.
+    fn from_json(error: &serde_json::Error) -> Self {
+        if error.is_data() {
+            Self::Schema(error.to_string())
+        } else {
+            Self::NotJson(error.to_string())
+        }
+    }
+
+    /// Refuses texts over `limit`.
+    fn check_size(bytes: usize, limit: usize) -> Result<(), Self> {
+        if bytes > limit { Err(Self::TooLarge { bytes, limit }) } else { Ok(()) }
+    }
+}

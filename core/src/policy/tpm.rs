@@ -1,0 +1,157 @@
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value};
+
+use super::{MAX_SMALL_POLICY, PolicyError};
+use crate::tpm::{Digest, PcrMask};
+
+/// PCR that IMA extends: its value is never constant.
+const IMA_PCR: u8 = 10;
+/// PCR that binds the agent's transport key to the quote.
+const BIND_PCR: u8 = 16;
+
+/// Allowed PCR values, with the mask the quote must cover.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct TpmPolicy {
+    mask: PcrMask,
+    allowed: BTreeMap<u8, Vec<Digest>>,
+}
+
+impl TpmPolicy {
+    /// From the verifier's JSON text, which has `mask` (hex text): `{"15": ["<hex>"], "mask":
+    /// "0x8000"}`. A single value may stand without its list.
+    ///
+    /// # Errors
+    /// Names the key or value that cannot be used; a mask with PCR 24 or above is refused.
+    pub fn parse(json: &str) -> Result<Self, PolicyError> {
+        let mut object = object(json)?;
+        let mask = match object.remove("mask") {
+            Some(Value::String(text)) => PcrMask::from_hex(&text)?,
+            Some(_) => return Err(PolicyError::Schema("`mask` is not a string".to_owned())),
+            None => return Err(PolicyError::Schema("missing key `mask`".to_owned())),
+        };
+        Ok(Self { mask: without_bind_pcr(mask), allowed: allowed(object)? })
+    }
+
+    /// From what an operator writes (no mask yet), normalised; refuses PCR 10, 16 and above 23.
+    /// The mask is the PCRs named.
+    ///
+    /// # Errors
+    /// Names the key or value that cannot be used.
+    pub fn from_operator(json: &str) -> Result<Self, PolicyError> {
+        let allowed = allowed(object(json)?)?;
+        let mask = allowed.keys().fold(PcrMask::default(), |mask, pcr| mask.with(*pcr));
+        Ok(Self { mask, allowed })
+    }
+
+    /// The mask, without PCR 16.
+    pub fn mask(&self) -> PcrMask {
+        self.mask
+    }
+
+    /// Adds PCRs to the mask.
+    #[must_use]
+    pub fn with_mask(self, mask: PcrMask) -> Self {
+        Self { mask: without_bind_pcr(self.mask.union(mask)), ..self }
+    }
+
+    /// PCRs with their allowed values, ascending. The values may be of several banks.
+    pub fn allowed(&self) -> impl Iterator<Item = (u8, &[Digest])> {
+        self.allowed.iter().map(|(pcr, values)| (*pcr, values.as_slice()))
+    }
+
+    /// The JSON text the verifier's API carries.
+    pub fn to_json(&self) -> String {
+        // Built by hand: PCRs in numeric order, `mask` last, as people expect to read it.
+        let mut text = String::from("{");
+        for (pcr, values) in &self.allowed {
+            let values: Vec<_> = values.iter().map(|value| format!("\"{value}\"")).collect();
+            text += &format!("\"{pcr}\": [{}], ", values.join(", "));
+        }
+        text + &format!("\"mask\": \"{:#x}\"}}", self.mask.bits())
+    }
+}
+
+fn object(json: &str) -> Result<Map<String, Value>, PolicyError> {
+    PolicyError::check_size(json.len(), MAX_SMALL_POLICY)?;
+    serde_json::from_str(json).map_err(|e| PolicyError::from_json(&e))
+}
+
+fn without_bind_pcr(mask: PcrMask) -> PcrMask {
+    mask.iter().filter(|pcr| *pcr != BIND_PCR).fold(PcrMask::default(), PcrMask::with)
+}
+
+fn allowed(object: Map<String, Value>) -> Result<BTreeMap<u8, Vec<Digest>>, PolicyError> {
+    object.into_iter().map(|(key, values)| entry(key, values)).collect()
+}
+
+fn entry(key: String, values: Value) -> Result<(u8, Vec<Digest>), PolicyError> {
+    let digits = key.bytes().all(|b| b.is_ascii_digit());
+    let pcr = match key.parse::<u8>() {
+        Ok(pcr) if digits && pcr < 24 => pcr,
+        _ => return Err(PolicyError::PcrNumber(key)),
+    };
+    match pcr {
+        IMA_PCR => {
+            let reason = "it holds the IMA list, which the runtime policy judges";
+            return Err(PolicyError::PcrReserved { pcr, reason });
+        }
+        BIND_PCR => {
+            let reason = "it binds the agent's key to the quote";
+            return Err(PolicyError::PcrReserved { pcr, reason });
+        }
+        _ => {}
+    }
+    let digest = |value: &Value| match value {
+        Value::String(text) => Digest::from_hex(text)
+            .filter(|digest| !digest.as_bytes().is_empty())
+            .ok_or_else(|| PolicyError::PcrValue { pcr, value: text.clone() }),
+        other => Err(PolicyError::PcrValue { pcr, value: other.to_string() }),
+    };
+    let values = match &values {
+        Value::Array(values) => values.iter().map(digest).collect::<Result<_, _>>()?,
+        value => vec![digest(value)?],
+    };
+    Ok((pcr, values))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_operator_writes_is_normalised() {
+        let policy = TpmPolicy::from_operator(r#"{"15":"AA","22":["bb","CC"]}"#).unwrap();
+        assert_eq!(policy.to_json(), r#"{"15": ["aa"], "22": ["bb", "cc"], "mask": "0x408000"}"#);
+        assert_eq!(TpmPolicy::from_operator("{}").unwrap().to_json(), r#"{"mask": "0x0"}"#);
+        assert_eq!(TpmPolicy::parse(&policy.to_json()).unwrap(), policy);
+    }
+
+    #[test]
+    fn reserved_and_unknown_pcrs_are_refused() {
+        for (json, part) in [
+            (r#"{"10":"aa"}"#, "PCR 10"),
+            (r#"{"16":"aa"}"#, "PCR 16"),
+            (r#"{"24":"aa"}"#, "\"24\""),
+            (r#"{"mask":"0x1"}"#, "\"mask\""),
+            (r#"{"+1":"aa"}"#, "\"+1\""),
+            (r#"{"1":"xy"}"#, "\"xy\""),
+            (r#"{"1":[7]}"#, "\"7\""),
+        ] {
+            let error = TpmPolicy::from_operator(json).unwrap_err();
+            assert!(error.to_string().contains(part), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_mask_is_required_and_never_names_pcr_16_or_24() {
+        assert!(matches!(TpmPolicy::parse("{}"), Err(PolicyError::Schema(_))));
+        assert!(matches!(
+            TpmPolicy::parse(r#"{"mask":"0x1000000"}"#),
+            Err(PolicyError::Mask(PcrMaskError::OutOfRange(_)))
+        ));
+        assert_eq!(TpmPolicy::parse(r#"{"mask":"0x10400"}"#).unwrap().mask().bits(), 0x400);
+    }
+
+    use crate::tpm::PcrMaskError;
+}
