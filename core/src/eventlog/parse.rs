@@ -89,7 +89,11 @@ impl<'l> EventLog<'l> {
     /// # Errors
     /// Where the log stops making sense. A log cut short is an error.
     pub fn parse(bytes: &'l [u8]) -> Result<Self, EventLogError> {
-        let mut reader = Reader { bytes, at: 0, event: 0 };
+        let mut reader = Reader {
+            bytes,
+            at: 0,
+            event: 0,
+        };
         if bytes.len() > MAX_LOG {
             return Err(reader.fail(LogProblem::TooLong));
         }
@@ -101,7 +105,11 @@ impl<'l> EventLog<'l> {
             startup_locality: None,
         };
         while reader.at < bytes.len() {
-            let record = if log.crypto_agile { reader.event2(&log.banks)? } else { reader.event()? };
+            let record = if log.crypto_agile {
+                reader.event2(&log.banks)?
+            } else {
+                reader.event()?
+            };
             let data = &bytes[record.data.clone()];
             if record.kind == EventType::EV_NO_ACTION {
                 if reader.event == 0 && data.starts_with(SPEC_ID_03) {
@@ -124,7 +132,9 @@ impl<'l> EventLog<'l> {
 
     /// The banks the log has digests of; unknown algorithms are left out.
     pub fn banks(&self) -> impl Iterator<Item = HashAlgorithm> {
-        self.banks.iter().filter_map(|(id, _)| HashAlgorithm::from_id(*id))
+        self.banks
+            .iter()
+            .filter_map(|(id, _)| HashAlgorithm::from_id(*id))
     }
 
     /// Is it in the crypto-agile format?
@@ -173,12 +183,19 @@ struct Reader<'l> {
 
 impl Reader<'_> {
     fn fail(&self, problem: LogProblem) -> EventLogError {
-        EventLogError { event: self.event, offset: self.at, problem }
+        EventLogError {
+            event: self.event,
+            offset: self.at,
+            problem,
+        }
     }
 
     /// Steps over `size` bytes.
     fn skip(&mut self, size: usize, what: &'static str) -> Result<Range<usize>, EventLogError> {
-        let end = self.at.checked_add(size).filter(|end| *end <= self.bytes.len());
+        let end = self
+            .at
+            .checked_add(size)
+            .filter(|end| *end <= self.bytes.len());
         let end = end.ok_or_else(|| self.fail(LogProblem::Truncated(what)))?;
         let start = std::mem::replace(&mut self.at, end);
         Ok(start..end)
@@ -186,7 +203,10 @@ impl Reader<'_> {
 
     fn u16(&mut self, what: &'static str) -> Result<u16, EventLogError> {
         let range = self.skip(2, what)?;
-        Ok(u16::from_le_bytes([self.bytes[range.start], self.bytes[range.start + 1]]))
+        Ok(u16::from_le_bytes([
+            self.bytes[range.start],
+            self.bytes[range.start + 1],
+        ]))
     }
 
     fn u32(&mut self, what: &'static str) -> Result<u32, EventLogError> {
@@ -201,7 +221,11 @@ impl Reader<'_> {
         let size = self.u32("the size of the event data")?;
         // A size that cannot be is reported where it stands, not where the data would be.
         let size = usize::try_from(size).unwrap_or(usize::MAX);
-        self.skip(size, "the event data").map_err(|error| EventLogError { offset: start, ..error })
+        self.skip(size, "the event data")
+            .map_err(|error| EventLogError {
+                offset: start,
+                ..error
+            })
     }
 
     /// TCG_PCClientPCREvent.
@@ -209,7 +233,13 @@ impl Reader<'_> {
         let pcr = self.u32("the PCR index")?;
         let kind = EventType(self.u32("the event type")?);
         let digests = self.skip(SHA1_SIZE, "the digest")?;
-        Ok(Record { pcr, kind, legacy: true, digests, data: self.data()? })
+        Ok(Record {
+            pcr,
+            kind,
+            legacy: true,
+            digests,
+            data: self.data()?,
+        })
     }
 
     /// TCG_PCR_EVENT2.
@@ -227,7 +257,11 @@ impl Reader<'_> {
             let at = self.at;
             let id = self.u16("an algorithm id")?;
             let bank = banks.iter().position(|(bank, _)| *bank == id);
-            let fail = |problem| EventLogError { event: self.event, offset: at, problem };
+            let fail = |problem| EventLogError {
+                event: self.event,
+                offset: at,
+                problem,
+            };
             let bank = bank.ok_or_else(|| fail(LogProblem::UnknownBank(id)))?;
             if seen >> bank & 1 == 1 {
                 return Err(fail(LogProblem::BankTwice(id)));
@@ -236,7 +270,13 @@ impl Reader<'_> {
             self.skip(banks[bank].1, "a digest")?;
         }
         let digests = start..self.at;
-        Ok(Record { pcr, kind, legacy: false, digests, data: self.data()? })
+        Ok(Record {
+            pcr,
+            kind,
+            legacy: false,
+            digests,
+            data: self.data()?,
+        })
     }
 
     /// The algorithms of TCG_EfiSpecIDEvent, which is the data at `range`.
@@ -244,7 +284,11 @@ impl Reader<'_> {
         // platformClass, specVersionMinor, specVersionMajor, specErrata, uintnSize follow the
         // signature.
         let at = range.start + SPEC_ID_03.len();
-        let mut header = Reader { bytes: &self.bytes[..range.end], at, event: self.event };
+        let mut header = Reader {
+            bytes: &self.bytes[..range.end],
+            at,
+            event: self.event,
+        };
         header.skip(8, "the header")?;
         let count = header.u32("the number of algorithms")?;
         match usize::try_from(count) {

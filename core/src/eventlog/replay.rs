@@ -58,7 +58,9 @@ impl<'l> EventLog<'l> {
             if event.kind == EventType::EV_NO_ACTION {
                 continue;
             }
-            let value = usize::try_from(event.pcr).ok().and_then(|pcr| values.get_mut(pcr));
+            let value = usize::try_from(event.pcr)
+                .ok()
+                .and_then(|pcr| values.get_mut(pcr));
             if let (Some(value), Some(digest)) = (value, event.digests.get(bank)) {
                 *value = value.extend(bank, digest.as_bytes());
             }
@@ -85,15 +87,27 @@ impl<'l> EventLog<'l> {
             if quoted == replayed {
                 explained = explained.with(pcr);
             } else {
-                mismatches.push(PcrMismatch { pcr, replayed: *replayed, quoted: *quoted });
+                mismatches.push(PcrMismatch {
+                    pcr,
+                    replayed: *replayed,
+                    quoted: *quoted,
+                });
             }
         }
-        ReplayedLog { explained, log: self, mismatches, replayed, quote }
+        ReplayedLog {
+            explained,
+            log: self,
+            mismatches,
+            replayed,
+            quote,
+        }
     }
 
     /// What `boot_aggregate` may be after the boot that the log tells of, in each of its banks.
     pub fn boot_aggregates(&self) -> Vec<BootAggregate> {
-        self.banks().flat_map(|bank| aggregates(&self.replay(bank))).collect()
+        self.banks()
+            .flat_map(|bank| aggregates(&self.replay(bank)))
+            .collect()
     }
 }
 
@@ -101,9 +115,14 @@ impl<'l> EventLog<'l> {
 fn aggregates(pcrs: &PcrValues) -> Vec<BootAggregate> {
     let bank = pcrs.bank();
     let aggregate = |count| {
-        let values: Option<Vec<&[u8]>> =
-            (0..count).map(|pcr| pcrs.get(pcr).map(Digest::as_bytes)).collect();
-        Some(BootAggregate { bank, pcrs: count, digest: bank.digest(&values?) })
+        let values: Option<Vec<&[u8]>> = (0..count)
+            .map(|pcr| pcrs.get(pcr).map(Digest::as_bytes))
+            .collect();
+        Some(BootAggregate {
+            bank,
+            pcrs: count,
+            digest: bank.digest(&values?),
+        })
     };
     [8, 10].into_iter().filter_map(aggregate).collect()
 }

@@ -61,7 +61,10 @@ pub struct Entry<'l> {
 impl<'l> Entry<'l> {
     /// Parses one line, without its line feed.
     pub(super) fn parse(line: &'l str, index: u64) -> Result<Self, EntryError> {
-        let fail = |reason| EntryError { entry: index, reason };
+        let fail = |reason| EntryError {
+            entry: index,
+            reason,
+        };
         if line.len() > MAX_LINE {
             return Err(fail("line is over 1 MiB"));
         }
@@ -80,11 +83,14 @@ impl<'l> Entry<'l> {
             "ima" => Template::Ima,
             _ => return Err(fail("unknown template")),
         };
-        let (digest, rest) =
-            fields.split_once(' ').ok_or_else(|| fail("no name after the digest"))?;
+        let (digest, rest) = fields
+            .split_once(' ')
+            .ok_or_else(|| fail("no name after the digest"))?;
         let (algorithm, digest) = match template {
             Template::Ima => ("", digest),
-            _ => digest.split_once(':').ok_or_else(|| fail("digest without its algorithm"))?,
+            _ => digest
+                .split_once(':')
+                .ok_or_else(|| fail("digest without its algorithm"))?,
         };
         let digest = decode(digest).ok_or_else(|| fail("digest is not hex"))?;
         let size = digest.as_bytes().len();
@@ -100,14 +106,23 @@ impl<'l> Entry<'l> {
             }
             Template::ImaNg => (rest, ""),
             // A name may hold spaces in lists of very old kernels; the last field never does.
-            Template::ImaSig | Template::ImaBuf => {
-                rest.rsplit_once(' ').ok_or_else(|| fail("no field after the name"))?
-            }
+            Template::ImaSig | Template::ImaBuf => rest
+                .rsplit_once(' ')
+                .ok_or_else(|| fail("no field after the name"))?,
         };
         if !extra.len().is_multiple_of(2) {
             return Err(fail("last field is not hex"));
         }
-        Ok(Self { index, pcr, template_hash, template, algorithm, digest, name, extra })
+        Ok(Self {
+            index,
+            pcr,
+            template_hash,
+            template,
+            algorithm,
+            digest,
+            name,
+            extra,
+        })
     }
 
     /// Did the kernel see the file opened for writing while it was measured, or the reverse?
@@ -146,9 +161,14 @@ impl<'l> Entry<'l> {
             out.resize(digest.len() + 256, 0);
             return Ok(());
         }
-        let fail = |reason| EntryError { entry: self.index, reason };
+        let fail = |reason| EntryError {
+            entry: self.index,
+            reason,
+        };
         let length = |bytes: usize| {
-            u32::try_from(bytes).map(u32::to_le_bytes).map_err(|_| fail("field over 4 GiB"))
+            u32::try_from(bytes)
+                .map(u32::to_le_bytes)
+                .map_err(|_| fail("field over 4 GiB"))
         };
         out.extend_from_slice(&length(self.algorithm.len() + 2 + digest.len())?);
         out.extend_from_slice(self.algorithm.as_bytes());
@@ -218,7 +238,10 @@ mod tests {
     #[test]
     fn template_data_is_the_kernels() {
         let mut data = Vec::new();
-        Entry::parse(LINE, 0).unwrap().template_data(&mut data).unwrap();
+        Entry::parse(LINE, 0)
+            .unwrap()
+            .template_data(&mut data)
+            .unwrap();
         assert_eq!(
             hex::encode(data),
             "1a000000736861313a00bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb\
@@ -233,7 +256,10 @@ mod tests {
         let signed = LINE.replace("ima-ng", "ima-sig") + " 0302";
         let entry = Entry::parse(&signed, 0).unwrap();
         assert_eq!((entry.name, entry.extra()), ("/usr/bin/true", vec![3, 2]));
-        let unsigned = LINE.replace("ima-ng", "ima-sig").replace("/usr", "/usr local") + " ";
+        let unsigned = LINE
+            .replace("ima-ng", "ima-sig")
+            .replace("/usr", "/usr local")
+            + " ";
         let entry = Entry::parse(&unsigned, 0).unwrap();
         assert_eq!((entry.name, entry.extra()), ("/usr local/bin/true", vec![]));
     }
@@ -253,6 +279,9 @@ mod tests {
             assert_eq!(error, EntryError { entry: 7, reason }, "{from} -> {to}");
         }
         let long = format!("{LINE}{}", "x".repeat(MAX_LINE));
-        assert_eq!(Entry::parse(&long, 0).unwrap_err().reason, "line is over 1 MiB");
+        assert_eq!(
+            Entry::parse(&long, 0).unwrap_err().reason,
+            "line is over 1 MiB"
+        );
     }
 }

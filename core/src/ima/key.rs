@@ -24,12 +24,22 @@ impl MeasuredKey {
     pub fn parse(data: &[u8]) -> Option<Self> {
         let info = if data.starts_with(b"-----BEGIN ") {
             Certificate::from_pem(data)
-                .map(|certificate| certificate.tbs_certificate().subject_public_key_info().clone())
+                .map(|certificate| {
+                    certificate
+                        .tbs_certificate()
+                        .subject_public_key_info()
+                        .clone()
+                })
                 .or_else(|_| SubjectPublicKeyInfoOwned::from_pem(data))
                 .ok()?
         } else if data.first() == Some(&0x30) {
             Certificate::from_der(data)
-                .map(|certificate| certificate.tbs_certificate().subject_public_key_info().clone())
+                .map(|certificate| {
+                    certificate
+                        .tbs_certificate()
+                        .subject_public_key_info()
+                        .clone()
+                })
                 .or_else(|_| SubjectPublicKeyInfoOwned::from_der(data))
                 .ok()?
         } else {

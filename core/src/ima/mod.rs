@@ -41,7 +41,9 @@ pub fn unverified_entries(
     list: &str,
     first: u64,
 ) -> impl Iterator<Item = Result<Entry<'_>, EntryError>> {
-    lines(list).zip(first..).map(|(line, index)| Entry::parse(line, index))
+    lines(list)
+        .zip(first..)
+        .map(|(line, index)| Entry::parse(line, index))
 }
 
 /// The non-empty lines.

@@ -140,9 +140,15 @@ pub fn replay<'q, 'l>(
     let mut rest = list;
     while quoted != Some(&running) {
         let Some((line, after)) = next_line(rest) else {
-            let mismatch =
-                Mismatch { quoted: quoted.copied(), replayed: running, entries: covered };
-            return Replay { outcome: Err(mismatch), anomalies };
+            let mismatch = Mismatch {
+                quoted: quoted.copied(),
+                replayed: running,
+                entries: covered,
+            };
+            return Replay {
+                outcome: Err(mismatch),
+                anomalies,
+            };
         };
         let index = first.saturating_add(covered);
         if covered == MAX_ENTRIES {
@@ -169,19 +175,35 @@ pub fn replay<'q, 'l>(
         } else {
             let expected = log_hash.digest(&[&data]);
             if expected != entry.template_hash {
-                let kind = AnomalyKind::TemplateHash { expected, printed: entry.template_hash };
+                let kind = AnomalyKind::TemplateHash {
+                    expected,
+                    printed: entry.template_hash,
+                };
                 anomalies.push(index, Some(entry.name), kind);
             }
-            if bank == log_hash { expected } else { bank.digest(&[&data]) }
+            if bank == log_hash {
+                expected
+            } else {
+                bank.digest(&[&data])
+            }
         };
         running = running.extend(bank, extended.as_bytes());
     }
     let text = &list[..list.len() - rest.len()];
     let beyond = u64::try_from(lines(rest).count()).unwrap_or(u64::MAX);
     let listed = covered.saturating_add(beyond);
-    let list =
-        ReplayedList { text, first, covered, listed, pcr: running, quote: PhantomData };
-    Replay { outcome: Ok(list), anomalies }
+    let list = ReplayedList {
+        text,
+        first,
+        covered,
+        listed,
+        pcr: running,
+        quote: PhantomData,
+    };
+    Replay {
+        outcome: Ok(list),
+        anomalies,
+    }
 }
 
 /// The next non-empty line, and what follows it.

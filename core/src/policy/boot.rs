@@ -68,6 +68,9 @@ mod tests {
     fn a_refstate_is_refused_with_a_hint() {
         let error = BootPolicy::parse(Some(r#"{"kernels": []}"#)).unwrap_err();
         assert!(error.to_string().contains("use {}"), "{error}");
-        assert!(matches!(BootPolicy::parse(Some("{")), Err(PolicyError::NotJson(_))));
+        assert!(matches!(
+            BootPolicy::parse(Some("{")),
+            Err(PolicyError::NotJson(_))
+        ));
     }
 }

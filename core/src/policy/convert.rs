@@ -41,8 +41,11 @@ struct Ima {
 
 impl Document<'_> {
     fn new(timestamp: u64) -> Self {
-        let meta =
-            Meta { version: 1, generator: LEGACY_ALLOW_LIST, timestamp: date_time(timestamp) };
+        let meta = Meta {
+            version: 1,
+            generator: LEGACY_ALLOW_LIST,
+            timestamp: date_time(timestamp),
+        };
         let log_hash_alg = HashAlgorithm::Sha1.name();
         Self {
             meta,
@@ -50,7 +53,11 @@ impl Document<'_> {
             digests: Names::new(),
             excludes: Vec::new(),
             keyrings: Names::new(),
-            ima: Ima { ignored_keyrings: [], log_hash_alg, dm_policy: None },
+            ima: Ima {
+                ignored_keyrings: [],
+                log_hash_alg,
+                dm_policy: None,
+            },
             ima_buf: Names::new(),
             verification_keys: "",
         }
@@ -73,12 +80,18 @@ pub(super) fn from_allowlist(
         if line.is_empty() || line.starts_with('#') {
             continue;
         }
-        let fail = |reason| PolicyError::Allowlist { line: index + 1, reason };
-        let (hex, path) =
-            line.split_once(char::is_whitespace).ok_or_else(|| fail("a digest without a path"))?;
+        let fail = |reason| PolicyError::Allowlist {
+            line: index + 1,
+            reason,
+        };
+        let (hex, path) = line
+            .split_once(char::is_whitespace)
+            .ok_or_else(|| fail("a digest without a path"))?;
         let digits = (40..=128).contains(&hex.len()) && hex.len() % 2 == 0;
         if !digits || !hex.bytes().all(|b| b.is_ascii_hexdigit()) {
-            return Err(fail("the first word is not a digest of 40 to 128 hex digits"));
+            return Err(fail(
+                "the first word is not a digest of 40 to 128 hex digits",
+            ));
         }
         let path = path.trim_start();
         let (names, name) = match path.strip_prefix("%keyring:") {
@@ -86,7 +99,10 @@ pub(super) fn from_allowlist(
             // The kernel writes a space in a path as an underscore.
             None => (&mut document.digests, path.replace(' ', "_")),
         };
-        names.entry(name).or_default().insert(hex.to_ascii_lowercase());
+        names
+            .entry(name)
+            .or_default()
+            .insert(hex.to_ascii_lowercase());
     }
     document.excludes = excludes
         .lines()
@@ -116,9 +132,16 @@ pub(super) fn from_ima_list(list: &str, timestamp: u64) -> Result<String, Policy
         let digest = entry.digest.to_string();
         if digest.len() < 40 {
             let reason = "an MD5 digest cannot be written into a runtime policy";
-            return Err(ima::EntryError { entry: entry.index, reason }.into());
+            return Err(ima::EntryError {
+                entry: entry.index,
+                reason,
+            }
+            .into());
         }
-        names.entry(entry.name.to_owned()).or_default().insert(digest);
+        names
+            .entry(entry.name.to_owned())
+            .or_default()
+            .insert(digest);
     }
     document.to_json()
 }
@@ -134,7 +157,11 @@ fn date_time(timestamp: u64) -> String {
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let month_from_march = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
+    let month = if month_from_march < 10 {
+        month_from_march + 3
+    } else {
+        month_from_march - 9
+    };
     let year = era * 400 + year_of_era + u64::from(month <= 2);
     let (hour, minute, second) = (seconds / 3_600, seconds / 60 % 60, seconds % 60);
     format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02}.000000")
@@ -151,7 +178,7 @@ mod tests {
     fn dates_are_utc() {
         assert_eq!(date_time(0), "1970-01-01 00:00:00.000000");
         assert_eq!(date_time(951_782_400), "2000-02-29 00:00:00.000000");
-        assert_eq!(date_time(1_795_451_768), "2026-11-23 17:56:08.000000");
+        assert_eq!(date_time(1_795_456_568), "2026-11-23 17:56:08.000000");
     }
 
     #[test]
@@ -160,12 +187,17 @@ mod tests {
         let allowlist = format!(
             "{a}  /opt/my file\n\n{b} /opt/my_file\n{a}\tboot_aggregate\r\n{a} %keyring:.ima\n"
         );
-        let json =
-            RuntimePolicy::json_from_allowlist(&allowlist, "# tmp\n/tmp/.*\n\n", 0).unwrap();
+        let json = RuntimePolicy::json_from_allowlist(&allowlist, "# tmp\n/tmp/.*\n\n", 0).unwrap();
         let value: Value = serde_json::from_str(&json).unwrap();
         let lower = "aa".repeat(32);
-        assert_eq!(value["digests"]["/opt/my_file"], serde_json::json!([lower, b]));
-        assert_eq!(value["digests"]["boot_aggregate"], serde_json::json!([lower]));
+        assert_eq!(
+            value["digests"]["/opt/my_file"],
+            serde_json::json!([lower, b])
+        );
+        assert_eq!(
+            value["digests"]["boot_aggregate"],
+            serde_json::json!([lower])
+        );
         assert_eq!(value["keyrings"][".ima"], serde_json::json!([lower]));
         assert_eq!(value["excludes"], serde_json::json!(["/tmp/.*"]));
         assert_eq!(value["meta"]["generator"], 3);

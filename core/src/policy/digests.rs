@@ -67,7 +67,10 @@ impl DigestTable {
             u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
         };
         let name_end = start + HEADER + number(start) as usize;
-        let digests = AllowedDigests { left: number(start + 4), bytes: &self.arena[name_end..] };
+        let digests = AllowedDigests {
+            left: number(start + 4),
+            bytes: &self.arena[name_end..],
+        };
         (&self.arena[start + HEADER..name_end], digests)
     }
 }
@@ -176,7 +179,10 @@ mod tests {
         assert_eq!(table.len(), 5_000);
         for n in 0..5_000u32 {
             let allowed = table.get(&format!("/usr/lib/file-{n}")).unwrap();
-            assert_eq!(allowed.collect::<Vec<_>>(), [&n.to_be_bytes()[..], &[7; 64]]);
+            assert_eq!(
+                allowed.collect::<Vec<_>>(),
+                [&n.to_be_bytes()[..], &[7; 64]]
+            );
             assert!(!allowed.contains(&(n + 1).to_be_bytes()));
         }
         assert!(table.get("/usr/lib/file-5000").is_none());

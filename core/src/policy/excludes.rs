@@ -44,9 +44,16 @@ impl Excludes {
         let mut linear = Vec::new();
         let mut backtracking = Vec::new();
         for pattern in patterns {
-            let fail = |reason: String| PolicyError::Exclude { pattern: pattern.into(), reason };
+            let fail = |reason: String| PolicyError::Exclude {
+                pattern: pattern.into(),
+                reason,
+            };
             let anchored = format!(r"\A(?:{})", translate(pattern));
-            if RegexBuilder::new(&anchored).size_limit(SIZE_LIMIT).build().is_ok() {
+            if RegexBuilder::new(&anchored)
+                .size_limit(SIZE_LIMIT)
+                .build()
+                .is_ok()
+            {
                 linear.push(anchored);
                 continue;
             }
@@ -57,10 +64,17 @@ impl Excludes {
                 .map_err(|error| fail(error.to_string()))?;
             backtracking.push(regex);
         }
-        let linear = RegexSetBuilder::new(&linear).size_limit(SIZE_LIMIT).build().map_err(|e| {
-            PolicyError::Exclude { pattern: "all together".to_owned(), reason: e.to_string() }
-        })?;
-        Ok(Self { linear, backtracking })
+        let linear = RegexSetBuilder::new(&linear)
+            .size_limit(SIZE_LIMIT)
+            .build()
+            .map_err(|e| PolicyError::Exclude {
+                pattern: "all together".to_owned(),
+                reason: e.to_string(),
+            })?;
+        Ok(Self {
+            linear,
+            backtracking,
+        })
     }
 
     /// Is `path` excluded?
@@ -240,7 +254,10 @@ mod tests {
     fn patterns_match_at_the_start_only() {
         assert!(excluded("/usr/bin/tr", "/usr/bin/true"));
         assert!(!excluded("bin/true", "/usr/bin/true"));
-        assert!(excluded("/a|/b", "/bin"), "alternatives stay inside the anchor");
+        assert!(
+            excluded("/a|/b", "/bin"),
+            "alternatives stay inside the anchor"
+        );
     }
 
     #[test]

@@ -105,6 +105,10 @@ impl PolicyError {
 
     /// Refuses texts over `limit`.
     fn check_size(bytes: usize, limit: usize) -> Result<(), Self> {
-        if bytes > limit { Err(Self::TooLarge { bytes, limit }) } else { Ok(()) }
+        if bytes > limit {
+            Err(Self::TooLarge { bytes, limit })
+        } else {
+            Ok(())
+        }
     }
 }

@@ -143,7 +143,9 @@ struct Meta {
 fn generator<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u8, D::Error> {
     match u8::deserialize(deserializer)? {
         generator @ 0..=3 => Ok(generator),
-        other => Err(D::Error::custom(format!("meta.generator {other} is not 0, 1, 2 or 3"))),
+        other => Err(D::Error::custom(format!(
+            "meta.generator {other} is not 0, 1, 2 or 3"
+        ))),
     }
 }
 
@@ -159,7 +161,9 @@ struct Ima {
 fn log_hash_alg<'de, D: Deserializer<'de>>(deserializer: D) -> Result<HashAlgorithm, D::Error> {
     let name = String::deserialize(deserializer)?;
     HashAlgorithm::from_name(&name).ok_or_else(|| {
-        D::Error::custom(format!("ima.log_hash_alg {name:?} is not sha1, sha256, sha384 or sha512"))
+        D::Error::custom(format!(
+            "ima.log_hash_alg {name:?} is not sha1, sha256, sha384 or sha512"
+        ))
     })
 }
 
@@ -193,13 +197,25 @@ impl<'de> Visitor<'de> for DocumentVisitor {
             match key.as_str() {
                 "meta" => once(&mut meta, "meta", map.next_value::<Meta>()?)?,
                 "release" => once(&mut release, "release", map.next_value::<u64>()?)?,
-                "digests" => once(&mut digests, "digests", map.next_value_seed(Table("digests"))?)?,
+                "digests" => once(
+                    &mut digests,
+                    "digests",
+                    map.next_value_seed(Table("digests"))?,
+                )?,
                 "excludes" => once(&mut excludes, "excludes", map.next_value::<Vec<String>>()?)?,
                 "keyrings" => {
-                    once(&mut keyrings, "keyrings", map.next_value_seed(Table("keyrings"))?)?;
+                    once(
+                        &mut keyrings,
+                        "keyrings",
+                        map.next_value_seed(Table("keyrings"))?,
+                    )?;
                 }
                 "ima" => once(&mut ima, "ima", map.next_value::<Ima>()?)?,
-                "ima-buf" => once(&mut ima_buf, "ima-buf", map.next_value_seed(Table("ima-buf"))?)?,
+                "ima-buf" => once(
+                    &mut ima_buf,
+                    "ima-buf",
+                    map.next_value_seed(Table("ima-buf"))?,
+                )?,
                 "verification-keys" => {
                     once(&mut keys, "verification-keys", map.next_value::<String>()?)?;
                 }
@@ -277,7 +293,9 @@ impl Visitor<'_> for Name<'_> {
     }
 
     fn visit_str<E: Error>(self, name: &str) -> Result<(), E> {
-        self.0.name(name).map_err(|_| E::custom("names and digests exceed 4 GiB"))
+        self.0
+            .name(name)
+            .map_err(|_| E::custom("names and digests exceed 4 GiB"))
     }
 }
 
@@ -303,7 +321,11 @@ impl<'de> Visitor<'de> for Digests<'_> {
         while list.next_element_seed(HexDigest(self.0, self.1))?.is_some() {
             empty = false;
         }
-        if empty { Err(A::Error::invalid_length(0, &self)) } else { Ok(()) }
+        if empty {
+            Err(A::Error::invalid_length(0, &self))
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -321,7 +343,11 @@ impl Visitor<'_> for HexDigest<'_> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "a digest of 40 to 128 lower-case hex digits in `{}`", self.1)
+        write!(
+            f,
+            "a digest of 40 to 128 lower-case hex digits in `{}`",
+            self.1
+        )
     }
 
     fn visit_str<E: Error>(self, hex: &str) -> Result<(), E> {
@@ -366,10 +392,28 @@ mod tests {
     #[test]
     fn a_complete_policy_compiles() {
         let policy = compile(&document()).unwrap();
-        assert!(policy.digests().get("/bin/a b").unwrap().contains(&[0xbb; 20]));
-        assert!(policy.digests().get("/bin/\u{e9}\n").unwrap().contains(&[0xcc; 64]));
+        assert!(
+            policy
+                .digests()
+                .get("/bin/a b")
+                .unwrap()
+                .contains(&[0xbb; 20])
+        );
+        assert!(
+            policy
+                .digests()
+                .get("/bin/\u{e9}\n")
+                .unwrap()
+                .contains(&[0xcc; 64])
+        );
         assert!(policy.keyrings().get(".ima").unwrap().contains(&[0xdd; 32]));
-        assert!(policy.ima_buf().get("kernel_info").unwrap().contains(&[0xee; 32]));
+        assert!(
+            policy
+                .ima_buf()
+                .get("kernel_info")
+                .unwrap()
+                .contains(&[0xee; 32])
+        );
         assert!(policy.ignores_keyring(".evm") && !policy.ignores_keyring(".ima"));
         assert_eq!(policy.log_hash_alg(), HashAlgorithm::Sha1);
         assert_eq!(policy.generator(), 3);
@@ -415,18 +459,34 @@ mod tests {
             let error = compile(&document).unwrap_err().to_string();
             assert!(error.contains(part), "{pointer}: {error}");
         }
-        assert!(matches!(RuntimePolicy::compile(b"{"), Err(PolicyError::NotJson(_))));
-        assert!(matches!(RuntimePolicy::compile(b"[]"), Err(PolicyError::Schema(_))));
+        assert!(matches!(
+            RuntimePolicy::compile(b"{"),
+            Err(PolicyError::NotJson(_))
+        ));
+        assert!(matches!(
+            RuntimePolicy::compile(b"[]"),
+            Err(PolicyError::Schema(_))
+        ));
     }
 
     #[test]
     fn names_and_keys_given_twice_are_refused() {
         let text = document().to_string();
         let twice = text.replace(r#""release":0"#, r#""release":0,"release":0"#);
-        assert!(RuntimePolicy::compile(twice.as_bytes()).unwrap_err().to_string().contains("release"));
+        assert!(
+            RuntimePolicy::compile(twice.as_bytes())
+                .unwrap_err()
+                .to_string()
+                .contains("release")
+        );
         let entry = format!(r#""digests":{{"/bin/a b":["{}"],"#, "aa".repeat(32));
         let twice = text.replace(r#""digests":{"#, &entry);
-        assert!(RuntimePolicy::compile(twice.as_bytes()).unwrap_err().to_string().contains("/bin/a b"));
+        assert!(
+            RuntimePolicy::compile(twice.as_bytes())
+                .unwrap_err()
+                .to_string()
+                .contains("/bin/a b")
+        );
     }
 
     #[test]

@@ -30,7 +30,10 @@ impl TpmPolicy {
             Some(_) => return Err(PolicyError::Schema("`mask` is not a string".to_owned())),
             None => return Err(PolicyError::Schema("missing key `mask`".to_owned())),
         };
-        Ok(Self { mask: without_bind_pcr(mask), allowed: allowed(object)? })
+        Ok(Self {
+            mask: without_bind_pcr(mask),
+            allowed: allowed(object)?,
+        })
     }
 
     /// From what an operator writes (no mask yet), normalised; refuses PCR 10, 16 and above 23.
@@ -40,7 +43,9 @@ impl TpmPolicy {
     /// Names the key or value that cannot be used.
     pub fn from_operator(json: &str) -> Result<Self, PolicyError> {
         let allowed = allowed(object(json)?)?;
-        let mask = allowed.keys().fold(PcrMask::default(), |mask, pcr| mask.with(*pcr));
+        let mask = allowed
+            .keys()
+            .fold(PcrMask::default(), |mask, pcr| mask.with(*pcr));
         Ok(Self { mask, allowed })
     }
 
@@ -52,12 +57,17 @@ impl TpmPolicy {
     /// Adds PCRs to the mask.
     #[must_use]
     pub fn with_mask(self, mask: PcrMask) -> Self {
-        Self { mask: without_bind_pcr(self.mask.union(mask)), ..self }
+        Self {
+            mask: without_bind_pcr(self.mask.union(mask)),
+            ..self
+        }
     }
 
     /// PCRs with their allowed values, ascending. The values may be of several banks.
     pub fn allowed(&self) -> impl Iterator<Item = (u8, &[Digest])> {
-        self.allowed.iter().map(|(pcr, values)| (*pcr, values.as_slice()))
+        self.allowed
+            .iter()
+            .map(|(pcr, values)| (*pcr, values.as_slice()))
     }
 
     /// The JSON text the verifier's API carries.
@@ -78,11 +88,16 @@ fn object(json: &str) -> Result<Map<String, Value>, PolicyError> {
 }
 
 fn without_bind_pcr(mask: PcrMask) -> PcrMask {
-    mask.iter().filter(|pcr| *pcr != BIND_PCR).fold(PcrMask::default(), PcrMask::with)
+    mask.iter()
+        .filter(|pcr| *pcr != BIND_PCR)
+        .fold(PcrMask::default(), PcrMask::with)
 }
 
 fn allowed(object: Map<String, Value>) -> Result<BTreeMap<u8, Vec<Digest>>, PolicyError> {
-    object.into_iter().map(|(key, values)| entry(key, values)).collect()
+    object
+        .into_iter()
+        .map(|(key, values)| entry(key, values))
+        .collect()
 }
 
 fn entry(key: String, values: Value) -> Result<(u8, Vec<Digest>), PolicyError> {
@@ -105,8 +120,14 @@ fn entry(key: String, values: Value) -> Result<(u8, Vec<Digest>), PolicyError> {
     let digest = |value: &Value| match value {
         Value::String(text) => Digest::from_hex(text)
             .filter(|digest| !digest.as_bytes().is_empty())
-            .ok_or_else(|| PolicyError::PcrValue { pcr, value: text.clone() }),
-        other => Err(PolicyError::PcrValue { pcr, value: other.to_string() }),
+            .ok_or_else(|| PolicyError::PcrValue {
+                pcr,
+                value: text.clone(),
+            }),
+        other => Err(PolicyError::PcrValue {
+            pcr,
+            value: other.to_string(),
+        }),
     };
     let values = match &values {
         Value::Array(values) => values.iter().map(digest).collect::<Result<_, _>>()?,
@@ -122,8 +143,14 @@ mod tests {
     #[test]
     fn what_an_operator_writes_is_normalised() {
         let policy = TpmPolicy::from_operator(r#"{"15":"AA","22":["bb","CC"]}"#).unwrap();
-        assert_eq!(policy.to_json(), r#"{"15": ["aa"], "22": ["bb", "cc"], "mask": "0x408000"}"#);
-        assert_eq!(TpmPolicy::from_operator("{}").unwrap().to_json(), r#"{"mask": "0x0"}"#);
+        assert_eq!(
+            policy.to_json(),
+            r#"{"15": ["aa"], "22": ["bb", "cc"], "mask": "0x408000"}"#
+        );
+        assert_eq!(
+            TpmPolicy::from_operator("{}").unwrap().to_json(),
+            r#"{"mask": "0x0"}"#
+        );
         assert_eq!(TpmPolicy::parse(&policy.to_json()).unwrap(), policy);
     }
 
@@ -145,12 +172,21 @@ mod tests {
 
     #[test]
     fn the_mask_is_required_and_never_names_pcr_16_or_24() {
-        assert!(matches!(TpmPolicy::parse("{}"), Err(PolicyError::Schema(_))));
+        assert!(matches!(
+            TpmPolicy::parse("{}"),
+            Err(PolicyError::Schema(_))
+        ));
         assert!(matches!(
             TpmPolicy::parse(r#"{"mask":"0x1000000"}"#),
             Err(PolicyError::Mask(PcrMaskError::OutOfRange(_)))
         ));
-        assert_eq!(TpmPolicy::parse(r#"{"mask":"0x10400"}"#).unwrap().mask().bits(), 0x400);
+        assert_eq!(
+            TpmPolicy::parse(r#"{"mask":"0x10400"}"#)
+                .unwrap()
+                .mask()
+                .bits(),
+            0x400
+        );
     }
 
     use crate::tpm::PcrMaskError;
