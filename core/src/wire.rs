@@ -5,6 +5,9 @@ use serde::{Deserialize, Serialize};
 use crate::appraise::Finding;
 
 /// The envelope of every 2.x answer.
+///
+/// An error's `results` is `{}`, which most `T` are not: look at `code` with
+/// `Envelope<serde::de::IgnoredAny>` first, or at the HTTP status.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Envelope<T> {
     /// Equal to the HTTP status.
@@ -50,7 +53,8 @@ pub struct Registration {
     pub idevid_cert: Option<String>,
     /// Contact address: name, IPv4 or IPv6.
     pub ip: Option<String>,
-    /// Contact port.
+    /// Contact port; a number or text.
+    #[serde(default, deserialize_with = "port_or_text")]
     pub port: Option<u16>,
     /// PEM, or `disabled`.
     pub mtls_cert: Option<String>,
@@ -176,7 +180,67 @@ pub struct Enrolment {
     #[serde(default)]
     pub supported_version: Option<String>,
 }
-fn port_or_text<'de, D: serde::Deserializer<'de>>(_d: D) -> Result<Option<u16>, D::Error> { todo!() }
+
+/// A port as a number or as decimal text; `null` and `""` are absence.
+fn port_or_text<'de, D: serde::Deserializer<'de>>(d: D) -> Result<Option<u16>, D::Error> {
+    struct Port;
+    impl<'de> serde::de::Visitor<'de> for Port {
+        type Value = Option<u16>;
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("a port, 0 to 65535, as a number or text")
+        }
+        fn visit_unit<E: serde::de::Error>(self) -> Result<Option<u16>, E> {
+            Ok(None)
+        }
+        fn visit_none<E: serde::de::Error>(self) -> Result<Option<u16>, E> {
+            Ok(None)
+        }
+        fn visit_some<D: serde::Deserializer<'de>>(self, d: D) -> Result<Option<u16>, D::Error> {
+            d.deserialize_any(Self)
+        }
+        fn visit_u64<E: serde::de::Error>(self, port: u64) -> Result<Option<u16>, E> {
+            let unexpected = serde::de::Unexpected::Unsigned(port);
+            u16::try_from(port)
+                .map(Some)
+                .map_err(|_| E::invalid_value(unexpected, &self))
+        }
+        fn visit_i64<E: serde::de::Error>(self, port: i64) -> Result<Option<u16>, E> {
+            let unexpected = serde::de::Unexpected::Signed(port);
+            u16::try_from(port)
+                .map(Some)
+                .map_err(|_| E::invalid_value(unexpected, &self))
+        }
+        fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Option<u16>, E> {
+            // parse alone would take a sign.
+            match text {
+                "" => Ok(None),
+                digits if digits.bytes().all(|byte| byte.is_ascii_digit()) => {
+                    let unexpected = serde::de::Unexpected::Str(text);
+                    digits
+                        .parse()
+                        .map(Some)
+                        .map_err(|_| E::invalid_value(unexpected, &self))
+                }
+                _ => Err(E::invalid_value(serde::de::Unexpected::Str(text), &self)),
+            }
+        }
+    }
+    d.deserialize_any(Port)
+}
+
+/// Is an algorithm that a quote reports among the accepted ones?
+///
+/// Keylime's names without a size mean its defaults: `rsa` is `rsa2048`, `ecc` is `ecc256`. Case
+/// does not matter.
+pub fn accepts(accepted: &[String], reported: &str) -> bool {
+    let explicit = |name: &str| match name.to_ascii_lowercase() {
+        name if name == "rsa" => "rsa2048".to_owned(),
+        name if name == "ecc" => "ecc256".to_owned(),
+        name => name,
+    };
+    let reported = explicit(reported);
+    accepted.iter().any(|name| explicit(name) == reported)
+}
 
 /// `GET /v2.x/agents/{id}` at the verifier.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -256,4 +320,157 @@ pub struct TrothStatus {
     pub findings: Vec<Finding>,
     /// All findings of that verdict.
     pub findings_total: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::de::{DeserializeOwned, IgnoredAny};
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn vectors() -> Value {
+        let path = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../tests/fixtures/vectors/agent-registrar.json"
+        );
+        serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+    }
+
+    fn read<T: DeserializeOwned>(value: &Value) -> T {
+        serde_json::from_value(value.clone()).unwrap()
+    }
+
+    #[test]
+    fn a_keylime_registration_is_read_and_written_alike() {
+        let request = vectors()["registration"]["request"].clone();
+        let registration: Registration = read(&request);
+        assert_eq!(registration.port, Some(39002));
+        assert!(
+            registration
+                .ekcert
+                .as_deref()
+                .unwrap()
+                .starts_with("-----BEGIN CERTIFICATE")
+        );
+        // Whatever the agent sends as null, ours sends as null too.
+        assert_eq!(serde_json::to_value(&registration).unwrap(), request);
+    }
+
+    #[test]
+    fn absent_null_and_unknown_members_of_a_registration() {
+        let registration: Registration =
+            read(&json!({"aik_tpm": "AA==", "ekcert": null, "port": "9002", "new": [1]}));
+        assert_eq!(registration.port, Some(9002));
+        assert_eq!((registration.ekcert, registration.ek_tpm), (None, None));
+        let registration: Registration = read(&json!({}));
+        assert_eq!((registration.port, registration.ip), (None, None));
+    }
+
+    #[test]
+    fn ports_are_numbers_or_decimal_text() {
+        let port = |value: Value| {
+            serde_json::from_value::<Registration>(json!({"port": value})).map(|body| body.port)
+        };
+        assert_eq!(port(json!(0)).unwrap(), Some(0));
+        assert_eq!(port(json!("65535")).unwrap(), Some(65535));
+        for none in [json!(null), json!("")] {
+            assert_eq!(port(none).unwrap(), None);
+        }
+        for bad in [
+            json!(65536),
+            json!(-1),
+            json!(1.5),
+            json!("+1"),
+            json!("http"),
+            json!([1]),
+        ] {
+            port(bad).unwrap_err();
+        }
+    }
+
+    #[test]
+    fn live_quote_answers_are_read_and_written_alike() {
+        for vector in vectors()["pull_quotes"].as_array().unwrap() {
+            let answer: Envelope<QuoteResponse> = read(&vector["response"]);
+            assert_eq!((answer.code, answer.status.as_str()), (200, "Success"));
+            assert_eq!(serde_json::to_value(&answer).unwrap(), vector["response"]);
+        }
+    }
+
+    #[test]
+    fn success_without_data_has_three_forms() {
+        for text in [
+            r#"{"code":200,"status":"Success","results":null}"#,
+            r#"{"code":200,"status":"Success","results":{}}"#,
+            r#"{"code":200,"status":"Success"}"#,
+        ] {
+            let answer: Envelope<IgnoredAny> = serde_json::from_str(text).unwrap();
+            assert_eq!(answer.code, 200);
+        }
+        let without: Envelope<QuoteResponse> =
+            serde_json::from_str(r#"{"code":200,"status":"Success"}"#).unwrap();
+        assert!(without.results.is_none());
+    }
+
+    #[test]
+    fn versions_of_old_and_new_agents() {
+        let new: AgentVersion =
+            read(&json!({"supported_version": "2.6", "supported_versions": ["2.1", "2.6"]}));
+        assert_eq!(new.supported_versions, ["2.1", "2.6"]);
+        let old: AgentVersion = read(&json!({"supported_version": "2.2"}));
+        assert!(old.supported_versions.is_empty());
+    }
+
+    #[test]
+    fn a_registrar_record_of_keylime_is_read() {
+        let record: RegistrarRecord = read(&json!({
+            "agent_id": "d432fbb3-d2f1-4a97-9ef7-75bd81c00000", "ek_tpm": "AToAAQ==",
+            "aik_tpm": "ARgAAQ==", "ip": "127.0.0.1", "port": 9002, "mtls_cert": "disabled",
+            "regcount": 1, "provider_keys": {}
+        }));
+        assert_eq!((record.ekcert, record.regcount), (None, 1));
+    }
+
+    #[test]
+    fn a_tenants_enrolment_is_read() {
+        let enrolment: Enrolment = read(&json!({
+            "v": "AAAA", "cloudagent_ip": "10.0.0.7", "cloudagent_port": "9002",
+            "verifier_ip": "127.0.0.1", "verifier_port": 8881,
+            "tpm_policy": "{\"mask\": \"0x408400\"}", "metadata": "{}", "runtime_policy": "",
+            "runtime_policy_name": null, "runtime_policy_key": "", "mb_policy": null,
+            "mb_policy_name": "", "ima_sign_verification_keys": "", "revocation_key": "",
+            "accept_tpm_hash_algs": ["sha256"], "accept_tpm_encryption_algs": ["ecc", "rsa"],
+            "accept_tpm_signing_algs": ["ecschnorr", "rsassa"], "ak_tpm": "ARgAAQ==",
+            "mtls_cert": "disabled", "supported_version": "2.6"
+        }));
+        assert_eq!(enrolment.cloudagent_port, Some(9002));
+        assert_eq!(enrolment.mb_policy, None);
+        let missing = json!({"tpm_policy": "{}", "metadata": "{}"});
+        let error = serde_json::from_value::<Enrolment>(missing).unwrap_err();
+        assert!(
+            error.to_string().contains("accept_tpm_hash_algs"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn algorithm_names_without_a_size_mean_the_default() {
+        for (reported, accepted, expected) in [
+            ("rsa", "rsa2048", true),
+            ("rsa2048", "rsa", true),
+            ("rsa3072", "rsa", false),
+            ("ecc384", "ecc", false),
+            ("ecc256", "ecc", true),
+            ("SHA256", "sha256", true),
+            ("sha1", "sha256", false),
+        ] {
+            assert_eq!(
+                accepts(&[accepted.to_owned()], reported),
+                expected,
+                "{reported}"
+            );
+        }
+        assert!(!accepts(&[], "sha256"));
+    }
 }

@@ -250,6 +250,14 @@ mod tests {
             let pcr = Digest::zero(bank).extend(bank, bound.as_bytes());
             assert_eq!(pcr.to_string(), value);
         }
+        let bank = HashAlgorithm::Sha256;
+        let bound = bank.digest(&[b"PUBKEY-PEM-TEXT"]);
+        assert_eq!(
+            Digest::zero(bank)
+                .extend(bank, bound.as_bytes())
+                .to_string(),
+            "a7d024235cf331e76f350b24ff75f8a2a83a25768e0c95d312229cc1ddb7044a"
+        );
     }
 
     #[test]
