@@ -261,8 +261,11 @@ pub(crate) struct QuoteArgs {
     #[arg(long, value_name = "FILE")]
     pub(crate) ak: Option<PathBuf>,
     /// The nonce that was asked for
-    #[arg(long, value_name = "TEXT", requires = "ak")]
+    #[arg(long, value_name = "TEXT", requires = "ak", group = "asked")]
     pub(crate) nonce: Option<String>,
+    /// The nonce that was asked for, when it is not text
+    #[arg(long, value_name = "HEX", requires = "ak", group = "asked", value_parser = hex_bytes)]
+    pub(crate) nonce_hex: Option<HexBytes>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -307,6 +310,16 @@ pub(crate) struct RuntimeArgs {
 
 fn agent_id(text: &str) -> Result<AgentId, String> {
     AgentId::new(text).map_err(|error| error.to_string())
+}
+
+/// Bytes given as hex. (A plain `Vec` would be an option that takes many values.)
+#[derive(Clone, Debug)]
+pub(crate) struct HexBytes(pub(crate) Vec<u8>);
+
+fn hex_bytes(text: &str) -> Result<HexBytes, String> {
+    hex::decode(text)
+        .map(HexBytes)
+        .map_err(|error| error.to_string())
 }
 
 /// Seconds with a fraction; 0.01 s to about a year.

@@ -145,10 +145,9 @@ impl View {
                 let mask = selection
                     .first()
                     .map_or_else(PcrMask::default, |(_, mask)| *mask);
-                let nonce = args
-                    .nonce
-                    .as_ref()
-                    .map_or(&attest.extra_data[..], |n| n.as_bytes());
+                let text = args.nonce.as_ref().map(String::as_bytes);
+                let hex = args.nonce_hex.as_ref().map(|nonce| &nonce.0[..]);
+                let nonce = text.or(hex).unwrap_or(&attest.extra_data);
                 let expected = Expected {
                     nonce,
                     hash: signature.hash,
@@ -165,7 +164,7 @@ impl View {
         Ok(Self {
             verified: failure.as_ref().map(Option::is_none),
             failure: failure.flatten().map(|error| error.to_string()),
-            nonce_checked: args.nonce.is_some(),
+            nonce_checked: args.nonce.is_some() || args.nonce_hex.is_some(),
             nonce: std::str::from_utf8(&attest.extra_data)
                 .ok()
                 .filter(|nonce| nonce.bytes().all(|byte| byte.is_ascii_graphic()))

@@ -1,0 +1,315 @@
+//! `trothctl` as a process, without any server: files in, text and exit status out.
+
+use std::{
+    path::{Path, PathBuf},
+    process::{Command, Output},
+};
+
+use base64::{Engine, prelude::BASE64_STANDARD};
+use serde_json::Value;
+
+fn trothctl(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_trothctl"))
+        .args(arguments)
+        .env_remove("TROTH_VERIFIER")
+        .env_remove("TROTH_REGISTRAR")
+        .env_remove("TROTH_CA_DIR")
+        .output()
+        .unwrap()
+}
+
+fn stdout(output: &Output) -> &str {
+    std::str::from_utf8(&output.stdout).unwrap()
+}
+
+fn stderr(output: &Output) -> &str {
+    std::str::from_utf8(&output.stderr).unwrap()
+}
+
+fn json(output: &Output) -> Value {
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../tests/fixtures")
+        .join(name)
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+/// The quote string over a captured boot's TPM2_Quote, in a file.
+fn captured_quote(directory: &Path, boot: &str, kind: &str) -> PathBuf {
+    let part = |extension: &str| {
+        let name = format!("boots/{boot}/quote-{kind}.{extension}");
+        BASE64_STANDARD.encode(std::fs::read(fixture(&name)).unwrap())
+    };
+    let path = directory.join("quote");
+    std::fs::write(
+        &path,
+        format!("r{}:{}:{}\n", part("msg"), part("sig"), part("pcrs")),
+    )
+    .unwrap();
+    path
+}
+
+#[test]
+fn wrong_use_is_exit_status_2() {
+    for arguments in [
+        &["agent", "status"][..],
+        &["agent", "status", "not/an/id"],
+        &["--verifier", "http://127.0.0.1", "agent", "list"],
+        &[
+            "agent",
+            "add",
+            "node",
+            "--allowlist",
+            "a",
+            "--ima-list",
+            "b",
+        ],
+        &["agent", "watch", "--timeout", "soon"],
+        &["nonsense"],
+    ] {
+        let output = trothctl(arguments);
+        assert_eq!(
+            output.status.code(),
+            Some(2),
+            "{arguments:?}: {}",
+            stderr(&output)
+        );
+        assert!(output.stdout.is_empty());
+    }
+}
+
+#[test]
+fn missing_credentials_are_explained() {
+    let directory = tempfile::tempdir().unwrap();
+    let output = trothctl(&["--ca-dir", text(directory.path()), "agent", "list"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        stderr(&output).contains("client-cert.crt"),
+        "{}",
+        stderr(&output)
+    );
+    assert!(stderr(&output).contains("--ca-dir"), "{}", stderr(&output));
+
+    let output = trothctl(&[
+        "--json",
+        "--ca-dir",
+        text(directory.path()),
+        "agent",
+        "list",
+    ]);
+    let error: Value = serde_json::from_slice(&output.stderr).unwrap();
+    assert_eq!(error["error"]["exit_status"], 1);
+    assert!(
+        error["error"]["message"]
+            .as_str()
+            .unwrap()
+            .contains("client-cert.crt")
+    );
+}
+
+#[test]
+fn a_captured_quote_is_verified_with_its_ak_and_nonce() {
+    let nonce = std::fs::read_to_string(fixture("boots/grub/nonce.hex")).unwrap();
+    for (kind, ak) in [
+        ("rsa", "boots/grub/ak.pub"),
+        ("ecc", "boots/grub/ak-ecc.pub"),
+    ] {
+        let directory = tempfile::tempdir().unwrap();
+        let quote = captured_quote(directory.path(), "grub", kind);
+        let ak = fixture(ak);
+        let check = [
+            "--json",
+            "inspect",
+            "quote",
+            text(&quote),
+            "--ak",
+            text(&ak),
+            "--nonce-hex",
+        ];
+        let output = trothctl(&[&check[..], &[nonce.trim()]].concat());
+        assert_eq!(output.status.code(), Some(0), "{kind}: {}", stderr(&output));
+        let view = json(&output);
+        assert_eq!(view["verified"], true, "{kind}");
+        assert_eq!(view["nonce_checked"], true);
+        assert_eq!(view["pcr_digest_matches"], true);
+        assert_eq!(view["pcrs"]["10"].as_str().unwrap().len(), 64);
+
+        let output = trothctl(&[&check[..], &["00"]].concat());
+        assert_eq!(output.status.code(), Some(3), "{kind}: another nonce");
+        assert_eq!(json(&output)["verified"], false);
+    }
+}
+
+#[test]
+fn a_quote_of_another_key_is_exit_status_3() {
+    let directory = tempfile::tempdir().unwrap();
+    let quote = captured_quote(directory.path(), "grub", "rsa");
+    let ak = fixture("boots/uki/ak.pub");
+    let output = trothctl(&["inspect", "quote", text(&quote), "--ak", text(&ak)]);
+    assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
+    assert!(stdout(&output).contains("NOT VALID"), "{}", stdout(&output));
+}
+
+#[test]
+fn without_an_ak_a_quote_is_said_to_be_unchecked() {
+    let directory = tempfile::tempdir().unwrap();
+    let quote = captured_quote(directory.path(), "uki", "ecc");
+    let output = trothctl(&["inspect", "quote", text(&quote)]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert!(
+        stdout(&output).contains("not checked"),
+        "{}",
+        stdout(&output)
+    );
+    assert!(
+        stdout(&output).contains("ecdsa with sha256"),
+        "{}",
+        stdout(&output)
+    );
+    assert!(!stdout(&output).contains('\x1b'), "no colour in a pipe");
+}
+
+#[test]
+fn an_agents_answer_is_read_with_its_key_binding() {
+    let vectors = std::fs::read_to_string(fixture("vectors/quotes.json")).unwrap();
+    let vectors: Value = serde_json::from_str(&vectors).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let (answer, ak) = (directory.path().join("answer"), directory.path().join("ak"));
+    for quote in vectors["quotes"].as_array().unwrap() {
+        let results = |pubkey: &str| {
+            serde_json::json!({"code": 200, "status": "Success", "results": {
+                "quote": quote["quote"], "hash_alg": "sha256", "enc_alg": "rsa2048",
+                "sign_alg": "rsassa", "pubkey": pubkey}})
+        };
+        let pubkey = vectors["pubkey"].as_str().unwrap();
+        std::fs::write(&ak, quote["ak_tpm"].as_str().unwrap()).unwrap();
+        std::fs::write(&answer, results(pubkey).to_string()).unwrap();
+        let nonce = vectors["nonce"].as_str().unwrap();
+        let check = [
+            "--json",
+            "inspect",
+            "quote",
+            text(&answer),
+            "--ak",
+            text(&ak),
+            "--nonce",
+            nonce,
+        ];
+        let output = trothctl(&check);
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        assert_eq!(json(&output)["pubkey_bound"], true);
+        assert_eq!(json(&output)["nonce"], nonce);
+        assert_eq!(json(&output)["pcrs"]["16"], vectors["pcr16"]);
+
+        std::fs::write(&answer, results(&format!("{pubkey} ")).to_string()).unwrap();
+        let output = trothctl(&check);
+        assert_eq!(
+            output.status.code(),
+            Some(3),
+            "a key that PCR 16 does not bind"
+        );
+        assert_eq!(json(&output)["pubkey_bound"], false);
+    }
+}
+
+#[test]
+fn what_is_no_quote_is_an_error_that_names_the_file() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("bad");
+    for bad in [
+        "",
+        "r",
+        "rAA:BB",
+        "{}",
+        "{\"results\":[]}",
+        "rAAAA:AAAA:AAAA",
+        "\u{1b}[31m",
+    ] {
+        std::fs::write(&path, bad).unwrap();
+        let output = trothctl(&["inspect", "quote", text(&path)]);
+        assert_eq!(output.status.code(), Some(1), "{bad:?}");
+        assert!(stderr(&output).contains(text(&path)), "{}", stderr(&output));
+        assert!(!stderr(&output).contains('\x1b'));
+    }
+    let output = trothctl(&["inspect", "quote", "/nonexistent"]);
+    assert!(
+        stderr(&output).contains("cannot read /nonexistent"),
+        "{}",
+        stderr(&output)
+    );
+}
+
+#[test]
+fn the_ca_and_what_it_issued_are_shown() {
+    let directory = tempfile::tempdir().unwrap();
+    let name = |common_name: &str| {
+        let mut parameters = rcgen::CertificateParams::default();
+        parameters
+            .distinguished_name
+            .push(rcgen::DnType::CommonName, common_name);
+        parameters
+    };
+    let mut parameters = name("Troth CA");
+    parameters.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let ca_key = rcgen::KeyPair::generate().unwrap();
+    let ca = parameters.self_signed(&ca_key).unwrap();
+    let issuer = rcgen::Issuer::new(parameters, &ca_key);
+    let key = rcgen::KeyPair::generate().unwrap();
+    let client = name("client").signed_by(&key, &issuer).unwrap();
+    let foreign = name("foreign").self_signed(&key).unwrap();
+    for (file, certificate) in [
+        ("cacert.crt", &ca),
+        ("client-cert.crt", &client),
+        ("other.crt", &foreign),
+    ] {
+        std::fs::write(directory.path().join(file), certificate.pem()).unwrap();
+    }
+
+    let output = trothctl(&["--ca-dir", text(directory.path()), "--json", "ca", "show"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let shown = json(&output);
+    assert_eq!(shown["ca"]["subject"], "CN=Troth CA");
+    assert_eq!(shown["ca"]["sha256"].as_str().unwrap().len(), 64);
+    assert_eq!(shown["issued"][0]["file"], "client-cert.crt");
+    assert_eq!(shown["issued"][0]["issued_by_ca"], true);
+    assert_eq!(shown["issued"][1]["issued_by_ca"], false);
+
+    let output = trothctl(&["--ca-dir", text(directory.path()), "ca", "show"]);
+    assert!(
+        stdout(&output).contains("NOT by this CA"),
+        "{}",
+        stdout(&output)
+    );
+}
+
+#[test]
+fn completions_and_manual_pages_are_complete() {
+    for shell in ["bash", "zsh", "fish"] {
+        let output = trothctl(&["completions", shell]);
+        assert_eq!(output.status.code(), Some(0));
+        assert!(stdout(&output).contains("registrar"), "{shell}");
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let output = trothctl(&["man", text(directory.path())]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    for page in [
+        "trothctl.1",
+        "trothctl-agent.1",
+        "trothctl-agent-add.1",
+        "trothctl-man.1",
+    ] {
+        assert!(directory.path().join(page).exists(), "{page}");
+    }
+    let page = std::fs::read_to_string(directory.path().join("trothctl.1")).unwrap();
+    for section in ["EXIT STATUS", "JSON", "ENVIRONMENT", "FILES"] {
+        assert!(page.contains(&format!(".SH \"{section}\"")), "{section}");
+    }
+    let help = trothctl(&["--help"]);
+    assert!(stdout(&help).contains("Exit status:"));
+}
