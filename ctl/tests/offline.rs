@@ -40,10 +40,10 @@ fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
-/// The quote string over a captured boot's TPM2_Quote, in a file.
-fn captured_quote(directory: &Path, boot: &str, kind: &str) -> PathBuf {
+/// The quote string of a captured boot's TPM2_Quote, in a file.
+fn captured_quote(directory: &Path, boot: &str) -> PathBuf {
     let part = |extension: &str| {
-        let name = format!("boots/{boot}/quote-{kind}.{extension}");
+        let name = format!("boots/{boot}/quote-rsa.{extension}");
         BASE64_STANDARD.encode(std::fs::read(fixture(&name)).unwrap())
     };
     let path = directory.join("quote");
@@ -133,15 +133,15 @@ fn a_captured_quote_is_verified_with_its_ak_and_nonce() {
             "--nonce-hex",
         ];
         let output = trothctl(&[&check[..], &[nonce.trim()]].concat());
-        assert_eq!(output.status.code(), Some(0), "{kind}: {}", stderr(&output));
+        assert_eq!(output.status.code(), Some(0), "{boot}: {}", stderr(&output));
         let view = json(&output);
-        assert_eq!(view["verified"], true, "{kind}");
+        assert_eq!(view["verified"], true, "{boot}");
         assert_eq!(view["nonce_checked"], true);
         assert_eq!(view["pcr_digest_matches"], true);
         assert_eq!(view["pcrs"]["10"].as_str().unwrap().len(), 64);
 
         let output = trothctl(&[&check[..], &["00"]].concat());
-        assert_eq!(output.status.code(), Some(3), "{kind}: another nonce");
+        assert_eq!(output.status.code(), Some(3), "{boot}: another nonce");
         assert_eq!(json(&output)["verified"], false);
     }
 }
@@ -149,7 +149,7 @@ fn a_captured_quote_is_verified_with_its_ak_and_nonce() {
 #[test]
 fn a_quote_of_another_key_is_exit_status_3() {
     let directory = tempfile::tempdir().unwrap();
-    let quote = captured_quote(directory.path(), "grub", "rsa");
+    let quote = captured_quote(directory.path(), "grub");
     let ak = fixture("boots/uki/ak.pub");
     let output = trothctl(&["inspect", "quote", text(&quote), "--ak", text(&ak)]);
     assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
@@ -159,7 +159,7 @@ fn a_quote_of_another_key_is_exit_status_3() {
 #[test]
 fn without_an_ak_a_quote_is_said_to_be_unchecked() {
     let directory = tempfile::tempdir().unwrap();
-    let quote = captured_quote(directory.path(), "uki", "ecc");
+    let quote = captured_quote(directory.path(), "uki");
     let output = trothctl(&["inspect", "quote", text(&quote)]);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     assert!(
@@ -168,7 +168,7 @@ fn without_an_ak_a_quote_is_said_to_be_unchecked() {
         stdout(&output)
     );
     assert!(
-        stdout(&output).contains("ecdsa with sha256"),
+        stdout(&output).contains("rsassa with sha256"),
         "{}",
         stdout(&output)
     );

@@ -145,9 +145,9 @@ impl View {
                 let mask = selection
                     .first()
                     .map_or_else(PcrMask::default, |(_, mask)| *mask);
-                let text = args.nonce.as_ref().map(String::as_bytes);
+                let given = args.nonce.as_ref().map(String::as_bytes);
                 let hex = args.nonce_hex.as_ref().map(|nonce| &nonce.0[..]);
-                let nonce = text.or(hex).unwrap_or(&attest.extra_data);
+                let nonce = given.or(hex).unwrap_or(&attest.extra_data);
                 let expected = Expected {
                     nonce,
                     hash: signature.hash,
