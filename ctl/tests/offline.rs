@@ -115,14 +115,11 @@ fn missing_credentials_are_explained() {
 
 #[test]
 fn a_captured_quote_is_verified_with_its_ak_and_nonce() {
-    let nonce = std::fs::read_to_string(fixture("boots/grub/nonce.hex")).unwrap();
-    for (kind, ak) in [
-        ("rsa", "boots/grub/ak.pub"),
-        ("ecc", "boots/grub/ak-ecc.pub"),
-    ] {
+    for boot in ["grub", "uki"] {
+        let nonce = std::fs::read_to_string(fixture(&format!("boots/{boot}/nonce.hex"))).unwrap();
         let directory = tempfile::tempdir().unwrap();
-        let quote = captured_quote(directory.path(), "grub", kind);
-        let ak = fixture(ak);
+        let quote = captured_quote(directory.path(), boot);
+        let ak = fixture(&format!("boots/{boot}/ak.pub"));
         let check = [
             "--json",
             "inspect",

@@ -9,7 +9,9 @@ mod replay;
 
 pub use entry::{Entry, EntryError, Template};
 pub use key::MeasuredKey;
-pub use replay::{Anomalies, Anomaly, AnomalyKind, Mismatch, Replay, ReplayedList, replay};
+pub use replay::{
+    Anomalies, Anomaly, AnomalyKind, Mismatch, Replay, ReplayedList, replay, unverified_replay,
+};
 
 use serde::{Deserialize, Serialize};
 

@@ -133,61 +133,32 @@ pub fn replay<'q, 'l>(
     let bank = quote.pcrs().bank();
     let quoted = quote.pcrs().get(IMA_PCR);
     let first = position.next_entry;
-    let mut running = position.pcr.unwrap_or_else(|| Digest::zero(bank));
-    let mut anomalies = Anomalies::default();
-    let mut data = Vec::with_capacity(512);
+    let start = position.pcr.unwrap_or_else(|| Digest::zero(bank));
+    let mut running = Running::new(bank, log_hash, start);
     let mut covered = 0;
     let mut rest = list;
-    while quoted != Some(&running) {
+    while quoted != Some(&running.value) {
         let Some((line, after)) = next_line(rest) else {
             let mismatch = Mismatch {
                 quoted: quoted.copied(),
-                replayed: running,
+                replayed: running.value,
                 entries: covered,
             };
             return Replay {
                 outcome: Err(mismatch),
-                anomalies,
+                anomalies: running.anomalies,
             };
         };
         let index = first.saturating_add(covered);
         if covered == MAX_ENTRIES {
-            anomalies.push(index, None, AnomalyKind::TooManyEntries);
+            let kind = AnomalyKind::TooManyEntries;
+            running.anomalies.push(index, None, kind);
             rest = "";
             continue;
         }
         rest = after;
         covered += 1;
-        let entry = Entry::parse(line, index);
-        let entry = entry.and_then(|entry| entry.template_data(&mut data).map(|()| entry));
-        let entry = match entry {
-            Ok(entry) => entry,
-            Err(error) => {
-                anomalies.push(index, None, AnomalyKind::Unparsable(error.reason));
-                continue;
-            }
-        };
-        if entry.pcr != u32::from(IMA_PCR) {
-            anomalies.push(index, Some(entry.name), AnomalyKind::Pcr(entry.pcr));
-        }
-        let extended = if entry.is_violation() {
-            Digest::ones(bank)
-        } else {
-            let expected = log_hash.digest(&[&data]);
-            if expected != entry.template_hash {
-                let kind = AnomalyKind::TemplateHash {
-                    expected,
-                    printed: entry.template_hash,
-                };
-                anomalies.push(index, Some(entry.name), kind);
-            }
-            if bank == log_hash {
-                expected
-            } else {
-                bank.digest(&[&data])
-            }
-        };
-        running = running.extend(bank, extended.as_bytes());
+        running.extend(line, index);
     }
     let text = &list[..list.len() - rest.len()];
     let beyond = u64::try_from(lines(rest).count()).unwrap_or(u64::MAX);
@@ -197,12 +168,83 @@ pub fn replay<'q, 'l>(
         first,
         covered,
         listed,
-        pcr: running,
+        pcr: running.value,
         quote: PhantomData,
     };
     Replay {
         outcome: Ok(list),
-        anomalies,
+        anomalies: running.anomalies,
+    }
+}
+
+/// What PCR 10 of `bank` holds after a list from boot on, and the lines with something wrong,
+/// **not checked against any quote**: for display. `log_hash` as for [`replay`].
+pub fn unverified_replay(
+    list: &str,
+    log_hash: HashAlgorithm,
+    bank: HashAlgorithm,
+) -> (Digest, Anomalies) {
+    let mut running = Running::new(bank, log_hash, Digest::zero(bank));
+    for (line, index) in lines(list).zip(0..MAX_ENTRIES) {
+        running.extend(line, index);
+    }
+    (running.value, running.anomalies)
+}
+
+/// PCR 10 between two lines.
+struct Running {
+    bank: HashAlgorithm,
+    log_hash: HashAlgorithm,
+    value: Digest,
+    anomalies: Anomalies,
+    /// Template data of the last line, kept for its allocation.
+    data: Vec<u8>,
+}
+
+impl Running {
+    fn new(bank: HashAlgorithm, log_hash: HashAlgorithm, value: Digest) -> Self {
+        Self {
+            bank,
+            log_hash,
+            value,
+            anomalies: Anomalies::default(),
+            data: Vec::with_capacity(512),
+        }
+    }
+
+    /// Extends by one line, as the kernel did.
+    fn extend(&mut self, line: &str, index: u64) {
+        let entry = Entry::parse(line, index);
+        let entry = entry.and_then(|entry| entry.template_data(&mut self.data).map(|()| entry));
+        let entry = match entry {
+            Ok(entry) => entry,
+            Err(error) => {
+                let kind = AnomalyKind::Unparsable(error.reason);
+                return self.anomalies.push(index, None, kind);
+            }
+        };
+        if entry.pcr != u32::from(IMA_PCR) {
+            let kind = AnomalyKind::Pcr(entry.pcr);
+            self.anomalies.push(index, Some(entry.name), kind);
+        }
+        let extended = if entry.is_violation() {
+            Digest::ones(self.bank)
+        } else {
+            let expected = self.log_hash.digest(&[&self.data]);
+            if expected != entry.template_hash {
+                let kind = AnomalyKind::TemplateHash {
+                    expected,
+                    printed: entry.template_hash,
+                };
+                self.anomalies.push(index, Some(entry.name), kind);
+            }
+            if self.bank == self.log_hash {
+                expected
+            } else {
+                self.bank.digest(&[&self.data])
+            }
+        };
+        self.value = self.value.extend(self.bank, extended.as_bytes());
     }
 }
 
