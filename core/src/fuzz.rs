@@ -1,8 +1,8 @@
 //! Entry points that take arbitrary bytes; they must not panic.
 //!
-//! One function per parser. `tests/fuzz` wraps each in a libFuzzer target of the same name; the
-//! unit test of this module replays every target's corpus on stable Rust, with truncations and
-//! flipped bits.
+//! One function per parser, listed in [`TARGETS`]. `tests/fuzz` wraps each in a libFuzzer target of
+//! the same name with seeds in `corpus/NAME`; `core/tests/fuzz_corpus.rs` replays the seeds on
+//! stable Rust, cut short and with flipped bits.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;

@@ -190,10 +190,10 @@ fn decode_pem(text: &[u8]) -> Result<Vec<u8>, IdentityError> {
     let body = std::str::from_utf8(text)
         .ok()
         .and_then(|text| text.strip_prefix(BEGIN))
-        .ok_or(certificate(0, "PEM that does not start with a certificate"))?;
+        .ok_or_else(|| certificate(0, "PEM that does not start with a certificate"))?;
     let (body, _) = body
         .split_once("-----END CERTIFICATE-----")
-        .ok_or(certificate(BEGIN.len(), "PEM without an end"))?;
+        .ok_or_else(|| certificate(BEGIN.len(), "PEM without an end"))?;
     decode_base64(body.as_bytes())
 }
 
@@ -355,13 +355,13 @@ impl<'a> Der<'a> {
         };
         let content = rest
             .get(header..header + length)
-            .ok_or(certificate(at, "shorter than its length says"))?;
+            .ok_or_else(|| certificate(at, "shorter than its length says"))?;
         self.offset += header + length;
         Ok((rest[0], content))
     }
 
     /// The next element's inside, if it is of that tag.
-    fn enter(&mut self, tag: u8, reason: &'static str) -> Result<Der<'a>, IdentityError> {
+    fn enter(&mut self, tag: u8, reason: &'static str) -> Result<Self, IdentityError> {
         let at = self.base + self.offset;
         match self.next()? {
             (found, bytes) if found == tag => Ok(Der {

@@ -200,7 +200,7 @@ impl PcrValues {
             return Err(error(0, "not exactly one PCR bank"));
         }
         let bank = HashAlgorithm::from_id(image.u16()?)
-            .ok_or(error(4, "bank of an unknown hash algorithm"))?;
+            .ok_or_else(|| error(4, "bank of an unknown hash algorithm"))?;
         let &[size, octet0, octet1, octet2, octet3, padding] = image.array()?;
         if size != 3 {
             return Err(error(6, "sizeofSelect is not 3"));
@@ -231,14 +231,14 @@ impl PcrValues {
                     return Err(error(start, "digest is not of the bank's size"));
                 }
                 let value = Digest::from_slice(image.take(size)?)
-                    .ok_or(error(start, "digest is over 64 bytes"))?;
+                    .ok_or_else(|| error(start, "digest is over 64 bytes"))?;
                 image.zeros(
                     BLOB_SLOT_SIZE - 2 - size,
                     "buffer after a digest is not zero",
                 )?;
                 let pcr = selected
                     .next()
-                    .ok_or(error(start, "more values than selected PCRs"))?;
+                    .ok_or_else(|| error(start, "more values than selected PCRs"))?;
                 values.set(pcr, value);
             }
         }
@@ -270,14 +270,18 @@ struct Image<'a> {
 impl<'a> Image<'a> {
     fn take(&mut self, count: usize) -> Result<&'a [u8], PcrBlobError> {
         let rest = self.blob.get(self.offset..).unwrap_or_default();
-        let taken = rest.get(..count).ok_or(error(self.offset, "cut short"))?;
+        let taken = rest
+            .get(..count)
+            .ok_or_else(|| error(self.offset, "cut short"))?;
         self.offset += count;
         Ok(taken)
     }
 
     fn array<const N: usize>(&mut self) -> Result<&'a [u8; N], PcrBlobError> {
         let start = self.offset;
-        self.take(N)?.first_chunk().ok_or(error(start, "cut short"))
+        self.take(N)?
+            .first_chunk()
+            .ok_or_else(|| error(start, "cut short"))
     }
 
     fn u16(&mut self) -> Result<u16, PcrBlobError> {
