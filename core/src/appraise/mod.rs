@@ -1,13 +1,34 @@
-//! (Evidence, Policies, NodeState) -> (Verdict, NodeState'). Stub: the implementer completes it.
+//! The verdict over one answer of a node: (evidence, policies, state) to (verdict, state').
+//!
+//! [`appraise`] is one pure function and the only place where [`Verdict::Trusted`] is made. Its
+//! order: algorithms, quote (signature, nonce, selection, PCR digest), TPM clock, reboot, binding
+//! of the agent's key, boot log, IMA list, PCR values. Nothing an answer says is used before its
+//! quote was verified, and an answer whose quote was not leaves the state as it is.
+
+/// Accepted algorithms, and their aliases.
+mod accept;
+/// Boot log against the quoted PCRs.
+mod boot;
+/// IMA entries against the runtime policy.
+mod files;
+/// Findings: what is wrong, where, and what to do about it.
+mod finding;
+/// PCR values against the TPM policy, and the binding of the agent's key.
+mod pcrs;
+/// Quote and TPM clock.
+mod quote;
+
+pub use accept::AcceptedAlgorithms;
+pub use finding::{Finding, MAX_FINDINGS, Place};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    ima::ImaPosition,
-    policy::{BootPolicy, RuntimePolicy, TpmPolicy},
-    tpm::{AttestationKey, ClockInfo, PcrMask},
-    wire::QuoteResponse,
-};
+use finding::Findings;
+
+use crate::ima::ImaPosition;
+use crate::policy::{BootPolicy, RuntimePolicy, TpmPolicy};
+use crate::tpm::{AttestationKey, ClockInfo, PcrMask};
+use crate::wire::QuoteResponse;
 
 /// What the verifier asked this time.
 #[derive(Clone, Copy, Debug)]
@@ -33,17 +54,6 @@ pub struct Policies<'a> {
     pub accept: &'a AcceptedAlgorithms,
 }
 
-/// `accept_tpm_*` of the enrolment.
-#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
-pub struct AcceptedAlgorithms {
-    /// e.g. sha256.
-    pub hash: Vec<String>,
-    /// e.g. rsa2048; `rsa` and `ecc` are aliases of rsa2048 and ecc256.
-    pub encryption: Vec<String>,
-    /// e.g. rsassa.
-    pub signing: Vec<String>,
-}
-
 /// What the verifier remembers of one node between two quotes; a few hundred bytes, kept over restarts.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
 pub struct NodeState {
@@ -53,7 +63,8 @@ pub struct NodeState {
     pub boottime: u64,
     /// Clock of the last good quote.
     pub clock: Option<ClockInfo>,
-    /// NK of the last answer that carried one.
+    /// The agent's public key (NK, PEM) that PCR 16 was last seen to bind; `None`: the next
+    /// request must ask for it.
     pub pubkey: Option<String>,
 }
 
@@ -64,6 +75,8 @@ pub struct Appraisal {
     pub verdict: Verdict,
     /// State to keep for the next quote.
     pub state: NodeState,
+    /// How many findings there are; a failed verdict holds the first [`MAX_FINDINGS`].
+    pub findings_total: u64,
 }
 
 /// The verdict over one answer.
@@ -72,7 +85,7 @@ pub struct Appraisal {
 pub enum Verdict {
     /// Every check passed. Made by [`appraise`] alone.
     Trusted(Trusted),
-    /// At least one finding.
+    /// At least one finding, the first [`MAX_FINDINGS`] of them.
     Failed(Vec<Finding>),
     /// The host rebooted since the last answer: ask again at once from IMA entry 0; neither pass nor fail.
     Rebooted,
@@ -86,72 +99,118 @@ pub struct Trusted {
 }
 impl Trusted {
     /// IMA entries covered since boot.
-    pub fn ima_entries(&self) -> u64 { self.entries }
+    pub fn ima_entries(&self) -> u64 {
+        self.entries
+    }
     /// TPM clock of the quote.
-    pub fn clock(&self) -> ClockInfo { self.clock }
-}
-
-/// One reason why a node is not trusted: what, where, expected, got, and what to do.
-#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
-pub struct Finding {
-    /// Stable id; Keylime's event id where it has one (`ima.validation.ima-ng.not_in_allowlist`).
-    pub id: String,
-    /// Keylime's notion: an irrecoverable finding stopped the check early.
-    pub recoverable: bool,
-    /// Where: a file, a PCR, a log entry.
-    pub place: Place,
-    /// What policy or log demanded; several allowed values are several elements.
-    pub expected: Vec<String>,
-    /// What was found.
-    pub got: Option<String>,
-    /// One sentence for the operator.
-    pub explanation: String,
-    /// What to do about it.
-    pub action: String,
-}
-
-/// Where a finding is.
-#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum Place {
-    /// The quote as a whole.
-    Quote,
-    /// A PCR.
-    Pcr(u8),
-    /// An entry of the IMA list.
-    ImaEntry {
-        /// 0-based index since boot.
-        entry: u64,
-        /// File path or keyring or buffer name, if the line parsed.
-        path: Option<String>,
-    },
-    /// An event of the boot log.
-    BootEvent {
-        /// 0-based index.
-        event: usize,
-        /// Its PCR.
-        pcr: u8,
-    },
+    pub fn clock(&self) -> ClockInfo {
+        self.clock
+    }
 }
 
 /// The whole check of one integrity answer.
+///
+/// A failed check is a value, never an error. After any IMA finding the state's position is back
+/// at entry 0, so that the next answer is judged from the first entry on.
 pub fn appraise(
-    _ak: &AttestationKey,
-    _challenge: &Challenge<'_>,
-    _evidence: &QuoteResponse,
-    _policies: &Policies<'_>,
-    _state: &NodeState,
+    ak: &AttestationKey,
+    challenge: &Challenge<'_>,
+    evidence: &QuoteResponse,
+    policies: &Policies<'_>,
+    state: &NodeState,
 ) -> Appraisal {
-    todo!()
+    let mut state = state.clone();
+    let mut findings = Findings::default();
+    let stop = |finding: Finding, state| Appraisal {
+        verdict: Verdict::Failed(vec![finding]),
+        state,
+        findings_total: 1,
+    };
+    let fresh_key = evidence.pubkey.as_deref().filter(|pem| !pem.is_empty());
+    if fresh_key.is_none() && state.pubkey.is_none() {
+        return stop(pcrs::no_pubkey(), state);
+    }
+    let mask = challenge.mask.with(pcrs::BIND_PCR);
+    let quote = match quote::verify(ak, challenge.nonce, mask, evidence, policies.accept) {
+        Ok(quote) => quote,
+        Err(finding) => return stop(*finding, state),
+    };
+    if let Some(finding) = quote::check_clock(state.clock, quote.clock()) {
+        return stop(finding, state);
+    }
+    let reset = state
+        .clock
+        .is_some_and(|last| quote.clock().reset_count > last.reset_count);
+    let boottime = evidence.boottime.unwrap_or(0);
+    let entry = evidence.ima_measurement_list_entry.unwrap_or(0);
+    let rebooted = reset || state.boottime != boottime;
+    state.clock = Some(quote.clock());
+    state.boottime = boottime;
+    if rebooted && entry != 0 && entry == challenge.ima_entry {
+        state.ima = ImaPosition::default();
+        return Appraisal {
+            verdict: Verdict::Rebooted,
+            state,
+            findings_total: 0,
+        };
+    }
+
+    let bound = fresh_key.or(state.pubkey.as_deref()).unwrap_or_default();
+    state.pubkey = match pcrs::check_binding(bound, &quote) {
+        None => Some(bound.to_owned()),
+        Some(finding) => {
+            findings.push(|| finding);
+            None
+        }
+    };
+    let aggregates = boot::check(evidence, policies.boot, &quote, &mut findings);
+    state.ima = files::check(
+        evidence,
+        challenge,
+        policies,
+        &quote,
+        &state.ima,
+        &aggregates,
+        &mut findings,
+    );
+    pcrs::check_values(policies, &quote, &mut findings);
+
+    let (kept, total) = findings.into_parts();
+    let verdict = if kept.is_empty() {
+        Verdict::Trusted(Trusted {
+            entries: state.ima.next_entry,
+            clock: quote.clock(),
+        })
+    } else {
+        Verdict::Failed(kept)
+    };
+    Appraisal {
+        verdict,
+        state,
+        findings_total: total,
+    }
 }
 
-/// The identity quote's check (tenant): AK signature, nonce, PCR 16 bound to the key in the answer. Returns the PEM of the bound NK.
+/// The identity quote's check (tenant): AK signature, nonce, PCR 16 bound to the key in the
+/// answer. Returns the PEM of the bound NK.
+///
+/// # Errors
+/// What is wrong, as findings.
 pub fn appraise_identity<'a>(
-    _ak: &AttestationKey,
-    _nonce: &str,
-    _evidence: &'a QuoteResponse,
-    _accept: &AcceptedAlgorithms,
+    ak: &AttestationKey,
+    nonce: &str,
+    evidence: &'a QuoteResponse,
+    accept: &AcceptedAlgorithms,
 ) -> Result<&'a str, Vec<Finding>> {
-    todo!()
+    let key = evidence.pubkey.as_deref().filter(|pem| !pem.is_empty());
+    let key = key.ok_or_else(|| vec![pcrs::no_pubkey()])?;
+    let mask = PcrMask::default().with(pcrs::BIND_PCR);
+    let quote = quote::verify(ak, nonce, mask, evidence, accept).map_err(|f| vec![*f])?;
+    match pcrs::check_binding(key, &quote) {
+        None => Ok(key),
+        Some(finding) => Err(vec![finding]),
+    }
 }
+
+#[cfg(test)]
+mod tests;

@@ -14,6 +14,7 @@ mod replay;
 
 pub use kind::EventType;
 pub use parse::{EventLog, EventLogError, LogProblem, MAX_LOG};
+pub(crate) use replay::quoted_boot_aggregates;
 pub use replay::{BootAggregate, PcrMismatch, ReplayedLog};
 
 use crate::tpm::{Digest, HashAlgorithm};

@@ -293,8 +293,8 @@ mod tests {
 
     #[test]
     fn runaway_backtracking_ends_and_does_not_exclude() {
-        let excludes = Excludes::compile([r"/(?=(a+)+$)(a|a)*\1b"]).unwrap();
-        let path = format!("/{}c", "a".repeat(200));
+        let excludes = Excludes::compile([r"/(a+)+\1y"]).unwrap();
+        let path = format!("/{}cy", "a".repeat(200));
         let mut budget = ExcludesBudget(2);
         for _ in 0..100 {
             assert!(!excludes.matches(&path, &mut budget));

@@ -1,0 +1,135 @@
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+
+use super::finding::Findings;
+use super::{Finding, Place};
+use crate::eventlog::{BootAggregate, EventLog, EventLogError, PcrMismatch};
+use crate::policy::BootPolicy;
+use crate::tpm::{PcrMask, VerifiedQuote};
+use crate::wire::QuoteResponse;
+
+/// PCRs that the firmware's log must explain.
+///
+/// Not among them are those that systemd goes on extending from user space, in a log of its own:
+/// 9 (NvPCRs, with the initrds), 11 (boot phases), 15 (machine id, volume keys, file systems).
+/// The firmware's log alone cannot explain them, so they never fail a node.
+const LOGGED: [u8; 12] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 12, 13, 14];
+
+/// The boot log, if the policy wants it. Returns what the kernel's `boot_aggregate` may be.
+pub(super) fn check(
+    evidence: &QuoteResponse,
+    policy: &BootPolicy,
+    quote: &VerifiedQuote,
+    findings: &mut Findings,
+) -> Vec<BootAggregate> {
+    let quoted = || crate::eventlog::quoted_boot_aggregates(quote);
+    match policy {
+        BootPolicy::None => return quoted(),
+        BootPolicy::Replay => {}
+    }
+    let logged = LOGGED.into_iter().fold(PcrMask::default(), PcrMask::with);
+    let missing = logged.difference(quote.pcrs().mask());
+    if !missing.is_empty() {
+        findings.push(|| missing_pcrs(missing, quote));
+    }
+    let text = evidence
+        .mb_measurement_list
+        .as_deref()
+        .filter(|text| !text.is_empty());
+    let Some(text) = text else {
+        findings.push(missing_log);
+        return quoted();
+    };
+    let Ok(bytes) = STANDARD.decode(text) else {
+        findings.push(not_base64);
+        return quoted();
+    };
+    match EventLog::parse(&bytes) {
+        Ok(log) => {
+            let log = log.verify(quote);
+            for mismatch in log.mismatches().iter().filter(|m| logged.contains(m.pcr)) {
+                findings.push(|| mismatched(mismatch));
+            }
+            log.boot_aggregates()
+        }
+        Err(error) => {
+            findings.push(|| unparsable(&error));
+            quoted()
+        }
+    }
+}
+
+fn mismatched(mismatch: &PcrMismatch) -> Finding {
+    let pcr = mismatch.pcr;
+    Finding {
+        id: format!("measured_boot.invalid_pcr_{pcr}"),
+        recoverable: true,
+        place: Place::Pcr(pcr),
+        expected: vec![mismatch.replayed.to_string()],
+        got: Some(mismatch.quoted.to_string()),
+        explanation: format!("The boot log does not replay to the quoted value of PCR {pcr}."),
+        action: format!(
+            "Something extended PCR {pcr} that the log does not tell of, or the log was changed. \
+             Reboot the node; if the finding stays, look for a firmware update, else treat the \
+             node as compromised."
+        ),
+    }
+}
+
+fn missing_pcrs(missing: PcrMask, quote: &VerifiedQuote) -> Finding {
+    Finding {
+        id: "measured_boot.missing_pcrs".to_owned(),
+        recoverable: true,
+        place: Place::Quote,
+        expected: vec![format!("PCR {}", missing.list())],
+        got: Some(format!("PCR {}", quote.pcrs().mask().list())),
+        explanation: format!(
+            "The quote lacks PCR {} of the measured boot.",
+            missing.list()
+        ),
+        action: "Enrol the node again with a mask that has PCRs 0-9 and 11-15 (0xfbff).".to_owned(),
+    }
+}
+
+fn missing_log() -> Finding {
+    Finding {
+        id: "measured_boot.missing_log".to_owned(),
+        recoverable: true,
+        place: Place::BootLog,
+        expected: vec!["a boot log".to_owned()],
+        got: None,
+        explanation: "The policy asks for the boot log, but the agent sent none.".to_owned(),
+        action: "Check that the node boots by UEFI with its TPM enabled, and that the agent can \
+                 read /sys/kernel/security/tpm0/binary_bios_measurements; or enrol the node \
+                 without a measured boot policy."
+            .to_owned(),
+    }
+}
+
+fn not_base64() -> Finding {
+    Finding {
+        id: "measured_boot.parser.log.base64decode".to_owned(),
+        recoverable: true,
+        place: Place::BootLog,
+        expected: vec!["base64".to_owned()],
+        got: None,
+        explanation: "The boot log in the agent's answer is not base64.".to_owned(),
+        action: "Compare the agent's version with what the verifier supports.".to_owned(),
+    }
+}
+
+fn unparsable(error: &EventLogError) -> Finding {
+    Finding {
+        id: "measured_boot.parser.eventlog".to_owned(),
+        recoverable: true,
+        place: Place::BootLog,
+        expected: Vec::new(),
+        got: None,
+        explanation: format!("The boot log does not parse: {error}."),
+        action:
+            "Compare with `trothctl inspect eventlog` on the node; a log that parses there was \
+                 changed on the way, one that does not should be reported with the firmware's \
+                 version."
+                .to_owned(),
+    }
+}

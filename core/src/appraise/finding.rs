@@ -1,0 +1,112 @@
+use serde::{Deserialize, Serialize};
+
+use crate::tpm::Digest;
+
+/// Findings of one appraisal that are kept; the others are counted.
+pub const MAX_FINDINGS: usize = 1_000;
+/// Longest name in a finding, in characters: the kernel's PATH_MAX.
+const MAX_NAME: usize = 4_096;
+/// Most allowed values in a finding.
+const MAX_EXPECTED: usize = 16;
+
+/// One reason why a node is not trusted: what, where, expected, got, and what to do.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Finding {
+    /// Stable id; Keylime's event id where it has one (`ima.validation.ima-ng.not_in_allowlist`).
+    pub id: String,
+    /// Keylime's notion: an irrecoverable finding stopped the check early.
+    pub recoverable: bool,
+    /// Where: a file, a PCR, a log entry.
+    pub place: Place,
+    /// What policy or log demanded; several allowed values are several elements.
+    pub expected: Vec<String>,
+    /// What was found.
+    pub got: Option<String>,
+    /// One sentence for the operator.
+    pub explanation: String,
+    /// What to do about it.
+    pub action: String,
+}
+
+/// Where a finding is.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Place {
+    /// The quote as a whole.
+    Quote,
+    /// A PCR.
+    Pcr(u8),
+    /// The IMA list as a whole.
+    ImaList,
+    /// An entry of the IMA list.
+    ImaEntry {
+        /// 0-based index since boot.
+        entry: u64,
+        /// File path or keyring or buffer name, if the line parsed. Control characters are
+        /// escaped, and it is cut after 4,096 characters.
+        path: Option<String>,
+    },
+    /// The boot log as a whole.
+    BootLog,
+    /// An event of the boot log.
+    BootEvent {
+        /// 0-based index.
+        event: usize,
+        /// Its PCR.
+        pcr: u8,
+    },
+}
+
+/// Collects findings in bounded memory.
+#[derive(Debug, Default)]
+pub(super) struct Findings {
+    kept: Vec<Finding>,
+    total: u64,
+}
+
+impl Findings {
+    /// Adds a finding; it is not even built when enough are kept.
+    pub(super) fn push(&mut self, finding: impl FnOnce() -> Finding) {
+        self.total += 1;
+        if self.kept.len() < MAX_FINDINGS {
+            self.kept.push(finding());
+        }
+    }
+
+    /// Counts `more` findings that were not kept elsewhere.
+    pub(super) fn count(&mut self, more: u64) {
+        self.total = self.total.saturating_add(more);
+    }
+
+    pub(super) fn total(&self) -> u64 {
+        self.total
+    }
+
+    pub(super) fn into_parts(self) -> (Vec<Finding>, u64) {
+        (self.kept, self.total)
+    }
+}
+
+/// A name from the node as it may be shown: what controls a terminal is escaped.
+pub(super) fn shown(name: &str) -> String {
+    let mut shown = String::with_capacity(name.len().min(MAX_NAME));
+    for c in name.chars().take(MAX_NAME) {
+        if c.is_control() {
+            shown.extend(c.escape_default());
+        } else {
+            shown.push(c);
+        }
+    }
+    shown
+}
+
+/// Allowed digests as hex, at most 16.
+pub(super) fn hex_list<'d>(digests: impl Iterator<Item = &'d [u8]>) -> Vec<String> {
+    digests.take(MAX_EXPECTED).map(hex::encode).collect()
+}
+
+/// Allowed PCR values as hex, at most 16.
+pub(super) fn digest_list(digests: &[Digest]) -> Vec<String> {
+    hex_list(digests.iter().map(Digest::as_bytes))
+}
