@@ -8,8 +8,14 @@
 pub mod boot;
 /// A private D-Bus system bus with tpm2-abrmd on it.
 pub mod bus;
+/// Our daemons as processes, and the operator's `trothctl` beside them.
+pub mod fleet;
+/// Keylime's registrar, verifier and tenant as the other side.
+pub mod keylime;
 /// Processes that do not outlive their value, and ports they can listen on.
 pub mod process;
+/// An agent that lies: what a man in the middle with the agent's TLS key could do.
+pub mod proxy;
 /// Which crate may know what: the workspace's dependency rules.
 #[cfg(test)]
 mod rules;

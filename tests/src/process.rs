@@ -3,10 +3,12 @@ use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
+use troth_daemon::shutdown::Shutdown;
 
 /// How long a process gets to come up or to go down. Generous: machines that test are busy.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -40,6 +42,7 @@ impl Process {
             .stderr(output)
             .spawn()
             .with_context(|| format!("cannot start {:?} as {name}", command.get_program()))?;
+        lock_running().push(child.id());
         Ok(Self {
             name: name.to_owned(),
             child,
@@ -124,10 +127,37 @@ impl Drop for Process {
             // Killed, not asked: this may be the clean-up of a test that found it hanging.
             let _ = self.kill();
         }
+        lock_running().retain(|id| *id != self.child.id());
         if std::thread::panicking() {
             eprintln!("--- {}:\n{}", self.log.display(), self.log_tail());
         }
     }
+}
+
+/// Ids of the children that have a [`Process`]: none of them has been reaped and forgotten.
+static RUNNING: Mutex<Vec<u32>> = Mutex::new(Vec::new());
+
+fn lock_running() -> MutexGuard<'static, Vec<u32>> {
+    RUNNING.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// From now on SIGTERM and SIGINT end this program only after its children. Nothing is dropped
+/// then: for programs, not for tests.
+pub fn kill_all_at_signal() -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let shutdown = runtime.block_on(async { Shutdown::from_signals() })?;
+    std::thread::spawn(move || {
+        runtime.block_on(shutdown.wait());
+        for id in lock_running().iter() {
+            if let Some(pid) = i32::try_from(*id).ok().and_then(Pid::from_raw) {
+                let _ = kill_process(pid, Signal::KILL);
+            }
+        }
+        std::process::exit(130);
+    });
+    Ok(())
 }
 
 /// Runs `command` to its end and returns its standard output; an error has its standard error.
@@ -186,30 +216,6 @@ pub fn stable_port() -> Result<u16> {
     )
 }
 
-/// A daemon or tool of this workspace, built beside the running program.
-pub fn our_program(name: &str) -> Result<PathBuf> {
-    let this = std::env::current_exe()?;
-    let mut directory = this.parent().context("an executable without a directory")?;
-    if directory.ends_with("deps") {
-        directory = directory
-            .parent()
-            .context("a target directory without a parent")?;
-    }
-    program_in(directory, name)
-}
-
-/// As [`our_program`], in the directory given.
-pub fn program_in(directory: &Path, name: &str) -> Result<PathBuf> {
-    let program = directory.join(name);
-    if !program.is_file() {
-        bail!(
-            "{} is not built: run `cargo build --workspace`",
-            program.display()
-        );
-    }
-    Ok(program)
-}
-
 /// `name` in `PATH`, or where administrators' tools are (not in everybody's `PATH`).
 pub fn find_program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
@@ -217,4 +223,15 @@ pub fn find_program(name: &str) -> Option<PathBuf> {
         .chain([PathBuf::from("/usr/sbin"), PathBuf::from("/usr/local/sbin")])
         .map(|directory| directory.join(name))
         .find(|candidate| candidate.is_file())
+}
+
+/// `$XDG_CACHE_HOME/troth` (default `~/.cache/troth`): tools and Keylime, outside the checkout.
+pub fn cache() -> Result<PathBuf> {
+    let base = match std::env::var_os("XDG_CACHE_HOME").filter(|value| !value.is_empty()) {
+        Some(directory) => PathBuf::from(directory),
+        None => std::env::home_dir()
+            .context("neither XDG_CACHE_HOME nor HOME is set: no place for the cache")?
+            .join(".cache"),
+    };
+    Ok(base.join("troth"))
 }

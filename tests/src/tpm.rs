@@ -133,6 +133,11 @@ impl Swtpm {
         format!("swtpm:host=127.0.0.1,port={}", self.mux.port)
     }
 
+    /// The certificate that issued the EK's.
+    pub fn ek_issuer(&self) -> PathBuf {
+        self.directory.join("ek-ca/issuercert.pem")
+    }
+
     /// Another client of this TPM, beside whoever holds [`Swtpm::tcti`] open.
     pub fn client(&self) -> TpmClient {
         TpmClient {

@@ -53,7 +53,7 @@ enum Command {
 fn main() -> Result<ExitCode> {
     match Arguments::parse().command {
         Command::Setup { yes } => setup::run_setup(yes)?,
-        Command::Demo { yes, release } => return demo::run(yes, release),
+        Command::Demo { yes, release } => return demo::run_demo(yes, release),
         Command::Test { tier, yes } => return test::run_tiers(tier, yes),
     }
     Ok(ExitCode::SUCCESS)

@@ -1,5 +1,5 @@
 use std::ffi::OsStr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
@@ -8,17 +8,6 @@ use anyhow::{Context, Result, bail};
 pub(crate) fn root() -> &'static Path {
     let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
     manifest.parent().unwrap_or(manifest)
-}
-
-/// `$XDG_CACHE_HOME/troth` (default `~/.cache/troth`): tools and Keylime, outside the checkout.
-pub(crate) fn cache() -> Result<PathBuf> {
-    let base = match std::env::var_os("XDG_CACHE_HOME").filter(|value| !value.is_empty()) {
-        Some(directory) => PathBuf::from(directory),
-        None => std::env::home_dir()
-            .context("neither XDG_CACHE_HOME nor HOME is set: no place for the cache")?
-            .join(".cache"),
-    };
-    Ok(base.join("troth"))
 }
 
 /// True when `CI=true`: nothing may be asked, and nothing may be left out.

@@ -1,0 +1,392 @@
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use crate::boot::Machine;
+use crate::process::{PATIENCE, Process, stable_port};
+
+/// Where this workspace's daemons and tools are built.
+#[derive(Clone, Debug)]
+pub struct Programs(PathBuf);
+
+impl Programs {
+    /// Beside the running test or tool.
+    pub fn beside_this() -> Result<Self> {
+        let this = std::env::current_exe()?;
+        let directory = this.parent().context("an executable without a directory")?;
+        let directory = if directory.ends_with("deps") {
+            directory
+                .parent()
+                .context("a target directory without a parent")?
+        } else {
+            directory
+        };
+        Ok(Self(directory.to_owned()))
+    }
+
+    /// In `directory`.
+    pub fn in_directory(directory: &Path) -> Self {
+        Self(directory.to_owned())
+    }
+
+    /// The program called `name`, not started yet.
+    pub fn command(&self, name: &str) -> Result<Command> {
+        let program = self.0.join(name);
+        if !program.is_file() {
+            bail!(
+                "{} is not built: run `cargo build --workspace`",
+                program.display()
+            );
+        }
+        Ok(Command::new(program))
+    }
+}
+
+/// Registrar and verifier of one CA, on ports of 127.0.0.1 that stay theirs over restarts.
+#[derive(Debug)]
+pub struct Fleet {
+    programs: Programs,
+    directory: PathBuf,
+    registrar: Process,
+    verifier: Process,
+    ports: Ports,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Ports {
+    registrar: u16,
+    registrar_tls: u16,
+    verifier: u16,
+}
+
+/// Time between two quotes of one node, unless a test says otherwise: short, so that verdicts come
+/// soon.
+pub const QUOTE_INTERVAL: Duration = Duration::from_millis(500);
+
+impl Fleet {
+    /// Starts both daemons with state in `directory`, and waits until they serve.
+    pub fn start(programs: &Programs, directory: &Path, interval: Duration) -> Result<Self> {
+        fs::create_dir_all(directory)?;
+        let ports = Ports {
+            registrar: stable_port()?,
+            registrar_tls: stable_port()?,
+            verifier: stable_port()?,
+        };
+        let state = directory.join("state");
+        fs::write(
+            directory.join("registrar.toml"),
+            format!(
+                "state_dir = {state:?}\nport = {}\ntls_port = {}\n",
+                ports.registrar, ports.registrar_tls
+            ),
+        )?;
+        fs::write(
+            directory.join("verifier.toml"),
+            format!(
+                "state_dir = {state:?}\nport = {}\nquote_interval = {}\nretry_interval = 0.2\n\
+                 exponential_backoff = false\nrequest_timeout = 10.0\n",
+                ports.verifier,
+                interval.as_secs_f64()
+            ),
+        )?;
+        let registrar = start_daemon(programs, "troth-registrar", directory, &[])?;
+        let verifier = start_daemon(programs, "troth-verifier", directory, &[])?;
+        Ok(Self {
+            programs: programs.clone(),
+            directory: directory.to_owned(),
+            registrar,
+            verifier,
+            ports,
+        })
+    }
+
+    /// The CA directory with the operator's certificate.
+    pub fn ca_dir(&self) -> PathBuf {
+        self.directory.join("state/cv_ca")
+    }
+
+    /// Plain HTTP port of the registrar.
+    pub fn registrar_port(&self) -> u16 {
+        self.ports.registrar
+    }
+
+    /// Port of the verifier.
+    pub fn verifier_port(&self) -> u16 {
+        self.ports.verifier
+    }
+
+    /// The registrar's process.
+    pub fn registrar(&mut self) -> &mut Process {
+        &mut self.registrar
+    }
+
+    /// The verifier's process.
+    pub fn verifier(&mut self) -> &mut Process {
+        &mut self.verifier
+    }
+
+    /// Starts the verifier again after its end.
+    pub fn start_verifier(&mut self) -> Result<()> {
+        self.verifier = start_daemon(&self.programs, "troth-verifier", &self.directory, &[])?;
+        Ok(())
+    }
+
+    /// `trothctl ARGUMENTS` as this fleet's operator types it.
+    pub fn trothctl<A: AsRef<std::ffi::OsStr>>(&self, arguments: &[A]) -> Result<Answer> {
+        self.trothctl_as(&self.ca_dir(), arguments)
+    }
+
+    /// [`Fleet::trothctl`] with another CA directory's client certificate.
+    pub fn trothctl_as<A: AsRef<std::ffi::OsStr>>(
+        &self,
+        ca_dir: &Path,
+        arguments: &[A],
+    ) -> Result<Answer> {
+        let output = self
+            .programs
+            .command("trothctl")?
+            .env(
+                "TROTH_VERIFIER",
+                format!("https://127.0.0.1:{}", self.ports.verifier),
+            )
+            .env(
+                "TROTH_REGISTRAR",
+                format!("https://127.0.0.1:{}", self.ports.registrar_tls),
+            )
+            .env("TROTH_CA_DIR", ca_dir)
+            .env("COLUMNS", "100")
+            .args(arguments)
+            .stdin(Stdio::null())
+            .output()
+            .context("cannot start trothctl")?;
+        Ok(Answer::from(output))
+    }
+
+    /// Waits until the registrar shows the agent `id`, activated.
+    pub fn wait_registered(&self, id: &str) -> Result<Value> {
+        let start = Instant::now();
+        loop {
+            let answer = self.trothctl(&["--json", "registrar", "show", id])?;
+            if answer.status.success() {
+                return answer.json();
+            }
+            if start.elapsed() > PATIENCE {
+                bail!(
+                    "{id} is not registered after {PATIENCE:?}: {}",
+                    answer.stderr
+                );
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// `trothctl agent add`, with a runtime policy from `policy`.
+    pub fn add(&self, id: &str, policy: &Path) -> Result<()> {
+        let policy = policy
+            .to_str()
+            .context("a temporary directory with an odd name")?;
+        self.trothctl(&["agent", "add", id, "--runtime-policy", policy])?
+            .success()
+            .map(drop)
+    }
+
+    /// The node as `trothctl agent status` shows it, whatever its state.
+    pub fn status(&self, id: &str) -> Result<Value> {
+        self.trothctl(&["--json", "agent", "status", id])?.json()
+    }
+
+    /// Waits until the verifier shows `state` for the agent, and returns its status then.
+    pub fn wait_for_state(&self, id: &str, state: &str) -> Result<Value> {
+        self.wait_for(id, &format!("is {state}"), |node| node["state"] == state)
+    }
+
+    /// Waits until a status of the agent is as `wanted`; an error says what it was last.
+    pub fn wait_for(&self, id: &str, what: &str, wanted: impl Fn(&Value) -> bool) -> Result<Value> {
+        let start = Instant::now();
+        loop {
+            let node = self.status(id);
+            match &node {
+                Ok(node) if wanted(node) => return Ok(node.clone()),
+                _ if start.elapsed() > PATIENCE => {
+                    bail!("waited {PATIENCE:?} until {id} {what}; last seen: {node:#?}");
+                }
+                _ => std::thread::sleep(Duration::from_millis(50)),
+            }
+        }
+    }
+}
+
+/// What `trothctl` answered.
+#[derive(Debug)]
+pub struct Answer {
+    /// Exit status; `trothctl --help` says what each means.
+    pub status: ExitStatus,
+    /// Standard output.
+    pub stdout: String,
+    /// Standard error.
+    pub stderr: String,
+}
+
+impl From<Output> for Answer {
+    fn from(output: Output) -> Self {
+        Self {
+            status: output.status,
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+}
+
+impl Answer {
+    /// Itself when the exit status was 0, else an error with what was printed.
+    pub fn success(self) -> Result<Self> {
+        if !self.status.success() {
+            bail!("trothctl: {}\n{}{}", self.status, self.stdout, self.stderr);
+        }
+        Ok(self)
+    }
+
+    /// Standard output as JSON.
+    pub fn json(&self) -> Result<Value> {
+        serde_json::from_str(&self.stdout)
+            .with_context(|| format!("no JSON:\n{}{}", self.stdout, self.stderr))
+    }
+}
+
+/// What an agent is started with.
+#[derive(Clone, Debug, Default)]
+pub struct AgentOptions {
+    /// Agent id, or how to make one (`hash_ek`).
+    pub id: String,
+    /// `rsa2048` (also when empty), `ecc256`, ...
+    pub key: String,
+    /// TCTI configuration; that of the machine's TPM when `None`.
+    pub tcti: Option<String>,
+    /// Port told to the registrar, when it is not the agent's own.
+    pub contact_port: Option<u16>,
+    /// Further environment.
+    pub environment: Vec<(String, String)>,
+}
+
+impl AgentOptions {
+    /// An RSA agent with this id on the machine's own TPM.
+    pub fn with_id(id: &str) -> Self {
+        Self {
+            id: id.to_owned(),
+            ..Self::default()
+        }
+    }
+}
+
+/// An agent with its state directory; may be stopped and started again.
+#[derive(Debug)]
+pub struct Agent {
+    programs: Programs,
+    directory: PathBuf,
+    process: Process,
+    port: u16,
+    environment: Vec<(String, String)>,
+}
+
+impl Agent {
+    /// Starts an agent on `machine` that registers at `registrar_port` and takes clients of the CA
+    /// in `ca_dir`. Returns when it listens.
+    pub fn start(
+        programs: &Programs,
+        directory: &Path,
+        machine: &Machine,
+        registrar_port: u16,
+        ca_dir: &Path,
+        options: &AgentOptions,
+    ) -> Result<Self> {
+        let state = directory.join("state");
+        fs::create_dir_all(&state)?;
+        let port = stable_port()?;
+        let key = if options.key.is_empty() {
+            "rsa2048"
+        } else {
+            &options.key
+        };
+        let tcti = options.tcti.clone().unwrap_or_else(|| machine.tpm().tcti());
+        let mut text = format!(
+            "state_dir = {state:?}\nuuid = {:?}\nport = {port}\nregistrar_ip = \"127.0.0.1\"\n\
+             registrar_port = {registrar_port}\ntrusted_client_ca = [{:?}]\ntcti = {tcti:?}\n\
+             tpm_encryption_alg = {key:?}\nima_ml_path = {:?}\nmeasuredboot_ml_path = {:?}\n\
+             exponential_backoff_initial_delay = 100\n",
+            options.id,
+            ca_dir.join("cacert.crt"),
+            machine.ima_list(),
+            machine.boot_log(),
+        );
+        if let Some(port) = options.contact_port {
+            text.push_str(&format!("contact_port = {port}\n"));
+        }
+        fs::write(directory.join("agent.toml"), text)?;
+        let process = start_daemon(programs, "troth-agent", directory, &options.environment)?;
+        Ok(Self {
+            programs: programs.clone(),
+            directory: directory.to_owned(),
+            process,
+            port,
+            environment: options.environment.clone(),
+        })
+    }
+
+    /// The agent's process.
+    pub fn process(&mut self) -> &mut Process {
+        &mut self.process
+    }
+
+    /// Starts the agent again, after its end, with the same configuration and state.
+    pub fn start_again(&mut self) -> Result<()> {
+        self.process = start_daemon(
+            &self.programs,
+            "troth-agent",
+            &self.directory,
+            &self.environment,
+        )?;
+        Ok(())
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        SocketAddr::from((Ipv4Addr::LOCALHOST, self.port))
+    }
+
+    /// Certificate and key of its TLS server.
+    pub fn tls_files(&self) -> (PathBuf, PathBuf) {
+        let state = self.directory.join("state");
+        (
+            state.join("server-cert.crt"),
+            state.join("server-private.pem"),
+        )
+    }
+}
+
+/// Starts `troth-NAME --config NAME.toml` in `directory` and waits until it listens.
+fn start_daemon(
+    programs: &Programs,
+    name: &str,
+    directory: &Path,
+    environment: &[(String, String)],
+) -> Result<Process> {
+    let component = name.trim_start_matches("troth-");
+    let before = fs::metadata(directory.join(format!("{name}.log"))).map_or(0, |log| log.len());
+    let mut process = Process::start(
+        name,
+        directory,
+        programs
+            .command(name)?
+            .arg("--config")
+            .arg(directory.join(format!("{component}.toml")))
+            .envs(environment.iter().cloned()),
+    )?;
+    let from = usize::try_from(before)?;
+    process.wait_for_log(from, |log| log.contains("listening on").then_some(()))?;
+    Ok(process)
+}
