@@ -1,0 +1,23 @@
+//! Asking nodes for evidence on schedule, and judging the answers.
+//!
+//! One task per node waits, asks and records; checks run on a bounded pool of worker threads, so
+//! that a slow node or a long list delays no other node. Verdicts reach the database in batches.
+
+/// One question to a node, and what came of it.
+mod ask;
+/// All nodes of this verifier.
+mod fleet;
+/// The worker pool that checks evidence.
+mod judge;
+/// One node: its enrolment, its record, its task.
+mod node;
+/// Runtime policies, compiled once per content.
+mod policies;
+/// The operational states: pure transitions.
+mod state;
+/// The batched writer of verdicts.
+mod writer;
+
+pub use fleet::{EnrolError, Fleet, FleetError};
+pub use node::NodeError;
+pub use state::{NodeRecord, State, Timing};

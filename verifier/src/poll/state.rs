@@ -1,0 +1,539 @@
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+use troth_core::{
+    appraise::{Finding, NodeState},
+    ima::ImaPosition,
+    wire::TrothStatus,
+};
+
+use crate::config::VerifierConfig;
+
+/// Keylime's operational states, as far as a pull-mode verifier uses them.
+pub(crate) mod operational {
+    /// Enrolled, restarted or reactivated; no verdict since.
+    pub(crate) const START: u8 = 1;
+    /// Attested periodically.
+    pub(crate) const GET_QUOTE: u8 = 3;
+    /// Does not answer.
+    pub(crate) const FAILED: u8 = 7;
+    /// Attestation failed.
+    pub(crate) const INVALID_QUOTE: u8 = 9;
+    /// Stopped by an operator.
+    pub(crate) const STOPPED: u8 = 10;
+}
+
+/// Keylime's highest severity, `emergency`: the one that stops polling.
+const EMERGENCY: u8 = 6;
+/// Keylime's event of a node that does not answer.
+const NOT_REACHABLE: &str = "internal.verifier.not_reachable";
+/// Findings kept of one verdict; the rest is counted.
+const MAX_FINDINGS: usize = 100;
+/// A verdict older than this many intervals says nothing about now.
+const STALE_INTERVALS: u32 = 5;
+/// Reboots in a row after which a node has to wait for its next turn.
+const MAX_REBOOTS: u32 = 3;
+
+/// When nodes are asked.
+#[derive(Clone, Copy, Debug)]
+pub struct Timing {
+    /// From the start of one attestation to the start of the next.
+    pub interval: Duration,
+    /// First wait after silence; the base of the power with `exponential`.
+    pub retry: Duration,
+    /// Wait `retry` to the power of the attempt.
+    pub exponential: bool,
+    /// Attempts after which a silent node is in state 7.
+    pub max_retries: u32,
+    /// Longest wait between two attempts.
+    pub max_retry: Duration,
+}
+
+impl Timing {
+    /// As configured.
+    pub fn new(config: &VerifierConfig) -> Self {
+        Self {
+            interval: config.quote_interval.0,
+            retry: config.retry_interval.0,
+            exponential: config.exponential_backoff,
+            max_retries: config.max_retries,
+            max_retry: config.max_retry_interval.0,
+        }
+    }
+
+    /// Age from which a verdict is stale.
+    pub fn stale_after(&self) -> Duration {
+        self.interval.saturating_mul(STALE_INTERVALS).max(Duration::from_secs(1))
+    }
+
+    /// The wait before attempt `attempt` (from 1), without jitter.
+    fn backoff(&self, attempt: u32) -> Duration {
+        let base = self.retry.as_secs_f64();
+        let seconds = if self.exponential && base > 1.0 {
+            base.powi(i32::try_from(attempt).unwrap_or(i32::MAX))
+        } else {
+            base
+        };
+        // `min` first: the power may be too large for a Duration.
+        Duration::from_secs_f64(seconds.min(self.max_retry.as_secs_f64()))
+    }
+}
+
+/// Troth's view of a node. `stale` is not among them: it is what a `Trusted` becomes with time.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// No verdict since enrolment, restart or reactivation.
+    Pending,
+    /// The last evidence passed every check.
+    Trusted,
+    /// The last evidence did not pass; polling has stopped.
+    Failed,
+    /// It does not answer: neither good nor bad is known. It is asked again and again.
+    Unreachable,
+    /// An operator stopped the polling.
+    Stopped,
+}
+
+/// What operators were told last, so that each change is told once, over restarts too.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Told {
+    #[default]
+    Nothing,
+    Trusted,
+    Failed,
+    Unreachable,
+}
+
+/// Algorithms of the last quote, as the agent named them.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub(crate) struct Algorithms {
+    pub(crate) hash: String,
+    pub(crate) encryption: String,
+    pub(crate) signing: String,
+}
+
+/// Everything the verifier knows about a node beyond its enrolment; kept over restarts.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct NodeRecord {
+    pub(crate) state: State,
+    /// Keylime's number for it.
+    pub(crate) operational: u8,
+    /// One sentence: why this state, without times.
+    pub(crate) reason: String,
+    /// What the next appraisal continues from.
+    pub(crate) node: NodeState,
+    /// Agent API version to speak.
+    pub(crate) version: String,
+    pub(crate) algorithms: Algorithms,
+    pub(crate) attestation_count: u64,
+    /// Unix seconds, 0: never.
+    pub(crate) last_received_quote: u64,
+    /// Unix seconds, 0: never.
+    pub(crate) last_successful_attestation: u64,
+    /// Unix milliseconds of the last verdict, 0: never.
+    pub(crate) judged_at_ms: u64,
+    /// Unix milliseconds of the next question, 0: none.
+    pub(crate) due_at_ms: u64,
+    pub(crate) ima_entries: u64,
+    pub(crate) severity_level: Option<u8>,
+    pub(crate) last_event_id: Option<String>,
+    pub(crate) findings: Vec<Finding>,
+    pub(crate) findings_total: u64,
+    /// Attempts since the last answer.
+    pub(crate) retries: u32,
+    #[serde(default)]
+    told: Told,
+    /// Reboots in a row.
+    #[serde(skip)]
+    reboots: u32,
+}
+
+/// What came of one question.
+#[derive(Debug)]
+pub(crate) enum Outcome {
+    /// Every check passed.
+    Trusted { node: NodeState, ima_entries: u64, algorithms: Algorithms },
+    /// At least one finding.
+    Failed { findings: Vec<Finding>, node: Option<NodeState>, algorithms: Option<Algorithms> },
+    /// The host has booted since the last answer: ask again from the start of its list.
+    Rebooted { node: NodeState },
+    /// No evidence: the reason for people.
+    NoAnswer { reason: String },
+}
+
+/// A change that operators are told.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Event {
+    FirstTrusted,
+    Failed,
+    Recovered,
+    Unreachable,
+}
+
+/// What follows from an outcome.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct Step {
+    /// When to ask again, counted from now; `None`: not before somebody says so.
+    pub(crate) wait: Option<Duration>,
+    /// Whom to tell what.
+    pub(crate) event: Option<Event>,
+}
+
+impl NodeRecord {
+    /// A node that was just enrolled.
+    pub(crate) fn new(version: String) -> Self {
+        Self {
+            state: State::Pending,
+            operational: operational::START,
+            reason: String::from("enrolled; no evidence has been judged yet"),
+            node: NodeState::default(),
+            version,
+            algorithms: Algorithms::default(),
+            attestation_count: 0,
+            last_received_quote: 0,
+            last_successful_attestation: 0,
+            judged_at_ms: 0,
+            due_at_ms: 0,
+            ima_entries: 0,
+            severity_level: None,
+            last_event_id: None,
+            findings: Vec::new(),
+            findings_total: 0,
+            retries: 0,
+            told: Told::Nothing,
+            reboots: 0,
+        }
+    }
+
+    /// Is the node asked on schedule?
+    pub(crate) fn active(&self) -> bool {
+        !matches!(self.state, State::Failed | State::Stopped)
+    }
+
+    /// The verifier starts again: nothing is known of the time in between.
+    pub(crate) fn resume(&mut self) {
+        if self.state == State::Trusted {
+            self.state = State::Pending;
+            self.operational = operational::START;
+            self.reason = String::from("the verifier was restarted; waiting for new evidence");
+        }
+    }
+
+    /// An operator wants the node judged anew, from the first entry of its list.
+    pub(crate) fn reactivate(&mut self) {
+        self.state = State::Pending;
+        self.operational = operational::START;
+        self.reason = String::from("reactivated; waiting for new evidence");
+        self.node.ima = ImaPosition::default();
+        self.findings = Vec::new();
+        self.findings_total = 0;
+        self.retries = 0;
+        self.reboots = 0;
+    }
+
+    /// An operator stops the polling.
+    pub(crate) fn stop(&mut self) {
+        self.state = State::Stopped;
+        self.operational = operational::STOPPED;
+        self.reason = String::from("stopped by an operator; reactivate to go on");
+        self.due_at_ms = 0;
+    }
+
+    /// Takes an outcome in. `started` is when the question was asked, `now` when the outcome was
+    /// known, both since the Unix epoch.
+    pub(crate) fn apply(
+        &mut self,
+        outcome: Outcome,
+        started: Duration,
+        now: Duration,
+        timing: &Timing,
+    ) -> Step {
+        let regular = (started + timing.interval).saturating_sub(now);
+        let step = match outcome {
+            Outcome::Trusted { node, ima_entries, algorithms } => {
+                let event = match self.told {
+                    Told::Nothing => Some(Event::FirstTrusted),
+                    Told::Trusted => None,
+                    Told::Failed | Told::Unreachable => Some(Event::Recovered),
+                };
+                self.told = Told::Trusted;
+                self.state = State::Trusted;
+                self.operational = operational::GET_QUOTE;
+                self.reason = String::from("the evidence passed every check");
+                self.node = node;
+                self.ima_entries = ima_entries;
+                self.algorithms = algorithms;
+                self.findings = Vec::new();
+                self.findings_total = 0;
+                self.attestation_count += 1;
+                self.last_successful_attestation = now.as_secs();
+                self.judged(now);
+                Step { wait: Some(regular), event }
+            }
+            Outcome::Failed { mut findings, node, algorithms } => {
+                self.told = Told::Failed;
+                self.state = State::Failed;
+                self.operational = operational::INVALID_QUOTE;
+                self.findings_total = u64::try_from(findings.len()).unwrap_or(u64::MAX);
+                findings.truncate(MAX_FINDINGS);
+                self.reason = match findings.first() {
+                    Some(finding) if self.findings_total > 1 => format!(
+                        "{} (and {} more findings)",
+                        finding.explanation,
+                        self.findings_total - 1
+                    ),
+                    Some(finding) => finding.explanation.clone(),
+                    None => String::from("the evidence did not pass"),
+                };
+                self.severity_level = Some(EMERGENCY);
+                self.last_event_id = findings.first().map(|finding| finding.id.clone());
+                self.findings = findings;
+                self.node = node.unwrap_or_else(|| self.node.clone());
+                self.algorithms = algorithms.unwrap_or_else(|| self.algorithms.clone());
+                self.judged(now);
+                Step { wait: None, event: Some(Event::Failed) }
+            }
+            Outcome::Rebooted { node } => {
+                self.node = node;
+                self.retries = 0;
+                self.reboots += 1;
+                let wait =
+                    if self.reboots < MAX_REBOOTS { Duration::ZERO } else { regular };
+                Step { wait: Some(wait), event: None }
+            }
+            Outcome::NoAnswer { reason } => self.silent(&reason, timing),
+        };
+        self.due_at_ms = step.wait.map_or(0, |wait| milliseconds(now + wait));
+        step
+    }
+
+    fn judged(&mut self, now: Duration) {
+        self.retries = 0;
+        self.reboots = 0;
+        self.last_received_quote = now.as_secs();
+        self.judged_at_ms = milliseconds(now);
+    }
+
+    fn silent(&mut self, reason: &str, timing: &Timing) -> Step {
+        let exhausted = self.retries >= timing.max_retries;
+        self.retries = self.retries.saturating_add(1);
+        self.state = State::Unreachable;
+        self.reason = format!("{reason} (attempt {})", self.retries);
+        let mut event = None;
+        if exhausted {
+            self.operational = operational::FAILED;
+            if self.told != Told::Unreachable {
+                self.told = Told::Unreachable;
+                self.severity_level = Some(EMERGENCY);
+                self.last_event_id = Some(NOT_REACHABLE.to_owned());
+                event = Some(Event::Unreachable);
+            }
+        }
+        Step { wait: Some(timing.backoff(self.retries)), event }
+    }
+
+    /// The status for operators at `now` (since the Unix epoch).
+    pub(crate) fn status(&self, now: Duration, timing: &Timing) -> TrothStatus {
+        let age = now.saturating_sub(Duration::from_millis(self.judged_at_ms));
+        let attested = if self.judged_at_ms == 0 {
+            String::from("never attested")
+        } else {
+            format!("attested {} s ago", age.as_secs())
+        };
+        let every = format!("due every {} s", timing.interval.as_secs_f64());
+        let (state, reason) = match self.state {
+            State::Pending => ("pending", format!("{}; {attested}, {every}", self.reason)),
+            State::Trusted if age > timing.stale_after() => {
+                ("stale", format!("no verdict since the last one; {attested}, {every}"))
+            }
+            State::Trusted => ("trusted", format!("{}; {attested}, {every}", self.reason)),
+            State::Failed => ("failed", self.reason.clone()),
+            State::Unreachable => {
+                ("unreachable", format!("{}; {attested}, {every}", self.reason))
+            }
+            State::Stopped => ("stopped", self.reason.clone()),
+        };
+        TrothStatus {
+            state: state.to_owned(),
+            reason,
+            judged_at_ms: self.judged_at_ms,
+            due_at_ms: self.due_at_ms,
+            ima_entries: self.ima_entries,
+            findings: self.findings.clone(),
+            findings_total: self.findings_total,
+        }
+    }
+}
+
+/// Time since the Unix epoch.
+pub(crate) fn now() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
+pub(crate) fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use troth_core::appraise::Place;
+
+    use super::*;
+
+    const T0: Duration = Duration::from_secs(1_700_000_000);
+
+    fn timing() -> Timing {
+        Timing {
+            interval: Duration::from_secs(10),
+            retry: Duration::from_secs(2),
+            exponential: true,
+            max_retries: 5,
+            max_retry: Duration::from_secs(60),
+        }
+    }
+
+    fn trusted() -> Outcome {
+        let node = NodeState {
+            ima: ImaPosition { next_entry: 7, ..ImaPosition::default() },
+            ..NodeState::default()
+        };
+        Outcome::Trusted { node, ima_entries: 7, algorithms: Algorithms::default() }
+    }
+
+    fn failed(count: usize) -> Outcome {
+        let finding = Finding {
+            id: "ima.pcr_mismatch".into(),
+            recoverable: true,
+            place: Place::Pcr(10),
+            expected: Vec::new(),
+            got: None,
+            explanation: "the list does not lead to PCR 10".into(),
+            action: "look at it".into(),
+        };
+        Outcome::Failed { findings: vec![finding; count], node: None, algorithms: None }
+    }
+
+    fn silent() -> Outcome {
+        Outcome::NoAnswer { reason: "connection refused".into() }
+    }
+
+    fn record() -> NodeRecord {
+        NodeRecord::new("2.6".into())
+    }
+
+    fn apply(record: &mut NodeRecord, outcome: Outcome) -> Step {
+        record.apply(outcome, T0, T0 + Duration::from_secs(1), &timing())
+    }
+
+    #[test]
+    fn first_pass_is_told_once_and_the_next_question_is_one_interval_after_the_last() {
+        let mut record = record();
+        let step = apply(&mut record, trusted());
+        let wait = Some(Duration::from_secs(9));
+        assert_eq!(step, Step { wait, event: Some(Event::FirstTrusted) });
+        assert_eq!(apply(&mut record, trusted()), Step { wait, event: None });
+        assert_eq!((record.operational, record.attestation_count), (3, 2));
+        assert_eq!(record.due_at_ms, milliseconds(T0 + timing().interval));
+    }
+
+    #[test]
+    fn failure_stops_polling_keeps_findings_and_recovers_after_reactivation() {
+        let mut record = record();
+        apply(&mut record, trusted());
+        let step = apply(&mut record, failed(250));
+        assert_eq!(step, Step { wait: None, event: Some(Event::Failed) });
+        assert!(!record.active());
+        let status = record.status(T0, &timing());
+        assert_eq!(status.state, "failed");
+        assert_eq!((status.findings.len(), status.findings_total), (100, 250));
+        assert_eq!((record.operational, record.severity_level), (9, Some(6)));
+        assert_eq!(record.last_event_id.as_deref(), Some("ima.pcr_mismatch"));
+        // A failed node stays failed over a restart of the verifier.
+        record.resume();
+        assert_eq!(record.state, State::Failed);
+        record.reactivate();
+        assert_eq!(record.node.ima.next_entry, 0);
+        assert_eq!(record.status(T0, &timing()).state, "pending");
+        assert_eq!(apply(&mut record, trusted()).event, Some(Event::Recovered));
+    }
+
+    #[test]
+    fn silence_is_never_trusted_backs_off_and_recovers_by_itself() {
+        let mut record = record();
+        apply(&mut record, trusted());
+        let mut waits = Vec::new();
+        let mut events = Vec::new();
+        for attempt in 0..9 {
+            let step = apply(&mut record, silent());
+            waits.push(step.wait.unwrap().as_secs());
+            events.extend(step.event.map(|event| (attempt, event)));
+            assert_eq!(record.status(T0, &timing()).state, "unreachable");
+            // Keylime's state 7 comes when the retries are used up.
+            assert_eq!(record.operational == operational::FAILED, attempt >= 5);
+        }
+        assert_eq!(waits, [2, 4, 8, 16, 32, 60, 60, 60, 60]);
+        assert_eq!(events, [(5, Event::Unreachable)]);
+        let position = record.node.ima.next_entry;
+        assert_eq!(position, 7, "silence must not lose the position in the list");
+        assert_eq!(apply(&mut record, trusted()).event, Some(Event::Recovered));
+        assert_eq!(record.status(T0, &timing()).state, "trusted");
+    }
+
+    #[test]
+    fn one_lost_answer_is_no_event() {
+        let mut record = record();
+        apply(&mut record, trusted());
+        assert_eq!(apply(&mut record, silent()).event, None);
+        assert_eq!(apply(&mut record, trusted()).event, None);
+    }
+
+    #[test]
+    fn old_verdict_is_stale() {
+        let mut record = record();
+        apply(&mut record, trusted());
+        let later = T0 + Duration::from_secs(1) + timing().stale_after();
+        assert_eq!(record.status(later, &timing()).state, "trusted");
+        let later = later + Duration::from_secs(1);
+        let status = record.status(later, &timing());
+        assert_eq!(status.state, "stale");
+        assert!(status.reason.contains("attested 51 s ago, due every 10 s"), "{}", status.reason);
+    }
+
+    #[test]
+    fn reboot_is_asked_about_at_once_but_not_for_ever() {
+        let mut record = record();
+        apply(&mut record, trusted());
+        let mut waits = Vec::new();
+        for _ in 0..4 {
+            let outcome = Outcome::Rebooted { node: NodeState::default() };
+            let step = apply(&mut record, outcome);
+            assert_eq!(step.event, None);
+            waits.push(step.wait.unwrap().as_secs());
+        }
+        assert_eq!(waits, [0, 0, 9, 9]);
+        assert_eq!(record.node.ima.next_entry, 0);
+        assert_eq!(record.attestation_count, 1);
+    }
+
+    #[test]
+    fn restart_forgets_trust_but_nothing_else() {
+        let mut record = record();
+        apply(&mut record, trusted());
+        let text = serde_json::to_string(&record).unwrap();
+        let mut record: NodeRecord = serde_json::from_str(&text).unwrap();
+        record.resume();
+        assert_eq!((record.state, record.operational), (State::Pending, 1));
+        assert_eq!((record.node.ima.next_entry, record.attestation_count), (7, 1));
+        // Trusted before and after: nobody needs to be told.
+        assert_eq!(apply(&mut record, trusted()).event, None);
+    }
+
+    #[test]
+    fn linear_retries_and_huge_attempts_stay_in_bounds() {
+        let linear = Timing { exponential: false, ..timing() };
+        assert_eq!(linear.backoff(9), Duration::from_secs(2));
+        assert_eq!(timing().backoff(u32::MAX), Duration::from_secs(60));
+    }
+}
