@@ -1,12 +1,16 @@
 //! The verifier, which judges enrolled nodes again and again, and the registrar, which binds an
 //! agent's attestation key to the TPM that holds it.
 
+/// The verifier's REST interface: enrolment, status, removal.
+pub mod api;
 /// The certificate authority of an installation: made once, then only used.
 pub mod ca;
 /// What `verifier.toml` and `registrar.toml` may say.
 pub mod config;
 /// Journal MESSAGE_IDs of what an operator filters for.
 pub mod messages;
+/// Asking nodes for evidence on schedule, and judging the answers.
+pub mod poll;
 /// Registration, activation, and the records that operators read.
 pub mod registrar;
 /// What the REST interfaces of both servers share: versions, envelopes, administrators.

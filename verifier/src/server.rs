@@ -4,7 +4,6 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     sync::Arc,
-    time::Duration,
 };
 
 use tokio::net::TcpListener;
@@ -16,8 +15,10 @@ use troth_daemon::{
 };
 
 use crate::{
+    api::VerifierApi,
     ca::{CaDirectory, CaError},
-    config::RegistrarConfig,
+    config::{RegistrarConfig, VerifierConfig},
+    poll::{Fleet, FleetError},
     registrar::Registrar,
     store::{Schema, Store, StoreError},
 };
@@ -140,8 +141,68 @@ pub(crate) async fn bind(ip: &str, port: u16) -> Result<TcpListener, StartError>
         .map_err(|source| StartError::Bind { address, source })
 }
 
-/// Time that running work gets at the end.
-pub(crate) const DRAIN: Duration = Duration::from_secs(5);
+/// A verifier that asks its nodes already, but serves no operator yet.
+#[derive(Debug)]
+pub struct VerifierServer {
+    listener: TcpListener,
+    tls: Arc<rustls::ServerConfig>,
+    store: Store,
+    fleet: Arc<Fleet>,
+    api: VerifierApi,
+}
+
+impl VerifierServer {
+    /// Makes or opens CA and database, binds the port, and resumes all enrolled nodes.
+    pub async fn start(config: &VerifierConfig) -> Result<Self, StartError> {
+        let ca = open_ca(config.ca_dir(), config.ip.clone()).await?;
+        let tls = server_tls(&ca)?;
+        let (certificate, key) = ca.client();
+        let identity = Identity::load(&certificate, &key)?;
+        let store = Store::open(&config.database_url(), Schema::Verifier).await?;
+        let listener = bind(&config.ip, config.port).await?;
+        let address = listener.local_addr().map_err(StartError::Socket)?;
+        let fleet = Arc::new(Fleet::start(store.clone(), config, identity).await?);
+        let api = VerifierApi::new(
+            Arc::clone(&fleet),
+            config.uuid.clone(),
+            address,
+            config.max_upload_size,
+        );
+        Ok(Self {
+            listener,
+            tls,
+            store,
+            fleet,
+            api,
+        })
+    }
+
+    /// The TLS address.
+    pub fn address(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// Serves until `shutdown`, then writes what is not written yet.
+    pub async fn run(self, shutdown: Shutdown) {
+        if let Ok(address) = self.address() {
+            tracing::info!("listening on {address}");
+            notify::ready(&format!("Serving on {address}"));
+        }
+        let keep_alive = tokio::spawn(watchdog(self.store.clone()));
+        serve(
+            self.listener,
+            Some(self.tls),
+            Limits::default(),
+            self.api,
+            shutdown,
+        )
+        .await;
+        notify::stopping();
+        keep_alive.abort();
+        self.fleet.close().await;
+        self.store.close().await;
+    }
+}
 
 /// Why a server does not start.
 #[derive(Debug, thiserror::Error)]
@@ -161,6 +222,12 @@ pub enum StartError {
     /// The CA directory cannot be used.
     #[error("certificate authority: {0}")]
     Ca(#[from] CaError),
+    /// Enrolled nodes cannot be loaded.
+    #[error(transparent)]
+    Fleet(#[from] FleetError),
+    /// A bound socket has no address.
+    #[error("socket: {0}")]
+    Socket(io::Error),
     /// The database cannot be used.
     #[error(transparent)]
     Store(#[from] StoreError),

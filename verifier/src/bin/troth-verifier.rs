@@ -1,2 +1,49 @@
 //! `troth-verifier`: asks enrolled nodes for evidence and judges it.
-fn main() {}
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::Parser;
+use troth_daemon::{config, logging, shutdown::Shutdown};
+use troth_verifier::{config::VerifierConfig, server::VerifierServer};
+
+/// sysexits(3): the configuration cannot be used.
+const EX_CONFIG: u8 = 78;
+
+/// Asks enrolled nodes for evidence and judges it.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Arguments {
+    /// Read this file instead of verifier.toml in /etc/troth, /run/troth, /usr/lib/troth.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    logging::init("info");
+    let config: VerifierConfig = match config::load("verifier", arguments.config.as_deref()) {
+        Ok(config) => config,
+        Err(error) => {
+            tracing::error!("configuration: {error}");
+            return ExitCode::from(EX_CONFIG);
+        }
+    };
+    match run(&config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(config: &VerifierConfig) -> anyhow::Result<()> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?
+        .block_on(async {
+            let shutdown = Shutdown::from_signals()?;
+            VerifierServer::start(config).await?.run(shutdown).await;
+            Ok(())
+        })
+}

@@ -63,7 +63,9 @@ impl Timing {
 
     /// Age from which a verdict is stale.
     pub fn stale_after(&self) -> Duration {
-        self.interval.saturating_mul(STALE_INTERVALS).max(Duration::from_secs(1))
+        self.interval
+            .saturating_mul(STALE_INTERVALS)
+            .max(Duration::from_secs(1))
     }
 
     /// The wait before attempt `attempt` (from 1), without jitter.
@@ -154,9 +156,17 @@ pub struct NodeRecord {
 #[derive(Debug)]
 pub(crate) enum Outcome {
     /// Every check passed.
-    Trusted { node: NodeState, ima_entries: u64, algorithms: Algorithms },
+    Trusted {
+        node: NodeState,
+        ima_entries: u64,
+        algorithms: Algorithms,
+    },
     /// At least one finding.
-    Failed { findings: Vec<Finding>, node: Option<NodeState>, algorithms: Option<Algorithms> },
+    Failed {
+        findings: Vec<Finding>,
+        node: Option<NodeState>,
+        algorithms: Option<Algorithms>,
+    },
     /// The host has booted since the last answer: ask again from the start of its list.
     Rebooted { node: NodeState },
     /// No evidence: the reason for people.
@@ -252,7 +262,11 @@ impl NodeRecord {
     ) -> Step {
         let regular = (started + timing.interval).saturating_sub(now);
         let step = match outcome {
-            Outcome::Trusted { node, ima_entries, algorithms } => {
+            Outcome::Trusted {
+                node,
+                ima_entries,
+                algorithms,
+            } => {
                 let event = match self.told {
                     Told::Nothing => Some(Event::FirstTrusted),
                     Told::Trusted => None,
@@ -270,9 +284,16 @@ impl NodeRecord {
                 self.attestation_count += 1;
                 self.last_successful_attestation = now.as_secs();
                 self.judged(now);
-                Step { wait: Some(regular), event }
+                Step {
+                    wait: Some(regular),
+                    event,
+                }
             }
-            Outcome::Failed { mut findings, node, algorithms } => {
+            Outcome::Failed {
+                mut findings,
+                node,
+                algorithms,
+            } => {
                 self.told = Told::Failed;
                 self.state = State::Failed;
                 self.operational = operational::INVALID_QUOTE;
@@ -293,15 +314,24 @@ impl NodeRecord {
                 self.node = node.unwrap_or_else(|| self.node.clone());
                 self.algorithms = algorithms.unwrap_or_else(|| self.algorithms.clone());
                 self.judged(now);
-                Step { wait: None, event: Some(Event::Failed) }
+                Step {
+                    wait: None,
+                    event: Some(Event::Failed),
+                }
             }
             Outcome::Rebooted { node } => {
                 self.node = node;
                 self.retries = 0;
                 self.reboots += 1;
-                let wait =
-                    if self.reboots < MAX_REBOOTS { Duration::ZERO } else { regular };
-                Step { wait: Some(wait), event: None }
+                let wait = if self.reboots < MAX_REBOOTS {
+                    Duration::ZERO
+                } else {
+                    regular
+                };
+                Step {
+                    wait: Some(wait),
+                    event: None,
+                }
             }
             Outcome::NoAnswer { reason } => self.silent(&reason, timing),
         };
@@ -331,7 +361,10 @@ impl NodeRecord {
                 event = Some(Event::Unreachable);
             }
         }
-        Step { wait: Some(timing.backoff(self.retries)), event }
+        Step {
+            wait: Some(timing.backoff(self.retries)),
+            event,
+        }
     }
 
     /// The status for operators at `now` (since the Unix epoch).
@@ -345,14 +378,16 @@ impl NodeRecord {
         let every = format!("due every {} s", timing.interval.as_secs_f64());
         let (state, reason) = match self.state {
             State::Pending => ("pending", format!("{}; {attested}, {every}", self.reason)),
-            State::Trusted if age > timing.stale_after() => {
-                ("stale", format!("no verdict since the last one; {attested}, {every}"))
-            }
+            State::Trusted if age > timing.stale_after() => (
+                "stale",
+                format!("no verdict since the last one; {attested}, {every}"),
+            ),
             State::Trusted => ("trusted", format!("{}; {attested}, {every}", self.reason)),
             State::Failed => ("failed", self.reason.clone()),
-            State::Unreachable => {
-                ("unreachable", format!("{}; {attested}, {every}", self.reason))
-            }
+            State::Unreachable => (
+                "unreachable",
+                format!("{}; {attested}, {every}", self.reason),
+            ),
             State::Stopped => ("stopped", self.reason.clone()),
         };
         TrothStatus {
@@ -369,7 +404,9 @@ impl NodeRecord {
 
 /// Time since the Unix epoch.
 pub(crate) fn now() -> Duration {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
 }
 
 pub(crate) fn milliseconds(time: Duration) -> u64 {
@@ -396,10 +433,17 @@ mod tests {
 
     fn trusted() -> Outcome {
         let node = NodeState {
-            ima: ImaPosition { next_entry: 7, ..ImaPosition::default() },
+            ima: ImaPosition {
+                next_entry: 7,
+                ..ImaPosition::default()
+            },
             ..NodeState::default()
         };
-        Outcome::Trusted { node, ima_entries: 7, algorithms: Algorithms::default() }
+        Outcome::Trusted {
+            node,
+            ima_entries: 7,
+            algorithms: Algorithms::default(),
+        }
     }
 
     fn failed(count: usize) -> Outcome {
@@ -412,11 +456,17 @@ mod tests {
             explanation: "the list does not lead to PCR 10".into(),
             action: "look at it".into(),
         };
-        Outcome::Failed { findings: vec![finding; count], node: None, algorithms: None }
+        Outcome::Failed {
+            findings: vec![finding; count],
+            node: None,
+            algorithms: None,
+        }
     }
 
     fn silent() -> Outcome {
-        Outcome::NoAnswer { reason: "connection refused".into() }
+        Outcome::NoAnswer {
+            reason: "connection refused".into(),
+        }
     }
 
     fn record() -> NodeRecord {
@@ -432,7 +482,13 @@ mod tests {
         let mut record = record();
         let step = apply(&mut record, trusted());
         let wait = Some(Duration::from_secs(9));
-        assert_eq!(step, Step { wait, event: Some(Event::FirstTrusted) });
+        assert_eq!(
+            step,
+            Step {
+                wait,
+                event: Some(Event::FirstTrusted)
+            }
+        );
         assert_eq!(apply(&mut record, trusted()), Step { wait, event: None });
         assert_eq!((record.operational, record.attestation_count), (3, 2));
         assert_eq!(record.due_at_ms, milliseconds(T0 + timing().interval));
@@ -443,7 +499,13 @@ mod tests {
         let mut record = record();
         apply(&mut record, trusted());
         let step = apply(&mut record, failed(250));
-        assert_eq!(step, Step { wait: None, event: Some(Event::Failed) });
+        assert_eq!(
+            step,
+            Step {
+                wait: None,
+                event: Some(Event::Failed)
+            }
+        );
         assert!(!record.active());
         let status = record.status(T0, &timing());
         assert_eq!(status.state, "failed");
@@ -476,7 +538,10 @@ mod tests {
         assert_eq!(waits, [2, 4, 8, 16, 32, 60, 60, 60, 60]);
         assert_eq!(events, [(5, Event::Unreachable)]);
         let position = record.node.ima.next_entry;
-        assert_eq!(position, 7, "silence must not lose the position in the list");
+        assert_eq!(
+            position, 7,
+            "silence must not lose the position in the list"
+        );
         assert_eq!(apply(&mut record, trusted()).event, Some(Event::Recovered));
         assert_eq!(record.status(T0, &timing()).state, "trusted");
     }
@@ -498,7 +563,11 @@ mod tests {
         let later = later + Duration::from_secs(1);
         let status = record.status(later, &timing());
         assert_eq!(status.state, "stale");
-        assert!(status.reason.contains("attested 51 s ago, due every 10 s"), "{}", status.reason);
+        assert!(
+            status.reason.contains("attested 51 s ago, due every 10 s"),
+            "{}",
+            status.reason
+        );
     }
 
     #[test]
@@ -507,7 +576,9 @@ mod tests {
         apply(&mut record, trusted());
         let mut waits = Vec::new();
         for _ in 0..4 {
-            let outcome = Outcome::Rebooted { node: NodeState::default() };
+            let outcome = Outcome::Rebooted {
+                node: NodeState::default(),
+            };
             let step = apply(&mut record, outcome);
             assert_eq!(step.event, None);
             waits.push(step.wait.unwrap().as_secs());
@@ -525,14 +596,20 @@ mod tests {
         let mut record: NodeRecord = serde_json::from_str(&text).unwrap();
         record.resume();
         assert_eq!((record.state, record.operational), (State::Pending, 1));
-        assert_eq!((record.node.ima.next_entry, record.attestation_count), (7, 1));
+        assert_eq!(
+            (record.node.ima.next_entry, record.attestation_count),
+            (7, 1)
+        );
         // Trusted before and after: nobody needs to be told.
         assert_eq!(apply(&mut record, trusted()).event, None);
     }
 
     #[test]
     fn linear_retries_and_huge_attempts_stay_in_bounds() {
-        let linear = Timing { exponential: false, ..timing() };
+        let linear = Timing {
+            exponential: false,
+            ..timing()
+        };
         assert_eq!(linear.backoff(9), Duration::from_secs(2));
         assert_eq!(timing().backoff(u32::MAX), Duration::from_secs(60));
     }

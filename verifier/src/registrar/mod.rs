@@ -25,6 +25,7 @@ use troth_core::{
 use troth_daemon::server::{Body, Handler, Peer, read_body};
 use zeroize::Zeroizing;
 
+pub(crate) use self::candidate::is_host;
 use self::{candidate::Candidate, limit::SourceLimit};
 use crate::{
     config::RegistrarConfig,

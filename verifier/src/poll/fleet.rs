@@ -1,0 +1,441 @@
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use tokio::{
+    sync::{Mutex, mpsc, oneshot},
+    task::JoinHandle,
+};
+use troth_core::{
+    identity::AgentId,
+    policy::{PolicyError, RuntimePolicy},
+    wire::{Enrolment, NodeStatus},
+};
+use troth_daemon::tls::Identity;
+
+use super::{
+    judge::{WorkerError, Workers},
+    node::{Command, Enrolled, Node, NodeError, Shared, enrol, is_blank},
+    policies::{PolicyCache, content_digest},
+    state::{NodeRecord, Timing, now},
+    writer::Writer,
+};
+use crate::{
+    config::VerifierConfig,
+    rest::{CURRENT_VERSION, VERSIONS},
+    store::{Enrolled as Inserted, NewNode, NewPolicy, NodeRow, PolicyChoice, Store, StoreError},
+};
+
+/// Commands that a node's task may have waiting.
+const COMMANDS: usize = 8;
+
+/// All nodes of this verifier, each with its running task.
+#[derive(Debug)]
+pub struct Fleet {
+    nodes: RwLock<BTreeMap<String, Entry>>,
+    /// One enrolment or removal at a time, so that database and map agree.
+    change: Mutex<()>,
+    shared: Shared,
+    store: Store,
+    policies: Arc<PolicyCache>,
+    identity: Arc<Identity>,
+    writing: Mutex<Option<JoinHandle<()>>>,
+    verifier_id: String,
+    mtls_only: bool,
+}
+
+/// Dropping an entry ends the node's task.
+#[derive(Debug)]
+struct Entry {
+    node: Arc<Node>,
+    commands: mpsc::Sender<Command>,
+}
+
+impl Fleet {
+    /// Loads the nodes of this verifier and begins to ask them, spread over one interval.
+    /// `identity` is what agents see of the verifier.
+    pub async fn start(
+        store: Store,
+        config: &VerifierConfig,
+        identity: Identity,
+    ) -> Result<Self, FleetError> {
+        let (writer, writing) = Writer::start(store.clone());
+        let shared = Shared {
+            timing: Timing::new(config),
+            workers: Workers::new(config.max_workers),
+            writer,
+            request_timeout: config.request_timeout.0,
+            max_answer_size: config.max_answer_size,
+        };
+        let fleet = Self {
+            nodes: RwLock::default(),
+            change: Mutex::new(()),
+            shared,
+            store,
+            policies: Arc::default(),
+            identity: Arc::new(identity),
+            writing: Mutex::new(Some(writing)),
+            verifier_id: config.uuid.clone(),
+            mtls_only: config.enable_agent_mtls,
+        };
+        fleet.load().await?;
+        Ok(fleet)
+    }
+
+    async fn load(&self) -> Result<(), FleetError> {
+        let rows = self.store.nodes(&self.verifier_id).await?;
+        // Held here, so that each text is read and compiled once for all its nodes.
+        let mut policies: HashMap<String, Arc<RuntimePolicy>> = HashMap::new();
+        let mut loaded = 0_usize;
+        for row in rows {
+            let policy = match &row.policy_digest {
+                None => None,
+                Some(digest) => match policies.get(digest) {
+                    Some(policy) => Some(Arc::clone(policy)),
+                    None => match self.stored_policy(digest).await {
+                        Ok(policy) => {
+                            policies.insert(digest.clone(), Arc::clone(&policy));
+                            Some(policy)
+                        }
+                        Err(error) => {
+                            not_resumed(&row.agent_id, &error);
+                            continue;
+                        }
+                    },
+                },
+            };
+            let id = row.agent_id.clone();
+            match self.restore(row, policy) {
+                Ok(node) => {
+                    let interval = self.shared.timing.interval;
+                    self.spawn(node, interval.mul_f64(rand::random::<f64>()));
+                    loaded += 1;
+                }
+                Err(error) => not_resumed(&id, &error),
+            }
+        }
+        if loaded > 0 {
+            tracing::info!(
+                nodes = loaded,
+                "resumed the attestation of all enrolled nodes"
+            );
+        }
+        Ok(())
+    }
+
+    async fn stored_policy(&self, digest: &str) -> Result<Arc<RuntimePolicy>, FleetError> {
+        if let Some(policy) = self.policies.get(digest) {
+            return Ok(policy);
+        }
+        let text = self.store.policy_text(digest).await?;
+        let text = text.ok_or_else(|| FleetError::PolicyMissing(digest.to_owned()))?;
+        let (policies, digest) = (Arc::clone(&self.policies), digest.to_owned());
+        let compile = move || policies.compile(&digest, &text);
+        Ok(self.shared.workers.run(compile).await??)
+    }
+
+    fn restore(
+        &self,
+        row: NodeRow,
+        policy: Option<Arc<RuntimePolicy>>,
+    ) -> Result<Node, FleetError> {
+        let content = |what, source| StoreError::Content {
+            what,
+            id: row.agent_id.clone(),
+            source,
+        };
+        let enrolment: Enrolment =
+            serde_json::from_str(&row.enrolment).map_err(|error| content("enrolment", error))?;
+        let mut record: NodeRecord =
+            serde_json::from_str(&row.record).map_err(|error| content("record", error))?;
+        record.resume();
+        let id = AgentId::new(&row.agent_id).map_err(|_| FleetError::Id(row.agent_id.clone()))?;
+        let enrolled = enrol(
+            id,
+            row.generation,
+            enrolment,
+            policy,
+            &self.identity,
+            self.mtls_only,
+        )?;
+        Ok(Node::new(enrolled, record))
+    }
+
+    fn spawn(&self, node: Node, first_wait: Duration) {
+        let node = Arc::new(node);
+        let (commands, receiver) = mpsc::channel(COMMANDS);
+        tokio::spawn(Arc::clone(&node).run(self.shared.clone(), receiver, first_wait));
+        let id = node.enrolled.id.as_str().to_owned();
+        let mut nodes = self.nodes.write().unwrap_or_else(PoisonError::into_inner);
+        nodes.insert(id, Entry { node, commands });
+    }
+
+    /// Checks an enrolment, stores it and asks the node at once.
+    pub async fn enrol(&self, id: AgentId, mut enrolment: Enrolment) -> Result<(), EnrolError> {
+        if self.node(id.as_str()).is_some() {
+            return Err(EnrolError::NodeExists(id));
+        }
+        let (choice, policy) = self.choose_policy(&id, &mut enrolment).await?;
+        let version = match enrolment.supported_version.as_deref() {
+            Some(version) if VERSIONS.contains(&version) => version.to_owned(),
+            _ => CURRENT_VERSION.to_owned(),
+        };
+        let mut generation = [0; 8];
+        aws_lc_rs::rand::fill(&mut generation).map_err(|_| EnrolError::Random)?;
+        // The databases have signed integers.
+        let generation = u64::from_be_bytes(generation) >> 1;
+        let identity = Arc::clone(&self.identity);
+        let mtls_only = self.mtls_only;
+        let node_id = id.clone();
+        let check = move || enrol(node_id, generation, enrolment, policy, &identity, mtls_only);
+        let enrolled: Enrolled = self.shared.workers.run(check).await??;
+        let record = NodeRecord::new(version);
+        let text = |value: Result<String, _>| value.map_err(EnrolError::Encode);
+        let new = NewNode {
+            agent_id: id.as_str().to_owned(),
+            generation,
+            verifier_id: self.verifier_id.clone(),
+            enrolment: text(serde_json::to_string(&enrolled.enrolment))?,
+            operational_state: record.operational,
+            record: text(serde_json::to_string(&record))?,
+        };
+        let _change = self.change.lock().await;
+        match self.store.insert_node(&new, &choice).await? {
+            Inserted::Done => {}
+            Inserted::NodeExists => return Err(EnrolError::NodeExists(id)),
+            Inserted::PolicyExists => {
+                return Err(EnrolError::PolicyExists(match choice {
+                    PolicyChoice::New(policy) => policy.name,
+                    _ => String::new(),
+                }));
+            }
+        }
+        tracing::info!(node_id = %id, "enrolled");
+        self.spawn(Node::new(enrolled, record), Duration::ZERO);
+        Ok(())
+    }
+
+    async fn choose_policy(
+        &self,
+        id: &AgentId,
+        enrolment: &mut Enrolment,
+    ) -> Result<(PolicyChoice, Option<Arc<RuntimePolicy>>), EnrolError> {
+        if !is_blank(enrolment.runtime_policy_key.as_deref()) {
+            return Err(NodeError::Unsupported("runtime_policy_key").into());
+        }
+        let encoded = enrolment
+            .runtime_policy
+            .take()
+            .filter(|text| !text.is_empty());
+        let name = enrolment
+            .runtime_policy_name
+            .clone()
+            .filter(|name| !name.is_empty());
+        let Some(encoded) = encoded else {
+            let Some(name) = name else {
+                return Ok((PolicyChoice::None, None));
+            };
+            let Some(digest) = self.store.policy_digest(&name).await? else {
+                return Err(EnrolError::NoSuchPolicy(name));
+            };
+            let policy = self.stored_policy(&digest).await?;
+            return Ok((PolicyChoice::Named(name), Some(policy)));
+        };
+        let name = name.unwrap_or_else(|| id.as_str().to_owned());
+        let policies = Arc::clone(&self.policies);
+        let compile = move || {
+            let text = STANDARD
+                .decode(encoded)
+                .ok()
+                .and_then(|bytes| String::from_utf8(bytes).ok())
+                .ok_or(EnrolError::PolicyEncoding)?;
+            let digest = content_digest(&text);
+            let policy = policies
+                .compile(&digest, &text)
+                .map_err(|source| NodeError::Policy {
+                    member: "runtime_policy",
+                    source,
+                })?;
+            let new = NewPolicy {
+                name,
+                digest,
+                body: text,
+            };
+            Ok::<_, EnrolError>((PolicyChoice::New(new), Some(policy)))
+        };
+        self.shared.workers.run(compile).await?
+    }
+
+    /// Forgets a node. `false`: it was not enrolled.
+    pub async fn remove(&self, id: &str) -> Result<bool, StoreError> {
+        let _change = self.change.lock().await;
+        // The row first: when that fails the node goes on as before.
+        let deleted = self.store.delete_node(id).await?;
+        let mut nodes = self.nodes.write().unwrap_or_else(PoisonError::into_inner);
+        Ok(nodes.remove(id).is_some() || deleted)
+    }
+
+    /// Stops asking a node until it is reactivated. `false`: it is not enrolled.
+    pub async fn stop(&self, id: &str) -> bool {
+        self.command(id, Command::Stop).await
+    }
+
+    /// Asks a node now, from the first entry of its list. `false`: it is not enrolled.
+    pub async fn reactivate(&self, id: &str) -> bool {
+        self.command(id, Command::Reactivate).await
+    }
+
+    async fn command(
+        &self,
+        id: &str,
+        command: impl FnOnce(oneshot::Sender<()>) -> Command,
+    ) -> bool {
+        let sender = {
+            let nodes = self.nodes.read().unwrap_or_else(PoisonError::into_inner);
+            nodes.get(id).map(|entry| entry.commands.clone())
+        };
+        let Some(sender) = sender else { return false };
+        let (done, stored) = oneshot::channel();
+        sender.send(command(done)).await.is_ok() && stored.await.is_ok()
+    }
+
+    fn node(&self, id: &str) -> Option<Arc<Node>> {
+        let nodes = self.nodes.read().unwrap_or_else(PoisonError::into_inner);
+        nodes.get(id).map(|entry| Arc::clone(&entry.node))
+    }
+
+    /// Ids of all nodes, sorted.
+    pub fn ids(&self) -> Vec<String> {
+        let nodes = self.nodes.read().unwrap_or_else(PoisonError::into_inner);
+        nodes.keys().cloned().collect()
+    }
+
+    /// The status of a node, as of now.
+    pub fn status(&self, id: &str) -> Option<NodeStatus> {
+        self.node(id).map(|node| self.status_of(&node))
+    }
+
+    fn status_of(&self, node: &Node) -> NodeStatus {
+        let timing = &self.shared.timing;
+        let enrolment = &node.enrolled.enrolment;
+        let (host, port) = node.enrolled.address.clone();
+        let record = node.record();
+        let troth = record.status(now(), timing);
+        // Keylime's PASS must not outlive what Troth itself would say.
+        let attestation_status = match (record.operational, troth.state.as_str()) {
+            (3, "trusted") => "PASS",
+            (7 | 9 | 10, _) => "FAIL",
+            (_, "stale") => "TIMEOUT",
+            _ => "PENDING",
+        };
+        let seconds = timing.interval.as_secs();
+        NodeStatus {
+            operational_state: Some(record.operational),
+            v: enrolment.v.clone(),
+            ip: Some(host),
+            port: Some(port),
+            tpm_policy: enrolment.tpm_policy.clone(),
+            meta_data: enrolment.metadata.clone(),
+            has_mb_refstate: u8::from(enrolment.mb_policy.is_some()),
+            has_runtime_policy: u8::from(node.enrolled.runtime.is_some()),
+            accept_tpm_hash_algs: enrolment.accept_tpm_hash_algs.clone(),
+            accept_tpm_encryption_algs: enrolment.accept_tpm_encryption_algs.clone(),
+            accept_tpm_signing_algs: enrolment.accept_tpm_signing_algs.clone(),
+            hash_alg: record.algorithms.hash.clone(),
+            enc_alg: record.algorithms.encryption.clone(),
+            sign_alg: record.algorithms.signing.clone(),
+            verifier_id: self.verifier_id.clone(),
+            verifier_ip: String::new(),
+            verifier_port: 0,
+            severity_level: record.severity_level,
+            last_event_id: record.last_event_id.clone(),
+            attestation_count: record.attestation_count,
+            last_received_quote: record.last_received_quote,
+            last_successful_attestation: record.last_successful_attestation,
+            attestation_status: attestation_status.to_owned(),
+            attestation_period: format!("{seconds}s"),
+            maximum_attestation_interval: format!("{}s", timing.stale_after().as_secs()),
+            troth: Some(troth),
+        }
+    }
+
+    /// Ends all tasks; what they recorded is in the database when this returns.
+    pub async fn close(&self) {
+        {
+            let mut nodes = self.nodes.write().unwrap_or_else(PoisonError::into_inner);
+            nodes.clear();
+        }
+        self.shared.writer.flush().await;
+        let writing = self.writing.lock().await.take();
+        if let Some(writing) = writing {
+            writing.abort();
+        }
+    }
+}
+
+fn not_resumed(id: &str, error: &dyn std::error::Error) {
+    tracing::error!(node_id = id, %error, "node cannot be attested any more: enrol it again");
+}
+
+/// Why nodes cannot be loaded.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum FleetError {
+    /// A stored id that is none.
+    #[error("stored agent id {0:?} is not one")]
+    Id(String),
+    /// A stored enrolment that is no longer accepted.
+    #[error(transparent)]
+    Node(#[from] NodeError),
+    /// A stored policy that does not compile any more.
+    #[error("stored runtime policy: {0}")]
+    Policy(#[from] PolicyError),
+    /// A policy that nodes refer to, but which is not there.
+    #[error("no stored runtime policy has digest {0}")]
+    PolicyMissing(String),
+    /// The database failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A worker ended.
+    #[error(transparent)]
+    Worker(#[from] WorkerError),
+}
+
+/// Why a node was not enrolled.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EnrolError {
+    /// The record cannot be written as JSON.
+    #[error("enrolment cannot be stored: {0}")]
+    Encode(serde_json::Error),
+    /// The enrolment itself.
+    #[error(transparent)]
+    Node(#[from] NodeError),
+    /// The id is in use.
+    #[error("Agent of uuid {0} already exists. Please use delete or update.")]
+    NodeExists(AgentId),
+    /// The name is unknown.
+    #[error("Could not find IMA policy with name {0}!")]
+    NoSuchPolicy(String),
+    /// Not base64 of UTF-8 text.
+    #[error("runtime_policy is not base64 of a JSON text")]
+    PolicyEncoding,
+    /// The name is in use.
+    #[error("Runtime policy with name {0} already exists.")]
+    PolicyExists(String),
+    /// The system gave no random numbers.
+    #[error("no random numbers from the system")]
+    Random,
+    /// A stored policy cannot be used.
+    #[error(transparent)]
+    Stored(#[from] FleetError),
+    /// The database failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A worker ended.
+    #[error(transparent)]
+    Worker(#[from] WorkerError),
+}

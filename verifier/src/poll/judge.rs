@@ -1,0 +1,145 @@
+use std::{sync::Arc, thread::available_parallelism};
+
+use bytes::Bytes;
+use tokio::sync::Semaphore;
+use troth_core::{
+    appraise::{Challenge, Finding, NodeState, Place, Policies, Verdict, appraise},
+    wire::{Envelope, QuoteResponse},
+};
+
+use super::{
+    node::Enrolled,
+    state::{Algorithms, Outcome},
+};
+
+/// Runs what costs CPU time on worker threads, at most so many at a time.
+#[derive(Clone, Debug)]
+pub(super) struct Workers {
+    slots: Arc<Semaphore>,
+}
+
+/// A worker that ended without a result: a panic, or the runtime is stopping.
+#[derive(Debug, thiserror::Error)]
+#[error("a worker ended without a result: {0}")]
+pub struct WorkerError(String);
+
+impl Workers {
+    /// `count` 0: one per core.
+    pub(super) fn new(count: usize) -> Self {
+        let count = match count {
+            0 => available_parallelism().map_or(1, usize::from),
+            count => count,
+        };
+        Self {
+            slots: Arc::new(Semaphore::new(count)),
+        }
+    }
+
+    /// Runs `work` when its turn comes.
+    pub(super) async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, WorkerError> {
+        let slot = Arc::clone(&self.slots)
+            .acquire_owned()
+            .await
+            .map_err(|error| WorkerError(error.to_string()))?;
+        tokio::task::spawn_blocking(move || {
+            let result = work();
+            drop(slot);
+            result
+        })
+        .await
+        .map_err(|error| WorkerError(error.to_string()))
+    }
+}
+
+/// Judges the body of an agent's answer with status 200. Runs on a worker.
+pub(super) fn judge(node: &Enrolled, nonce: &str, state: &NodeState, body: &Bytes) -> Outcome {
+    let evidence = match serde_json::from_slice::<Envelope<QuoteResponse>>(body) {
+        Ok(Envelope {
+            results: Some(evidence),
+            ..
+        }) => evidence,
+        Ok(_) => return invalid("the answer has no `results`".to_owned()),
+        Err(error) => return invalid(format!("the answer is not the expected JSON: {error}")),
+    };
+    let challenge = Challenge {
+        nonce,
+        mask: node.tpm.mask(),
+        ima_entry: state.ima.next_entry,
+    };
+    let policies = Policies {
+        tpm: &node.tpm,
+        runtime: node.runtime.as_deref(),
+        boot: &node.boot,
+        accept: &node.accept,
+    };
+    let appraisal = appraise(&node.ak, &challenge, &evidence, &policies, state);
+    let algorithms = Algorithms {
+        hash: short(&evidence.hash_alg),
+        encryption: short(&evidence.enc_alg),
+        signing: short(&evidence.sign_alg),
+    };
+    match appraisal.verdict {
+        Verdict::Trusted(trusted) => Outcome::Trusted {
+            node: appraisal.state,
+            ima_entries: trusted.ima_entries(),
+            algorithms,
+        },
+        Verdict::Failed(findings) => Outcome::Failed {
+            findings,
+            node: Some(appraisal.state),
+            algorithms: Some(algorithms),
+        },
+        Verdict::Rebooted => Outcome::Rebooted {
+            node: appraisal.state,
+        },
+        // A verdict that this verifier does not know is none that it may show as trusted.
+        _ => invalid("the appraisal ended in an unknown verdict".to_owned()),
+    }
+}
+
+/// The node answered, but not with evidence.
+pub(super) fn invalid(explanation: String) -> Outcome {
+    finding(
+        // Keylime's spelling.
+        "qoute_validation.invalid_data",
+        explanation,
+        "Look at the agent's log; check that its version is supported, then reactivate the node.",
+    )
+}
+
+/// The check itself broke.
+pub(super) fn broken(error: &WorkerError) -> Outcome {
+    finding(
+        "internal.verifier.exception",
+        format!("the evidence could not be judged: {error}"),
+        "Report this with the verifier's log, then reactivate the node.",
+    )
+}
+
+fn finding(id: &str, explanation: String, action: &str) -> Outcome {
+    let finding = Finding {
+        id: id.to_owned(),
+        recoverable: false,
+        place: Place::Quote,
+        expected: Vec::new(),
+        got: None,
+        explanation,
+        action: action.to_owned(),
+    };
+    Outcome::Failed {
+        findings: vec![finding],
+        node: None,
+        algorithms: None,
+    }
+}
+
+/// An algorithm name as the agent sent it, cut to what any real one needs.
+fn short(name: &str) -> String {
+    name.chars()
+        .filter(|c| c.is_ascii_graphic())
+        .take(32)
+        .collect()
+}
