@@ -1,0 +1,192 @@
+use std::{
+    sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel},
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use tokio::sync::oneshot;
+
+use super::{
+    BoundQuote, KeyBlobs, KeyKind, QuoteRequest, Tpm, TpmError,
+    quote::bound_quote,
+};
+
+/// Requests that may wait. A TPM that needs a second for a quote would keep the last one waiting
+/// for half a minute, longer than any verifier does.
+const QUEUE: usize = 32;
+
+/// Stack of the thread; tpm2-tss keeps whole TPM structures on it.
+const STACK: usize = 512 * 1024;
+
+/// Longest wait for a quote: a slow chip and a full queue.
+const QUOTE_DEADLINE: Duration = Duration::from_secs(30);
+
+/// Longest wait for a liveness check; the watchdog interval is longer than this.
+const PING_DEADLINE: Duration = Duration::from_secs(20);
+
+/// Opens the TPM; called again when the connection broke.
+pub type Opener = Box<dyn FnMut() -> Result<Box<dyn Tpm>, TpmError> + Send>;
+
+/// Work for the thread, or its end.
+enum Job {
+    Run(Box<dyn FnOnce(&mut Owner) + Send>),
+    Stop,
+}
+
+/// The thread that owns the TPM. It flushes what it loaded when it ends.
+#[derive(Debug)]
+pub struct Actor {
+    handle: TpmHandle,
+    thread: JoinHandle<()>,
+}
+
+/// Sends requests to the TPM thread. Requests are served one after the other.
+#[derive(Clone, Debug)]
+pub struct TpmHandle {
+    jobs: SyncSender<Job>,
+}
+
+/// The keys that every connection to the TPM has to have loaded.
+#[derive(Clone, Debug)]
+struct Keys {
+    kind: KeyKind,
+    ak: KeyBlobs,
+}
+
+struct Owner {
+    open: Opener,
+    tpm: Option<Box<dyn Tpm>>,
+    keys: Option<Keys>,
+}
+
+impl Actor {
+    /// Starts the thread. The TPM is opened by the first request.
+    pub fn start(open: Opener) -> std::io::Result<Self> {
+        let (jobs, queue) = sync_channel(QUEUE);
+        let thread = std::thread::Builder::new()
+            .name("tpm".into())
+            .stack_size(STACK)
+            .spawn(move || Owner { open, tpm: None, keys: None }.run(&queue))?;
+        Ok(Self { handle: TpmHandle { jobs }, thread })
+    }
+
+    /// A handle for sending requests.
+    pub fn handle(&self) -> TpmHandle {
+        self.handle.clone()
+    }
+
+    /// Waits for the request under way, flushes every handle and session, closes the TPM.
+    /// Requests sent later get [`TpmError::Stopped`].
+    pub fn stop(self) {
+        let Self { handle, thread } = self;
+        // Handles may still be alive in tasks that are being dropped: the thread ends by request.
+        let sent = handle.jobs.send(Job::Stop);
+        drop(handle);
+        if sent.is_ok() && thread.join().is_err() {
+            tracing::error!("the TPM thread panicked; TPM handles may have been left behind");
+        }
+    }
+}
+
+impl TpmHandle {
+    /// Runs `job` on the TPM thread with the TPM opened and the keys loaded.
+    ///
+    /// # Errors
+    /// What `job` returns; [`TpmError::Deadline`] after `deadline`, whether the job was begun or
+    /// not; [`TpmError::Overloaded`] when too many requests wait.
+    pub async fn call<T: Send + 'static>(
+        &self,
+        what: &'static str,
+        deadline: Duration,
+        job: impl FnOnce(&mut dyn Tpm) -> Result<T, TpmError> + Send + 'static,
+    ) -> Result<T, TpmError> {
+        self.submit(what, deadline, move |owner| owner.with_tpm(job)).await
+    }
+
+    /// Loads EK and AK, and keeps them loaded across reconnections from now on.
+    pub async fn keep_loaded(&self, kind: KeyKind, ak: KeyBlobs) -> Result<(), TpmError> {
+        self.submit("loading the AK", QUOTE_DEADLINE, move |owner| {
+            let keys = Keys { kind, ak };
+            owner.with_tpm(|tpm| keys.load(tpm))?;
+            owner.keys = Some(keys);
+            Ok(())
+        })
+        .await
+    }
+
+    /// Binds the transport key and quotes, as one request.
+    pub async fn quote(&self, request: QuoteRequest) -> Result<BoundQuote, TpmError> {
+        self.call("quote", QUOTE_DEADLINE, move |tpm| bound_quote(tpm, &request)).await
+    }
+
+    /// Proves that the TPM answers, through the same queue as every other request.
+    pub async fn ping(&self) -> Result<(), TpmError> {
+        self.call("liveness check", PING_DEADLINE, |tpm| tpm.ping()).await
+    }
+
+    async fn submit<T: Send + 'static>(
+        &self,
+        what: &'static str,
+        deadline: Duration,
+        work: impl FnOnce(&mut Owner) -> Result<T, TpmError> + Send + 'static,
+    ) -> Result<T, TpmError> {
+        let (answer, result) = oneshot::channel();
+        let until = Instant::now() + deadline;
+        let job = Box::new(move |owner: &mut Owner| {
+            // Nobody waits for the answer any more: the TPM's time belongs to the next request.
+            if !answer.is_closed() && Instant::now() < until {
+                let _ = answer.send(work(owner));
+            }
+        });
+        self.jobs.try_send(Job::Run(job)).map_err(|error| match error {
+            TrySendError::Full(_) => TpmError::Overloaded,
+            TrySendError::Disconnected(_) => TpmError::Stopped,
+        })?;
+        match tokio::time::timeout(deadline, result).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) => Err(TpmError::Stopped),
+            Err(_) => Err(TpmError::Deadline { what, seconds: deadline.as_secs() }),
+        }
+    }
+}
+
+impl Keys {
+    /// The EK is needed as the AK's parent only.
+    fn load(&self, tpm: &mut dyn Tpm) -> Result<(), TpmError> {
+        tpm.load_ek(self.kind)?;
+        let loaded = tpm.load_ak(&self.ak);
+        tpm.flush_ek();
+        loaded
+    }
+}
+
+impl Owner {
+    fn run(mut self, queue: &Receiver<Job>) {
+        while let Ok(Job::Run(job)) = queue.recv() {
+            job(&mut self);
+        }
+    }
+
+    fn with_tpm<T>(
+        &mut self,
+        job: impl FnOnce(&mut dyn Tpm) -> Result<T, TpmError>,
+    ) -> Result<T, TpmError> {
+        let mut tpm = match self.tpm.take() {
+            Some(tpm) => tpm,
+            None => {
+                let mut tpm = (self.open)()?;
+                if let Some(keys) = &self.keys {
+                    keys.load(tpm.as_mut())?;
+                    tracing::info!("connection to the TPM opened again, AK loaded");
+                }
+                tpm
+            }
+        };
+        let result = job(tpm.as_mut());
+        // Dropping the TPM closes the connection; the next request opens a new one.
+        if !result.as_ref().is_err_and(TpmError::needs_reopening) {
+            self.tpm = Some(tpm);
+        }
+        result
+    }
+}
