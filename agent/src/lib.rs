@@ -4,7 +4,19 @@
 //! [`evidence`] turns a nonce into one consistent snapshot, [`http`] serves it, [`registration`]
 //! makes it known. The agent judges nothing.
 
+/// Start, registration, service, stop: the order of the agent's life.
+pub mod agent;
+/// `agent.toml`: options, defaults, checks.
+pub mod config;
+/// From a nonce to one consistent snapshot of quote and logs.
+pub mod evidence;
+/// The pull API.
+pub mod http;
+/// The agent id and the keys that belong to it.
+pub mod identity;
 /// PEM text of keys and certificates.
 pub mod pem;
+/// Making the host known to the registrar, with proof that AK and EK share a TPM.
+pub mod registration;
 /// The TPM: a trait, the thread that owns it, its real and its simulated implementation.
 pub mod tpm;

@@ -1,2 +1,49 @@
-//! x
-fn main() {}
+//! `troth-agent`: serves this host's evidence to verifiers.
+//!
+//! Exit status: 0 after a stop by SIGTERM or SIGINT, 77 (EX_NOPERM) when the registrar refuses this
+//! host for good, 78 (EX_CONFIG) when the configuration cannot work, else 1.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::Parser;
+use troth_agent::{
+    agent::{self, AgentError},
+    config::Config,
+};
+use troth_daemon::{config, logging, shutdown::Shutdown};
+
+/// The attestation agent: evidence from this host's TPM, served to verifiers over mutual TLS.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Arguments {
+    /// Read this file instead of agent.toml in /etc/troth, /run/troth and /usr/lib/troth.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    logging::init("info");
+    match run(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            let status = error
+                .downcast_ref::<AgentError>()
+                .map_or(1, AgentError::exit_status);
+            let invalid = error.is::<config::ConfigError>();
+            ExitCode::from(if invalid { agent::EX_CONFIG } else { status })
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    let config: Config = config::load("agent", arguments.config.as_deref())?;
+    // One thread for everything but the TPM and file reads: an agent must be small.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(2)
+        .build()?;
+    runtime.block_on(async { agent::run(config, Shutdown::from_signals()?).await })?;
+    Ok(())
+}

@@ -26,7 +26,10 @@ pub fn decode(label: &str, text: &str) -> Option<Vec<u8>> {
     let end = format!("-----END {label}-----");
     let after = text.find(&begin)? + begin.len();
     let length = text.get(after..)?.find(&end)?;
-    let body: String = text.get(after..after + length)?.split_ascii_whitespace().collect();
+    let body: String = text
+        .get(after..after + length)?
+        .split_ascii_whitespace()
+        .collect();
     STANDARD.decode(body).ok()
 }
 
@@ -45,7 +48,10 @@ mod tests {
 
     #[test]
     fn damaged_text_is_none() {
-        assert_eq!(decode("TEST", "-----BEGIN TEST-----\n??\n-----END TEST-----\n"), None);
+        assert_eq!(
+            decode("TEST", "-----BEGIN TEST-----\n??\n-----END TEST-----\n"),
+            None
+        );
         assert_eq!(decode("TEST", "-----BEGIN TEST-----\nAAAA\n"), None);
         assert_eq!(decode("TEST", ""), None);
     }

@@ -6,10 +6,7 @@ use std::{
 
 use tokio::sync::oneshot;
 
-use super::{
-    BoundQuote, KeyBlobs, KeyKind, QuoteRequest, Tpm, TpmError,
-    quote::bound_quote,
-};
+use super::{BoundQuote, KeyBlobs, KeyKind, QuoteRequest, Tpm, TpmError, quote::bound_quote};
 
 /// Requests that may wait. A TPM that needs a second for a quote would keep the last one waiting
 /// for half a minute, longer than any verifier does.
@@ -66,8 +63,18 @@ impl Actor {
         let thread = std::thread::Builder::new()
             .name("tpm".into())
             .stack_size(STACK)
-            .spawn(move || Owner { open, tpm: None, keys: None }.run(&queue))?;
-        Ok(Self { handle: TpmHandle { jobs }, thread })
+            .spawn(move || {
+                Owner {
+                    open,
+                    tpm: None,
+                    keys: None,
+                }
+                .run(&queue)
+            })?;
+        Ok(Self {
+            handle: TpmHandle { jobs },
+            thread,
+        })
     }
 
     /// A handle for sending requests.
@@ -100,15 +107,14 @@ impl TpmHandle {
         deadline: Duration,
         job: impl FnOnce(&mut dyn Tpm) -> Result<T, TpmError> + Send + 'static,
     ) -> Result<T, TpmError> {
-        self.submit(what, deadline, move |owner| owner.with_tpm(job)).await
+        self.submit(what, deadline, move |owner| owner.with_tpm(job))
+            .await
     }
 
-    /// Loads EK and AK, and keeps them loaded across reconnections from now on.
+    /// From now on, every new connection to the TPM gets this AK loaded before anything else.
     pub async fn keep_loaded(&self, kind: KeyKind, ak: KeyBlobs) -> Result<(), TpmError> {
-        self.submit("loading the AK", QUOTE_DEADLINE, move |owner| {
-            let keys = Keys { kind, ak };
-            owner.with_tpm(|tpm| keys.load(tpm))?;
-            owner.keys = Some(keys);
+        self.submit("keeping the AK", QUOTE_DEADLINE, move |owner| {
+            owner.keys = Some(Keys { kind, ak });
             Ok(())
         })
         .await
@@ -116,12 +122,16 @@ impl TpmHandle {
 
     /// Binds the transport key and quotes, as one request.
     pub async fn quote(&self, request: QuoteRequest) -> Result<BoundQuote, TpmError> {
-        self.call("quote", QUOTE_DEADLINE, move |tpm| bound_quote(tpm, &request)).await
+        self.call("quote", QUOTE_DEADLINE, move |tpm| {
+            bound_quote(tpm, &request)
+        })
+        .await
     }
 
     /// Proves that the TPM answers, through the same queue as every other request.
     pub async fn ping(&self) -> Result<(), TpmError> {
-        self.call("liveness check", PING_DEADLINE, |tpm| tpm.ping()).await
+        self.call("liveness check", PING_DEADLINE, |tpm| tpm.ping())
+            .await
     }
 
     async fn submit<T: Send + 'static>(
@@ -138,14 +148,19 @@ impl TpmHandle {
                 let _ = answer.send(work(owner));
             }
         });
-        self.jobs.try_send(Job::Run(job)).map_err(|error| match error {
-            TrySendError::Full(_) => TpmError::Overloaded,
-            TrySendError::Disconnected(_) => TpmError::Stopped,
-        })?;
+        self.jobs
+            .try_send(Job::Run(job))
+            .map_err(|error| match error {
+                TrySendError::Full(_) => TpmError::Overloaded,
+                TrySendError::Disconnected(_) => TpmError::Stopped,
+            })?;
         match tokio::time::timeout(deadline, result).await {
             Ok(Ok(result)) => result,
             Ok(Err(_)) => Err(TpmError::Stopped),
-            Err(_) => Err(TpmError::Deadline { what, seconds: deadline.as_secs() }),
+            Err(_) => Err(TpmError::Deadline {
+                what,
+                seconds: deadline.as_secs(),
+            }),
         }
     }
 }

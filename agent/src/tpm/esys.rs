@@ -1,8 +1,6 @@
 use std::str::FromStr;
 
-use troth_core::tpm::{
-    CredentialBlob, Digest, HashAlgorithm, PcrMask, PcrValues, SignatureScheme,
-};
+use troth_core::tpm::{CredentialBlob, Digest, HashAlgorithm, PcrMask, PcrValues, SignatureScheme};
 use tss_esapi::{
     Context, Error,
     abstraction::{AsymmetricAlgorithmSelection, ek, nv},
@@ -57,14 +55,24 @@ pub struct EsysTpm {
 impl EsysTpm {
     /// Opens the TPM at `tcti` (`device:PATH`, `tabrmd[:...]`, `swtpm:host=H,port=N`, `mssim:...`).
     pub fn open(tcti: &str) -> Result<Self, TpmError> {
-        let open = |error: Error| TpmError::Open { tcti: tcti.to_owned(), reason: text(&error) };
+        let open = |error: Error| TpmError::Open {
+            tcti: tcti.to_owned(),
+            reason: text(&error),
+        };
         let name = TctiNameConf::from_str(tcti).map_err(open)?;
         let context = Context::new(name).map_err(open)?;
-        Ok(Self { context, ek: None, ak: None })
+        Ok(Self {
+            context,
+            ek: None,
+            ak: None,
+        })
     }
 
     fn ek(&self) -> Result<(KeyKind, KeyHandle), TpmError> {
-        self.ek.as_ref().map(|(kind, key, _)| (*kind, *key)).ok_or(TpmError::NotLoaded("the EK"))
+        self.ek
+            .as_ref()
+            .map(|(kind, key, _)| (*kind, *key))
+            .ok_or(TpmError::NotLoaded("the EK"))
     }
 
     fn ak(&self) -> Result<KeyHandle, TpmError> {
@@ -86,7 +94,9 @@ impl EsysTpm {
         command: &'static str,
         run: impl FnOnce(&mut Context) -> Result<T, Error>,
     ) -> Result<T, TpmError> {
-        self.context.execute_without_session(run).map_err(|error| classify(command, &error))
+        self.context
+            .execute_without_session(run)
+            .map_err(|error| classify(command, &error))
     }
 
     /// Runs `run` with a session that satisfies the EK's policy, and flushes the session whatever
@@ -114,22 +124,19 @@ impl EsysTpm {
             run(&mut self.context, session).map_err(|error| classify(command, &error))
         });
         let handle: ObjectHandle = SessionHandle::from(session).into();
-        let flushed =
-            self.bare("TPM2_FlushContext", |context| context.flush_context(handle));
+        let flushed = self.bare("TPM2_FlushContext", |context| context.flush_context(handle));
         let value = result?;
         flushed?;
         Ok(value)
     }
 
-    fn satisfy_ek_policy(
-        &mut self,
-        kind: KeyKind,
-        session: AuthSession,
-    ) -> Result<(), TpmError> {
+    fn satisfy_ek_policy(&mut self, kind: KeyKind, session: AuthSession) -> Result<(), TpmError> {
         let policy = PolicySession::try_from(session)
             .map_err(|error| classify("TPM2_StartAuthSession", &error))?;
         // The session outlives the command, so that it is always ours to flush.
-        let (attributes, mask) = SessionAttributesBuilder::new().with_continue_session(true).build();
+        let (attributes, mask) = SessionAttributesBuilder::new()
+            .with_continue_session(true)
+            .build();
         self.bare("TPM2_StartAuthSession", |context| {
             context.tr_sess_set_attributes(session, attributes, mask)
         })?;
@@ -156,9 +163,9 @@ impl EsysTpm {
     }
 
     fn flush(&mut self, key: KeyHandle) {
-        if let Err(error) =
-            self.bare("TPM2_FlushContext", |context| context.flush_context(key.into()))
-        {
+        if let Err(error) = self.bare("TPM2_FlushContext", |context| {
+            context.flush_context(key.into())
+        }) {
             tracing::warn!("a key stays loaded in the TPM: {error}");
         }
     }
@@ -204,7 +211,9 @@ impl Tpm for EsysTpm {
 
     fn load_ak(&mut self, blobs: &KeyBlobs) -> Result<(), TpmError> {
         let (kind, parent) = self.ek()?;
-        let damaged = |error: Error| TpmError::WrongParent { reason: text(&error) };
+        let damaged = |error: Error| TpmError::WrongParent {
+            reason: text(&error),
+        };
         let public = Public::unmarshall(&blobs.public).map_err(damaged)?;
         let private = Private::try_from(blobs.private.as_slice()).map_err(damaged)?;
         let loaded = self.with_ek_policy(kind, LOAD, |context, session| {
@@ -261,19 +270,23 @@ impl Tpm for EsysTpm {
         while !missing.is_empty() {
             let selection =
                 pcr_selection(bank, &missing).map_err(|error| classify(COMMAND, &error))?;
-            let (_, read, digests) =
-                self.bare(COMMAND, |context| context.pcr_read(selection))?;
-            let read: Vec<PcrSlot> =
-                read.get_selections().iter().flat_map(|entry| entry.selected()).collect();
+            let (_, read, digests) = self.bare(COMMAND, |context| context.pcr_read(selection))?;
+            let read: Vec<PcrSlot> = read
+                .get_selections()
+                .iter()
+                .flat_map(|entry| entry.selected())
+                .collect();
             // TPM2_PCR_Read answers an unallocated bank with an empty selection.
             if read.is_empty() || read.len() != digests.len() {
                 return Err(TpmError::NoBank { bank: bank.name() });
             }
             for (slot, digest) in read.iter().zip(digests.value()) {
                 let pcr = pcr_number(*slot);
-                let digest = Digest::from_slice(digest.value()).ok_or_else(|| {
-                    TpmError::Command { command: COMMAND, reason: "digest too long".into() }
-                })?;
+                let digest =
+                    Digest::from_slice(digest.value()).ok_or_else(|| TpmError::Command {
+                        command: COMMAND,
+                        reason: "digest too long".into(),
+                    })?;
                 values.set(pcr, digest);
                 missing.retain(|&other| other != pcr);
             }
@@ -342,8 +355,10 @@ impl Tpm for EsysTpm {
 
     fn describe(&mut self) -> Result<String, TpmError> {
         let mut property = |tag| {
-            self.bare("TPM2_GetCapability", |context| context.get_tpm_property(tag))
-                .map(Option::unwrap_or_default)
+            self.bare("TPM2_GetCapability", |context| {
+                context.get_tpm_property(tag)
+            })
+            .map(Option::unwrap_or_default)
         };
         let manufacturer = property(PropertyTag::Manufacturer)?.to_be_bytes();
         let firmware = property(PropertyTag::FirmwareVersion1)?;
@@ -352,7 +367,11 @@ impl Tpm for EsysTpm {
             .filter(|byte| byte.is_ascii_graphic())
             .map(|&byte| char::from(byte))
             .collect();
-        Ok(format!("{manufacturer} firmware {}.{}", firmware >> 16, firmware & 0xFFFF))
+        Ok(format!(
+            "{manufacturer} firmware {}.{}",
+            firmware >> 16,
+            firmware & 0xFFFF
+        ))
     }
 }
 
@@ -479,11 +498,14 @@ fn ak_public(template: &AkTemplate) -> Result<Public, Error> {
 
 fn pcr_selection(bank: HashAlgorithm, pcrs: &[u8]) -> Result<PcrSelectionList, Error> {
     let slots: Vec<PcrSlot> = pcrs.iter().filter_map(|&pcr| pcr_slot(pcr)).collect();
-    PcrSelectionList::builder().with_selection(hashing(bank), &slots).build()
+    PcrSelectionList::builder()
+        .with_selection(hashing(bank), &slots)
+        .build()
 }
 
 fn pcr_slot(pcr: u8) -> Option<PcrSlot> {
-    1u32.checked_shl(pcr.into()).and_then(|bit| PcrSlot::try_from(bit).ok())
+    1u32.checked_shl(pcr.into())
+        .and_then(|bit| PcrSlot::try_from(bit).ok())
 }
 
 fn pcr_number(slot: PcrSlot) -> u8 {

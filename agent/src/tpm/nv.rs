@@ -36,7 +36,9 @@ pub fn ek_certificates(tpm: &mut dyn Tpm, kind: KeyKind) -> Result<EkCertificate
         tracing::info!("the TPM has no EK certificate at NV index {index:#010x}");
         return Ok(found);
     }
-    let Some(content) = read(tpm, index)? else { return Ok(found) };
+    let Some(content) = read(tpm, index)? else {
+        return Ok(found);
+    };
     match normalise_ek_certificate(&content) {
         Ok(certificate) => found.ek = certificate,
         Err(error) => tracing::warn!("EK certificate at NV index {index:#010x}: {error}"),
@@ -81,7 +83,10 @@ fn sequence_length(bytes: &[u8]) -> Option<usize> {
     let (header, content) = match first {
         0..=0x7F => (2, usize::from(first)),
         0x81 => (3, usize::from(*rest.first()?)),
-        0x82 => (4, usize::from(u16::from_be_bytes([*rest.first()?, *rest.get(1)?]))),
+        0x82 => (
+            4,
+            usize::from(u16::from_be_bytes([*rest.first()?, *rest.get(1)?])),
+        ),
         _ => return None,
     };
     let length = header + content;
@@ -97,8 +102,14 @@ mod tests {
         let mut bytes = vec![0x30, 2, 5, 0];
         bytes.extend([0x30, 0x81, 1, 7]);
         bytes.extend([0xFF; 9]);
-        assert_eq!(split_der(&bytes), [&[0x30, 2, 5, 0][..], &[0x30, 0x81, 1, 7][..]]);
-        assert!(split_der(&[0x30, 0x82, 0xFF, 0xFF, 0]).is_empty(), "cut short");
+        assert_eq!(
+            split_der(&bytes),
+            [&[0x30, 2, 5, 0][..], &[0x30, 0x81, 1, 7][..]]
+        );
+        assert!(
+            split_der(&[0x30, 0x82, 0xFF, 0xFF, 0]).is_empty(),
+            "cut short"
+        );
         assert!(split_der(&[]).is_empty());
     }
 

@@ -52,16 +52,26 @@ pub fn bound_quote(tpm: &mut dyn Tpm, request: &QuoteRequest) -> Result<BoundQuo
     for attempt in 0..ATTEMPTS {
         let pcrs = tpm.pcr_read(bank, mask)?;
         if pcrs.get(BINDING_PCR) != Some(&bound) {
-            tracing::debug!(attempt, "PCR 16 was changed by another process; binding again");
+            tracing::debug!(
+                attempt,
+                "PCR 16 was changed by another process; binding again"
+            );
             bind(tpm, request)?;
             continue;
         }
         let raw = tpm.quote(&request.nonce, bank, mask)?;
         let attested = Attest::parse(&raw.attest)?.attested;
         if matches!(attested, Attested::Quote { pcr_digest, .. } if pcr_digest == pcrs.digest()) {
-            return Ok(BoundQuote { attest: raw.attest, signature: raw.signature, pcrs });
+            return Ok(BoundQuote {
+                attest: raw.attest,
+                signature: raw.signature,
+                pcrs,
+            });
         }
-        tracing::debug!(attempt, "a PCR changed between reading and quoting; quoting again");
+        tracing::debug!(
+            attempt,
+            "a PCR changed between reading and quoting; quoting again"
+        );
     }
     Err(TpmError::Busy { attempts: ATTEMPTS })
 }

@@ -59,7 +59,11 @@ impl KeyKind {
 
     /// The usual quote scheme: the ones every verifier accepts.
     pub fn default_scheme(self) -> SignatureScheme {
-        if self.is_rsa() { SignatureScheme::RsaSsa } else { SignatureScheme::Ecdsa }
+        if self.is_rsa() {
+            SignatureScheme::RsaSsa
+        } else {
+            SignatureScheme::Ecdsa
+        }
     }
 
     /// nameAlg of the EK template; also the hash of its policy session.
@@ -109,7 +113,13 @@ pub struct AkTemplate {
 
 impl std::fmt::Display for AkTemplate {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} {} {}", self.kind.name(), self.scheme.name(), self.hash.name())
+        write!(
+            f,
+            "{} {} {}",
+            self.kind.name(),
+            self.scheme.name(),
+            self.hash.name()
+        )
     }
 }
 

@@ -1,0 +1,373 @@
+use std::{convert::Infallible, future::pending, io, net::SocketAddr, sync::Arc, time::Duration};
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use tokio::net::TcpListener;
+use troth_core::{identity::AgentId, wire::Registration};
+use troth_daemon::{
+    client::Client,
+    notify,
+    server::{self, Limits},
+    shutdown::Shutdown,
+    tls::{self, ClientAuth, ServerTrust, TlsError},
+};
+
+use crate::{
+    config::{Config, InvalidConfig},
+    evidence::{Collector, bootlog::BootLog, ima::ImaList},
+    http::Api,
+    identity::{
+        ak::{self, AkError, Keys},
+        id::{self, IdError},
+        mtls::{self, MtlsError},
+        transport::{self, TransportError, TransportKey},
+    },
+    registration::{Backoff, Registrar, RegistrationError},
+    tpm::{
+        Actor, AkTemplate, Tpm, TpmError, TpmHandle,
+        actor::Opener,
+        esys::{EsysTpm, choose_tcti},
+        nv::{EkCertificates, ek_certificates},
+    },
+};
+
+/// sysexits.h: the registrar refuses this host for good.
+pub const EX_NOPERM: u8 = 77;
+/// sysexits.h: the configuration, or a key it names, cannot work.
+pub const EX_CONFIG: u8 = 78;
+
+/// Longest wait for EK, certificates and AK; making RSA keys takes a slow chip half a minute each.
+const PROVISION_DEADLINE: Duration = Duration::from_secs(180);
+
+/// First wait before a TPM that failed is asked for the keys again, and how often.
+const PROVISION_RETRY: Duration = Duration::from_millis(250);
+const PROVISION_TRIES: u32 = 5;
+
+/// Longest wait for the TPM to flush a key.
+const RELEASE_DEADLINE: Duration = Duration::from_secs(30);
+
+/// Longest wait for one answer of the registrar.
+const REGISTRAR_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Why the agent ended.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AgentError {
+    /// The configuration cannot work.
+    #[error(transparent)]
+    Config(#[from] InvalidConfig),
+    /// No agent id.
+    #[error(transparent)]
+    Id(#[from] IdError),
+    /// No AK.
+    #[error(transparent)]
+    Ak(#[from] AkError),
+    /// The TPM.
+    #[error(transparent)]
+    Tpm(#[from] TpmError),
+    /// No payload transport key.
+    #[error(transparent)]
+    Transport(#[from] TransportError),
+    /// No TLS certificate.
+    #[error(transparent)]
+    Mtls(#[from] MtlsError),
+    /// The TLS stack refuses the certificates.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The listener cannot be opened.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// The reason.
+        source: io::Error,
+    },
+    /// Registration has no hope.
+    #[error(transparent)]
+    Registration(#[from] RegistrationError),
+    /// The operating system refused a thread, a signal handler or the like.
+    #[error(transparent)]
+    System(#[from] io::Error),
+}
+
+impl AgentError {
+    /// The process's exit status.
+    pub fn exit_status(&self) -> u8 {
+        match self {
+            Self::Config(_) | Self::Id(_) => EX_CONFIG,
+            Self::Ak(error) if !error.is_transient() => EX_CONFIG,
+            Self::Registration(error) if error.is_final() => EX_NOPERM,
+            _ => 1,
+        }
+    }
+}
+
+/// Runs the agent on the TPM that the configuration names, until `shutdown`.
+pub async fn run(config: Config, shutdown: Shutdown) -> Result<(), AgentError> {
+    let tcti = choose_tcti(config.tcti.as_deref());
+    tracing::info!("TPM at {tcti}");
+    let open: Opener = Box::new(move || Ok(Box::new(EsysTpm::open(&tcti)?) as Box<dyn Tpm>));
+    run_with(config, open, shutdown).await
+}
+
+/// Runs the agent on any TPM, until `shutdown`. Whatever happens, the TPM is left clean.
+pub async fn run_with(config: Config, open: Opener, shutdown: Shutdown) -> Result<(), AgentError> {
+    let actor = Actor::start(open)?;
+    let result = start_and_serve(&config, &actor.handle(), &shutdown).await;
+    notify::stopping();
+    actor.stop();
+    result
+}
+
+async fn start_and_serve(
+    config: &Config,
+    tpm: &TpmHandle,
+    shutdown: &Shutdown,
+) -> Result<(), AgentError> {
+    let service = tokio::select! {
+        service = prepare(config, tpm) => service?,
+        () = shutdown.wait() => return Ok(()),
+    };
+    let address = service.listener.local_addr()?;
+    tracing::info!("listening on {address}");
+    notify::ready(&format!("Attesting as {} on {address}", service.id));
+    tokio::select! {
+        () = server::serve(
+            service.listener,
+            service.tls,
+            Limits::default(),
+            service.api,
+            shutdown.clone(),
+        ) => Ok(()),
+        never = feed_watchdog(tpm) => match never {},
+    }
+}
+
+/// A registered agent, ready to be asked.
+struct Service {
+    id: AgentId,
+    listener: TcpListener,
+    tls: Option<Arc<rustls::ServerConfig>>,
+    api: Api,
+}
+
+async fn prepare(config: &Config, tpm: &TpmHandle) -> Result<Service, AgentError> {
+    // What only the configuration can spoil comes first: it is told before the TPM is touched.
+    let template = config.ak_template()?;
+    let versions = config.versions()?;
+    let contact = config.contact()?;
+    let client_auth = client_auth(config)?;
+    let client = registrar_client(config)?;
+
+    notify::status("Waiting for the TPM");
+    let Provisioned { keys, certificates } = provision(config, tpm, template).await?;
+    let id = id::agent_id(&config.uuid, &keys.ek)?;
+    tracing::info!(
+        "agent {id}, AK {template} {}",
+        if keys.created { "made" } else { "loaded" }
+    );
+    let file = config.file(config.payload_key.as_deref(), transport::FILE);
+    let transport = Arc::new(TransportKey::load_or_create(&file)?);
+    let (tls, mtls_cert) = match client_auth {
+        Some(client_auth) => {
+            let identity = mtls::load_or_create(
+                &config.file(config.server_cert.as_deref(), mtls::CERTIFICATE_FILE),
+                &config.file(config.server_key.as_deref(), mtls::KEY_FILE),
+                &id,
+                &contact,
+            )?;
+            (
+                Some(tls::server_config(&identity.tls, client_auth)?),
+                identity.certificate_pem,
+            )
+        }
+        None => {
+            tracing::warn!("enable_agent_mtls is off: anybody may ask this host for quotes");
+            (None, "disabled".to_owned())
+        }
+    };
+
+    // Bound before it is announced, because port 0 becomes a number here; answered only after
+    // activation, because nobody can know this host before.
+    let address = SocketAddr::new(config.ip, config.port);
+    let listener = TcpListener::bind(address)
+        .await
+        .map_err(|source| AgentError::Listen { address, source })?;
+    let port = config
+        .contact_port
+        .map_or_else(|| listener.local_addr().map(|a| a.port()), Ok)?;
+    let registrar = Registrar {
+        client,
+        id: id.clone(),
+        kind: template.kind,
+        body: Registration {
+            ek_tpm: Some(STANDARD.encode(keys.ek.to_tpm2b())),
+            ekcert: Some(certificates.to_pem()),
+            aik_tpm: Some(STANDARD.encode(keys.ak.to_tpm2b())),
+            ip: Some(contact),
+            port: Some(port),
+            mtls_cert: Some(mtls_cert),
+            ..Registration::default()
+        },
+    };
+    register(config, &registrar, tpm).await?;
+
+    let collector = Collector::new(
+        tpm.clone(),
+        template.hash,
+        transport,
+        ImaList::new(config.ima_ml_path.clone()),
+        BootLog::new(config.measuredboot_ml_path.clone()),
+    );
+    let api = Api::new(id.clone(), template, versions, collector);
+    Ok(Service {
+        id,
+        listener,
+        tls,
+        api,
+    })
+}
+
+/// The clients that may connect; `None` without mTLS.
+fn client_auth(config: &Config) -> Result<Option<ClientAuth>, InvalidConfig> {
+    if !config.enable_agent_mtls {
+        return Ok(None);
+    }
+    let mut authorities = Vec::new();
+    for file in config.client_ca_files() {
+        let found = tls::load_certificates(&config.file(Some(&file), "")).map_err(|error| {
+            InvalidConfig::ClientCa {
+                reason: error.to_string(),
+            }
+        })?;
+        authorities.extend(found);
+    }
+    if authorities.is_empty() {
+        let reason = "no file is named".to_owned();
+        return Err(InvalidConfig::ClientCa { reason });
+    }
+    Ok(Some(ClientAuth::Required(authorities)))
+}
+
+/// The connection to the registrar. Whether it is TLS is decided here, once.
+fn registrar_client(config: &Config) -> Result<Client, InvalidConfig> {
+    let tls = if config.registrar_tls {
+        let invalid = |error: TlsError| InvalidConfig::RegistrarCa {
+            reason: error.to_string(),
+        };
+        let roots = tls::load_certificates(&config.registrar_ca_file()).map_err(invalid)?;
+        // No client certificate: those of the registrar's CA belong to administrators.
+        Some(tls::client_config(ServerTrust::Roots(roots), None).map_err(invalid)?)
+    } else {
+        None
+    };
+    let port = config.registrar_port();
+    Ok(Client::new(
+        &config.registrar_ip,
+        port,
+        tls,
+        REGISTRAR_TIMEOUT,
+    ))
+}
+
+/// What the TPM says about this host.
+struct Provisioned {
+    keys: Keys,
+    certificates: EkCertificates,
+}
+
+/// EK, its certificate, and the AK. What may pass is tried again a few times, then left to the
+/// service manager.
+async fn provision(
+    config: &Config,
+    tpm: &TpmHandle,
+    template: AkTemplate,
+) -> Result<Provisioned, AgentError> {
+    let path = config.state_dir.join(ak::FILE);
+    let mut backoff = Backoff::new(PROVISION_RETRY, PROVISION_RETRY * 8);
+    loop {
+        let path = path.clone();
+        // The outer result is the TPM thread's, the inner one the key's.
+        let result = tpm
+            .call("EK and AK", PROVISION_DEADLINE, move |tpm| {
+                match ak::load_or_create(tpm, &template, &path) {
+                    // The EK stays loaded for the activation that follows.
+                    Ok(keys) => Ok((Ok(keys), ek_certificates(tpm, template.kind)?)),
+                    Err(AkError::Tpm(error)) => Err(error),
+                    Err(error) => Ok((Err(error), EkCertificates::default())),
+                }
+            })
+            .await;
+        let error = match result {
+            Ok((keys, certificates)) => {
+                let keys = keys?;
+                tpm.keep_loaded(template.kind, keys.blobs.clone()).await?;
+                return Ok(Provisioned { keys, certificates });
+            }
+            Err(error) => error,
+        };
+        if backoff.tries() == PROVISION_TRIES || matches!(error, TpmError::Unsupported(_)) {
+            return Err(error.into());
+        }
+        let delay = backoff.next_delay();
+        tracing::warn!("{error}; trying again in {:.1} s", delay.as_secs_f64());
+        notify::status(&format!("Waiting for the TPM: {error}"));
+        tokio::time::sleep(delay).await;
+    }
+}
+
+/// Registers, again and again until it works or cannot.
+async fn register(
+    config: &Config,
+    registrar: &Registrar,
+    tpm: &TpmHandle,
+) -> Result<(), RegistrationError> {
+    let (initial, longest) = config.backoff();
+    let mut backoff = Backoff::new(initial, longest);
+    loop {
+        notify::status(&format!("Registering with {}", config.registrar_ip));
+        let error = match registrar.register(tpm).await {
+            Ok(version) => {
+                tracing::info!(
+                    "registered and activated as {} (API {version})",
+                    registrar.id
+                );
+                return Ok(());
+            }
+            Err(error) => error,
+        };
+        // It may take hours: the EK's slot belongs to others meanwhile.
+        tpm.call("releasing the EK", RELEASE_DEADLINE, |tpm| {
+            tpm.flush_ek();
+            Ok(())
+        })
+        .await?;
+        let spent = config
+            .exponential_backoff_max_retries
+            .is_some_and(|retries| backoff.tries() >= retries);
+        if error.is_final() || spent {
+            return Err(error);
+        }
+        let delay = backoff.next_delay();
+        let wait = delay.as_secs_f64();
+        tracing::warn!("not registered: {error}; trying again in {wait:.1} s");
+        notify::status(&format!(
+            "Not registered, trying again in {wait:.0} s: {error}"
+        ));
+        tokio::time::sleep(delay).await;
+    }
+}
+
+/// Feeds the watchdog as long as the TPM answers: an agent whose TPM hangs has to be restarted,
+/// however well it serves `/version`.
+async fn feed_watchdog(tpm: &TpmHandle) -> Infallible {
+    let Some(interval) = notify::watchdog_interval() else {
+        return pending().await;
+    };
+    loop {
+        match tpm.ping().await {
+            Ok(()) => notify::watchdog(),
+            Err(error) => tracing::warn!("watchdog not fed: {error}"),
+        }
+        tokio::time::sleep(interval).await;
+    }
+}

@@ -1,0 +1,408 @@
+//! `agent.toml`: what the administrator may set. Names follow Keylime's where it has the option.
+
+use std::{
+    net::{IpAddr, ToSocketAddrs, UdpSocket},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use serde::Deserialize;
+use troth_core::tpm::{HashAlgorithm, SignatureScheme};
+
+use crate::{
+    http::ApiVersion,
+    tpm::{AkTemplate, KeyKind},
+};
+
+/// The configuration as written. Everything has a default that fits a host whose registrar and
+/// verifier run beside it.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Directory of keys and certificates; 0700.
+    pub state_dir: PathBuf,
+    /// Agent id: `hash_ek`, `hostname`, `machine-id`, `generate`, or the id itself.
+    pub uuid: String,
+    /// Address to listen on.
+    pub ip: IpAddr,
+    /// Port to listen on; 0 for any.
+    pub port: u16,
+    /// Address that verifiers connect to: a name or an address. Default: `ip`, or the address that
+    /// this host has towards the registrar when `ip` is unspecified.
+    pub contact_ip: Option<String>,
+    /// Port that verifiers connect to. Default: the port that is listened on.
+    pub contact_port: Option<u16>,
+    /// Registrar's name or address.
+    pub registrar_ip: String,
+    /// Registrar's port. Default: 8891 with TLS, else 8890.
+    pub registrar_port: Option<u16>,
+    /// Register over TLS. Then never without, whatever happens.
+    pub registrar_tls: bool,
+    /// CA certificates that the registrar's certificate must chain to. Default: the CA that
+    /// verifiers' certificates come from, `cv_ca/cacert.crt` in the state directory.
+    pub registrar_tls_ca: Option<PathBuf>,
+    /// CA certificates that a client's certificate must chain to.
+    /// Default: `cv_ca/cacert.crt` in the state directory.
+    pub trusted_client_ca: Option<Vec<PathBuf>>,
+    /// Serve over mutual TLS. Without, anybody may ask for quotes.
+    pub enable_agent_mtls: bool,
+    /// TLS server certificate, PEM. Default: `server-cert.crt`, made when missing.
+    pub server_cert: Option<PathBuf>,
+    /// Its key, PKCS#8 PEM. Default: `server-private.pem`, made when missing.
+    pub server_key: Option<PathBuf>,
+    /// The payload transport key, RSA-2048 PKCS#8 PEM. Default: `payload-private.pem`.
+    pub payload_key: Option<PathBuf>,
+    /// API versions to serve. Default: all.
+    pub api_versions: Option<Vec<String>>,
+    /// Way to the TPM: `device:PATH`, `tabrmd`, `swtpm:host=H,port=N`. Default: `/dev/tpmrm0` if
+    /// it exists, else tpm2-abrmd.
+    pub tcti: Option<String>,
+    /// PCR bank, and hash of the AK.
+    pub tpm_hash_alg: String,
+    /// Kind of EK and AK: `rsa2048`, `rsa3072`, `rsa4096`, `ecc256`, `ecc384`, `ecc521`.
+    pub tpm_encryption_alg: String,
+    /// Quote scheme: `rsassa`, `rsapss`, `ecdsa`. Default: `rsassa` or `ecdsa`, as the key is.
+    pub tpm_signing_alg: Option<String>,
+    /// The kernel's IMA list in ASCII.
+    pub ima_ml_path: PathBuf,
+    /// The firmware's event log.
+    pub measuredboot_ml_path: PathBuf,
+    /// First wait before the registrar is asked again, milliseconds; doubles with each try.
+    pub exponential_backoff_initial_delay: u64,
+    /// Longest wait, milliseconds.
+    pub exponential_backoff_max_delay: u64,
+    /// Tries after the first. Default: no end.
+    pub exponential_backoff_max_retries: Option<u32>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            state_dir: "/var/lib/troth".into(),
+            uuid: "hash_ek".into(),
+            ip: IpAddr::from([127, 0, 0, 1]),
+            port: 9002,
+            contact_ip: None,
+            contact_port: None,
+            registrar_ip: "127.0.0.1".into(),
+            registrar_port: None,
+            registrar_tls: false,
+            registrar_tls_ca: None,
+            trusted_client_ca: None,
+            enable_agent_mtls: true,
+            server_cert: None,
+            server_key: None,
+            payload_key: None,
+            api_versions: None,
+            tcti: None,
+            tpm_hash_alg: "sha256".into(),
+            tpm_encryption_alg: "rsa2048".into(),
+            tpm_signing_alg: None,
+            ima_ml_path: "/sys/kernel/security/ima/ascii_runtime_measurements".into(),
+            measuredboot_ml_path: "/sys/kernel/security/tpm0/binary_bios_measurements".into(),
+            exponential_backoff_initial_delay: 1000,
+            exponential_backoff_max_delay: 300_000,
+            exponential_backoff_max_retries: None,
+        }
+    }
+}
+
+/// A configuration that cannot work: which option, and what would.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum InvalidConfig {
+    /// An option's value is not one of those that exist.
+    #[error("{option} = {value:?} is not known; {expected}")]
+    Value {
+        /// The option.
+        option: &'static str,
+        /// Its value.
+        value: String,
+        /// What is possible.
+        expected: &'static str,
+    },
+    /// A scheme that keys of this kind do not sign with.
+    #[error(
+        "tpm_signing_alg = {scheme:?} does not fit tpm_encryption_alg = {kind:?}; leave \
+             tpm_signing_alg out to get {fitting}"
+    )]
+    Scheme {
+        /// The scheme.
+        scheme: &'static str,
+        /// The kind of key.
+        kind: &'static str,
+        /// The usual scheme of that kind.
+        fitting: &'static str,
+    },
+    /// A client CA file cannot be used.
+    #[error("trusted_client_ca: {reason}; copy the verifier's CA certificate (cacert.crt) there")]
+    ClientCa {
+        /// The file, and what is wrong with it.
+        reason: String,
+    },
+    /// The registrar's CA file cannot be used.
+    #[error("registrar_tls_ca: {reason}; copy the registrar's CA certificate there")]
+    RegistrarCa {
+        /// The file, and what is wrong with it.
+        reason: String,
+    },
+    /// An unspecified address is nobody's contact address.
+    #[error(
+        "contact_ip = {0:?} is no address that a verifier can connect to; set it to this \
+             host's name or address"
+    )]
+    UnspecifiedContact(String),
+    /// No contact address was given and none can be found.
+    #[error("cannot tell which address verifiers reach this host at ({0}); set contact_ip")]
+    NoContact(String),
+}
+
+impl Config {
+    /// The AK to make, and the EK to make it under.
+    pub fn ak_template(&self) -> Result<AkTemplate, InvalidConfig> {
+        let kind =
+            KeyKind::from_name(&self.tpm_encryption_alg).ok_or_else(|| InvalidConfig::Value {
+                option: "tpm_encryption_alg",
+                value: self.tpm_encryption_alg.clone(),
+                expected: "EK templates exist for rsa2048, rsa3072, rsa4096, ecc256, ecc384 and \
+                           ecc521",
+            })?;
+        let hash =
+            HashAlgorithm::from_name(&self.tpm_hash_alg).ok_or_else(|| InvalidConfig::Value {
+                option: "tpm_hash_alg",
+                value: self.tpm_hash_alg.clone(),
+                expected: "use sha256, sha384, sha512 or sha1",
+            })?;
+        let scheme = match self.tpm_signing_alg.as_deref() {
+            None => kind.default_scheme(),
+            Some("rsassa") => SignatureScheme::RsaSsa,
+            Some("rsapss") => SignatureScheme::RsaPss,
+            Some("ecdsa") => SignatureScheme::Ecdsa,
+            Some(other) => {
+                return Err(InvalidConfig::Value {
+                    option: "tpm_signing_alg",
+                    value: other.to_owned(),
+                    expected: "use rsassa, rsapss or ecdsa",
+                });
+            }
+        };
+        if kind.is_rsa() == (scheme == SignatureScheme::Ecdsa) {
+            return Err(InvalidConfig::Scheme {
+                scheme: scheme.name(),
+                kind: kind.name(),
+                fitting: kind.default_scheme().name(),
+            });
+        }
+        Ok(AkTemplate { kind, hash, scheme })
+    }
+
+    /// The API versions to serve, ascending.
+    pub fn versions(&self) -> Result<Vec<ApiVersion>, InvalidConfig> {
+        let Some(names) = &self.api_versions else {
+            return Ok(ApiVersion::ALL.to_vec());
+        };
+        let mut versions = Vec::new();
+        for name in names {
+            let version = name.parse().ok().filter(|v| ApiVersion::ALL.contains(v));
+            versions.push(version.ok_or_else(|| InvalidConfig::Value {
+                option: "api_versions",
+                value: name.clone(),
+                expected: "the versions are 2.1 to 2.6",
+            })?);
+        }
+        versions.sort_unstable();
+        versions.dedup();
+        if versions.is_empty() {
+            return Err(InvalidConfig::Value {
+                option: "api_versions",
+                value: String::new(),
+                expected: "name at least one of 2.1 to 2.6, or leave the option out",
+            });
+        }
+        Ok(versions)
+    }
+
+    /// The contact address to announce.
+    pub fn contact(&self) -> Result<String, InvalidConfig> {
+        if let Some(contact) = &self.contact_ip {
+            let bare = contact.strip_prefix('[').and_then(|c| c.strip_suffix(']'));
+            let bare = bare.unwrap_or(contact);
+            let unspecified = bare.parse().is_ok_and(|ip: IpAddr| ip.is_unspecified());
+            if unspecified || bare.is_empty() {
+                return Err(InvalidConfig::UnspecifiedContact(contact.clone()));
+            }
+            return Ok(bare.to_owned());
+        }
+        if !self.ip.is_unspecified() {
+            return Ok(self.ip.to_string());
+        }
+        let detected = address_towards(&self.registrar_ip, self.registrar_port())
+            .map_err(|error| InvalidConfig::NoContact(error.to_string()))?;
+        tracing::info!("contact_ip is not set; verifiers will be told {detected}");
+        Ok(detected.to_string())
+    }
+
+    /// The registrar's port.
+    pub fn registrar_port(&self) -> u16 {
+        self.registrar_port
+            .unwrap_or(if self.registrar_tls { 8891 } else { 8890 })
+    }
+
+    /// The first and the longest wait between registration attempts.
+    pub fn backoff(&self) -> (Duration, Duration) {
+        (
+            Duration::from_millis(self.exponential_backoff_initial_delay.max(1)),
+            Duration::from_millis(self.exponential_backoff_max_delay.max(1)),
+        )
+    }
+
+    /// The files with the CA certificates of clients.
+    pub fn client_ca_files(&self) -> Vec<PathBuf> {
+        self.trusted_client_ca
+            .clone()
+            .unwrap_or_else(|| vec![self.default_ca()])
+    }
+
+    /// The file with the registrar's CA certificates.
+    pub fn registrar_ca_file(&self) -> PathBuf {
+        self.registrar_tls_ca
+            .clone()
+            .unwrap_or_else(|| self.default_ca())
+    }
+
+    /// `configured`, or `name` in the state directory.
+    pub fn file(&self, configured: Option<&Path>, name: &str) -> PathBuf {
+        self.state_dir
+            .join(configured.unwrap_or_else(|| Path::new(name)))
+    }
+
+    fn default_ca(&self) -> PathBuf {
+        self.state_dir.join("cv_ca").join("cacert.crt")
+    }
+}
+
+/// The address this host would use towards `host`. Nothing is sent.
+fn address_towards(host: &str, port: u16) -> std::io::Result<IpAddr> {
+    let mut last = std::io::Error::from(std::io::ErrorKind::AddrNotAvailable);
+    for target in (host, port).to_socket_addrs()? {
+        let any = if target.is_ipv4() {
+            "0.0.0.0:0"
+        } else {
+            "[::]:0"
+        };
+        let found = UdpSocket::bind(any).and_then(|socket| {
+            socket.connect(target)?;
+            socket.local_addr()
+        });
+        match found {
+            Ok(address) if !address.ip().is_unspecified() => return Ok(address.ip()),
+            Ok(_) => {}
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with(change: impl FnOnce(&mut Config)) -> Config {
+        let mut config = Config::default();
+        change(&mut config);
+        config
+    }
+
+    #[test]
+    fn the_scheme_follows_the_key() {
+        let rsa = Config::default().ak_template().unwrap();
+        assert_eq!(
+            (rsa.kind, rsa.scheme),
+            (KeyKind::Rsa2048, SignatureScheme::RsaSsa)
+        );
+        let ecc = with(|c| c.tpm_encryption_alg = "ecc384".into())
+            .ak_template()
+            .unwrap();
+        assert_eq!(
+            (ecc.kind, ecc.scheme),
+            (KeyKind::EccP384, SignatureScheme::Ecdsa)
+        );
+    }
+
+    #[test]
+    fn a_scheme_that_the_key_cannot_do_is_refused_with_the_fitting_one() {
+        let config = with(|c| {
+            c.tpm_encryption_alg = "ecc".into();
+            c.tpm_signing_alg = Some("rsassa".into());
+        });
+        let error = config.ak_template().unwrap_err().to_string();
+        assert!(
+            error.contains("ecdsa") && error.contains("ecc256"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn unknown_algorithms_are_named() {
+        let error = with(|c| c.tpm_encryption_alg = "rsa1024".into())
+            .ak_template()
+            .unwrap_err();
+        assert!(error.to_string().contains("rsa1024"));
+        let error = with(|c| c.tpm_hash_alg = "md5".into())
+            .ak_template()
+            .unwrap_err();
+        assert!(error.to_string().contains("md5"));
+    }
+
+    #[test]
+    fn an_unspecified_address_is_never_announced() {
+        for address in ["0.0.0.0", "::", "[::]", ""] {
+            let config = with(|c| c.contact_ip = Some(address.into()));
+            assert!(config.contact().is_err(), "{address}");
+        }
+        let config = with(|c| c.ip = IpAddr::from([0, 0, 0, 0]));
+        assert_eq!(
+            config.contact().unwrap(),
+            "127.0.0.1",
+            "the way to a local registrar"
+        );
+    }
+
+    #[test]
+    fn a_contact_address_may_be_a_name_or_of_either_family() {
+        for (given, announced) in [
+            ("host.example", "host.example"),
+            ("192.0.2.7", "192.0.2.7"),
+            ("[2001:db8::1]", "2001:db8::1"),
+        ] {
+            let config = with(|c| c.contact_ip = Some(given.into()));
+            assert_eq!(config.contact().unwrap(), announced);
+        }
+    }
+
+    #[test]
+    fn versions_are_sorted_and_checked() {
+        let config = with(|c| c.api_versions = Some(vec!["2.6".into(), "2.1".into()]));
+        let names: Vec<String> = config
+            .versions()
+            .unwrap()
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        assert_eq!(names, ["2.1", "2.6"]);
+        for bad in [vec!["2.7".to_owned()], vec!["x".into()], vec![]] {
+            assert!(with(|c| c.api_versions = Some(bad)).versions().is_err());
+        }
+    }
+
+    #[test]
+    fn the_registrar_port_follows_the_transport() {
+        assert_eq!(Config::default().registrar_port(), 8890);
+        assert_eq!(with(|c| c.registrar_tls = true).registrar_port(), 8891);
+        let config = with(|c| {
+            c.registrar_tls = true;
+            c.registrar_port = Some(1);
+        });
+        assert_eq!(config.registrar_port(), 1);
+    }
+}

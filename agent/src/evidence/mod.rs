@@ -1,0 +1,192 @@
+//! From a nonce to one consistent snapshot: quote first, then the logs, so that the logs never lack
+//! an entry that the quote has.
+
+/// The firmware's event log.
+pub mod bootlog;
+/// The kernel's IMA list, read from where the last reader stopped.
+pub mod ima;
+
+use std::{fs, io, sync::Arc, time::SystemTime};
+
+use bytes::Bytes;
+use troth_core::tpm::{HashAlgorithm, PcrMask};
+
+use crate::{
+    identity::transport::TransportKey,
+    tpm::{QuoteRequest, TpmError, TpmHandle},
+};
+use bootlog::BootLog;
+use ima::{ImaList, Reader};
+
+/// What a verifier asks for.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// The nonce's bytes, as they came.
+    pub nonce: Vec<u8>,
+    /// PCRs to quote; PCR 16 comes in any case.
+    pub mask: PcrMask,
+    /// Send the transport key.
+    pub with_key: bool,
+    /// Send the logs, the IMA list from this entry on.
+    pub logs_from: Option<u64>,
+}
+
+/// One quote and the logs that explain it.
+#[derive(Debug)]
+pub struct Snapshot {
+    /// Keylime's quote string.
+    pub quote: String,
+    /// The transport key, PEM.
+    pub pubkey: Option<String>,
+    /// The IMA list, to be streamed.
+    pub ima: Option<Reader>,
+    /// base64 of the boot log.
+    pub boot_log: Option<Bytes>,
+    /// When the kernel booted, Unix seconds.
+    pub boottime: Option<u64>,
+}
+
+/// Why there is no evidence. Everything here may succeed later.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EvidenceError {
+    /// The TPM.
+    #[error(transparent)]
+    Tpm(#[from] TpmError),
+    /// A log exists but cannot be read.
+    #[error("cannot read {path}: {source}")]
+    Log {
+        /// The file.
+        path: String,
+        /// The reason.
+        source: io::Error,
+    },
+    /// The reading thread ended.
+    #[error("reading the logs was interrupted")]
+    Interrupted,
+}
+
+/// Collects evidence; one for all front doors.
+#[derive(Debug)]
+pub struct Collector {
+    tpm: TpmHandle,
+    bank: HashAlgorithm,
+    transport: Arc<TransportKey>,
+    ima: Arc<ImaList>,
+    boot_log: Arc<BootLog>,
+    boottime: Option<u64>,
+}
+
+impl Collector {
+    /// A collector over the TPM's PCR bank `bank`.
+    pub fn new(
+        tpm: TpmHandle,
+        bank: HashAlgorithm,
+        transport: Arc<TransportKey>,
+        ima: ImaList,
+        boot_log: BootLog,
+    ) -> Self {
+        let boottime = boot_time();
+        Self {
+            tpm,
+            bank,
+            transport,
+            ima: Arc::new(ima),
+            boot_log: Arc::new(boot_log),
+            boottime,
+        }
+    }
+
+    /// The transport key.
+    pub fn transport(&self) -> &TransportKey {
+        &self.transport
+    }
+
+    /// Quotes, then opens the logs.
+    pub async fn collect(&self, request: Request) -> Result<Snapshot, EvidenceError> {
+        let quoted = self
+            .tpm
+            .quote(QuoteRequest {
+                nonce: request.nonce,
+                bank: self.bank,
+                mask: request.mask,
+                binding: self.transport.binding(self.bank),
+            })
+            .await?;
+        let mut snapshot = Snapshot {
+            quote: quoted.encode(),
+            pubkey: request
+                .with_key
+                .then(|| self.transport.public_pem().to_owned()),
+            ima: None,
+            boot_log: None,
+            boottime: None,
+        };
+        if let Some(from) = request.logs_from {
+            let with_boot_log = request.mask.contains(0);
+            let (ima, boot_log) = (Arc::clone(&self.ima), Arc::clone(&self.boot_log));
+            let logs = tokio::task::spawn_blocking(move || {
+                let ima = ima
+                    .read_from(from)
+                    .map_err(|source| log_error(ima.path(), source))?;
+                let boot_log = if with_boot_log {
+                    boot_log
+                        .base64()
+                        .map_err(|source| log_error(boot_log.path(), source))?
+                } else {
+                    None
+                };
+                Ok::<_, EvidenceError>((ima, boot_log))
+            });
+            (snapshot.ima, snapshot.boot_log) =
+                logs.await.map_err(|_| EvidenceError::Interrupted)??;
+            snapshot.boottime = self.boottime;
+        }
+        Ok(snapshot)
+    }
+}
+
+fn log_error(path: &std::path::Path, source: io::Error) -> EvidenceError {
+    EvidenceError::Log {
+        path: path.display().to_string(),
+        source,
+    }
+}
+
+/// `btime` of /proc/stat; computed from the clocks where the sandbox hides that file.
+///
+/// Read once: the kernel derives it from the wall clock, and a step of that clock is no reboot.
+fn boot_time() -> Option<u64> {
+    let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
+    parse_btime(&stat).or_else(|| {
+        let now = SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .ok()?
+            .as_secs();
+        let up = rustix::time::clock_gettime(rustix::time::ClockId::Boottime).tv_sec;
+        now.checked_sub(u64::try_from(up).ok()?)
+    })
+}
+
+fn parse_btime(stat: &str) -> Option<u64> {
+    stat.lines()
+        .find_map(|line| line.strip_prefix("btime "))?
+        .trim()
+        .parse()
+        .ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn boot_time_is_read_from_proc() {
+        assert_eq!(
+            parse_btime("cpu 1 2\nbtime 1700000000\nprocesses 3\n"),
+            Some(1_700_000_000)
+        );
+        assert_eq!(parse_btime("cpu 1 2\n"), None);
+        assert!(boot_time().unwrap() > 1_500_000_000);
+    }
+}

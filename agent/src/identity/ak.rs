@@ -1,0 +1,221 @@
+use std::path::{Path, PathBuf};
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use serde::{Deserialize, Serialize};
+use troth_core::tpm::{Public, StructureError};
+
+use super::state::{self, StateError};
+use crate::tpm::{AkTemplate, KeyBlobs, Tpm, TpmError};
+
+/// Name of the file in the state directory.
+pub const FILE: &str = "ak.json";
+
+/// Version of the file's format.
+const VERSION: u32 = 1;
+
+/// EK and AK of this host.
+#[derive(Clone, Debug)]
+pub struct Keys {
+    /// The EK's public area.
+    pub ek: Public,
+    /// The AK's public area.
+    pub ak: Public,
+    /// What loads the AK again.
+    pub blobs: KeyBlobs,
+    /// Was the AK made just now?
+    pub created: bool,
+}
+
+/// The saved AK. Without this TPM the private part is of no use to anyone.
+#[derive(Debug, Deserialize, Serialize)]
+struct Saved {
+    version: u32,
+    /// Kind, scheme and hash, to tell a changed configuration from a damaged file.
+    algorithm: String,
+    /// Hex name of the EK that the AK was made under.
+    ek_name: String,
+    /// base64 TPMT_PUBLIC.
+    public: String,
+    /// base64 content of TPM2B_PRIVATE.
+    private: String,
+}
+
+/// Why there is no AK. Never answered by making a new one: registrar and verifiers know the old.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AkError {
+    /// The file cannot be read or written.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The TPM failed; it may work later.
+    #[error(transparent)]
+    Tpm(#[from] TpmError),
+    /// The TPM's public area does not parse.
+    #[error("public area of the {key}: {source}")]
+    Public {
+        /// EK or AK.
+        key: &'static str,
+        /// What is wrong.
+        source: StructureError,
+    },
+    /// The file is not what was written.
+    #[error("{} is damaged ({reason}). {}", path.display(), Advice(path))]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The AK is of another algorithm than the configuration asks for.
+    #[error(
+        "{} holds an AK {saved}, but the configuration asks for {wanted}. Set tpm_encryption_alg, \
+         tpm_hash_alg and tpm_signing_alg back to keep this identity. {}",
+        path.display(),
+        Advice(path)
+    )]
+    OtherAlgorithm {
+        /// The file.
+        path: PathBuf,
+        /// What it holds.
+        saved: String,
+        /// What is configured.
+        wanted: String,
+    },
+    /// The AK was made under another EK: another TPM, or this one was cleared.
+    #[error(
+        "{} holds an AK of another TPM (EK {saved}, this TPM has {found}): the disk was moved or \
+         copied, or the TPM was cleared. {}",
+        path.display(),
+        Advice(path)
+    )]
+    OtherEk {
+        /// The file.
+        path: PathBuf,
+        /// EK name in the file.
+        saved: String,
+        /// EK name of this TPM.
+        found: String,
+    },
+    /// The TPM refuses the AK although it is of this EK.
+    #[error("the TPM refuses the AK of {}: {source}. {}", path.display(), Advice(path))]
+    Refused {
+        /// The file.
+        path: PathBuf,
+        /// What the TPM says.
+        source: TpmError,
+    },
+}
+
+impl AkError {
+    /// May the same call succeed later, without anybody's help?
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::Tpm(error) if !matches!(error, TpmError::Unsupported(_)))
+    }
+}
+
+/// How to get a new identity on purpose.
+struct Advice<'a>(&'a Path);
+
+impl std::fmt::Display for Advice<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "To give this host a new identity, remove {} and delete the agent from the registrar",
+            self.0.display()
+        )
+    }
+}
+
+/// Loads EK and AK. A new AK is made only when no file of an old one exists, and saved before it
+/// is used. The EK stays loaded; the AK is not.
+pub fn load_or_create(
+    tpm: &mut dyn Tpm,
+    template: &AkTemplate,
+    path: &Path,
+) -> Result<Keys, AkError> {
+    let public = |key, bytes: &[u8]| {
+        Public::from_tpmt(bytes).map_err(|source| AkError::Public { key, source })
+    };
+    let ek = public("EK", &tpm.load_ek(template.kind)?)?;
+    let ek_name = hex::encode(ek.name().as_bytes());
+    let (blobs, created) = match state::read(path)? {
+        Some(content) => (saved(&content, template, &ek_name, path)?, false),
+        None => {
+            let blobs = tpm.create_ak(template)?;
+            let file = Saved {
+                version: VERSION,
+                algorithm: template.to_string(),
+                ek_name,
+                public: STANDARD.encode(&blobs.public),
+                private: STANDARD.encode(&blobs.private),
+            };
+            let text = serde_json::to_vec_pretty(&file)
+                .map_err(|error| damaged(path, error.to_string()))?;
+            state::write(path, &text)?;
+            (blobs, true)
+        }
+    };
+    match tpm.load_ak(&blobs) {
+        Ok(()) => {}
+        Err(source @ TpmError::WrongParent { .. }) => {
+            return Err(AkError::Refused {
+                path: path.to_owned(),
+                source,
+            });
+        }
+        Err(error) => return Err(error.into()),
+    }
+    let ak = public("AK", &blobs.public)?;
+    Ok(Keys {
+        ek,
+        ak,
+        blobs,
+        created,
+    })
+}
+
+fn saved(
+    content: &[u8],
+    template: &AkTemplate,
+    ek_name: &str,
+    path: &Path,
+) -> Result<KeyBlobs, AkError> {
+    let saved: Saved =
+        serde_json::from_slice(content).map_err(|error| damaged(path, error.to_string()))?;
+    if saved.version != VERSION {
+        return Err(damaged(
+            path,
+            format!("format version {} is not known", saved.version),
+        ));
+    }
+    if saved.algorithm != template.to_string() {
+        return Err(AkError::OtherAlgorithm {
+            path: path.to_owned(),
+            saved: saved.algorithm,
+            wanted: template.to_string(),
+        });
+    }
+    if saved.ek_name != ek_name {
+        return Err(AkError::OtherEk {
+            path: path.to_owned(),
+            saved: saved.ek_name,
+            found: ek_name.to_owned(),
+        });
+    }
+    let decode = |text: &str| {
+        STANDARD
+            .decode(text)
+            .map_err(|error| damaged(path, error.to_string()))
+    };
+    Ok(KeyBlobs {
+        public: decode(&saved.public)?,
+        private: decode(&saved.private)?,
+    })
+}
+
+fn damaged(path: &Path, reason: String) -> AkError {
+    AkError::Damaged {
+        path: path.to_owned(),
+        reason,
+    }
+}

@@ -1,0 +1,101 @@
+use std::{fs, io};
+
+use aws_lc_rs::hmac;
+use rand::Rng;
+use troth_core::{
+    identity::{AgentId, IdentityError},
+    tpm::Public,
+};
+
+/// systemd's id of this installation.
+const MACHINE_ID: &str = "/etc/machine-id";
+
+/// What the id derived from the machine id is an id of (machine-id(5): never expose the original).
+const APPLICATION: &[u8] = b"org.troth.Agent1";
+
+/// Why there is no agent id.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum IdError {
+    /// The id is longer than 80 characters or has others than `[A-Za-z0-9._-]`.
+    #[error("uuid: {0}")]
+    Invalid(#[from] IdentityError),
+    /// No machine id.
+    #[error("uuid = \"machine-id\": {MACHINE_ID}: {0}")]
+    MachineId(io::Error),
+}
+
+/// The agent id that `uuid` asks for.
+pub fn agent_id(uuid: &str, ek: &Public) -> Result<AgentId, IdError> {
+    match uuid {
+        "hash_ek" => Ok(AgentId::hash_ek(ek)),
+        "hostname" => {
+            let host = rustix::system::uname();
+            Ok(AgentId::new(&host.nodename().to_string_lossy())?)
+        }
+        "generate" => Ok(AgentId::new(&random_uuid())?),
+        "machine-id" | "machine_id" => {
+            let text = fs::read_to_string(MACHINE_ID).map_err(IdError::MachineId)?;
+            Ok(AgentId::new(&derived_uuid(text.trim()))?)
+        }
+        literal if is_uuid(literal) => Ok(AgentId::new(&literal.to_ascii_lowercase())?),
+        literal => Ok(AgentId::new(literal)?),
+    }
+}
+
+fn random_uuid() -> String {
+    let mut bytes = [0; 16];
+    rand::rng().fill_bytes(&mut bytes);
+    format_uuid(bytes)
+}
+
+fn derived_uuid(machine_id: &str) -> String {
+    let key = hmac::Key::new(hmac::HMAC_SHA256, machine_id.as_bytes());
+    let mut bytes = [0; 16];
+    bytes.copy_from_slice(&hmac::sign(&key, APPLICATION).as_ref()[..16]);
+    format_uuid(bytes)
+}
+
+/// RFC 9562, version 4 and variant bits set.
+fn format_uuid(mut bytes: [u8; 16]) -> String {
+    bytes[6] = bytes[6] & 0x0F | 0x40;
+    bytes[8] = bytes[8] & 0x3F | 0x80;
+    let text = hex::encode(bytes);
+    let (a, b, c, d, e) = (
+        &text[..8],
+        &text[8..12],
+        &text[12..16],
+        &text[16..20],
+        &text[20..],
+    );
+    format!("{a}-{b}-{c}-{d}-{e}")
+}
+
+fn is_uuid(text: &str) -> bool {
+    text.len() == 36
+        && text.bytes().enumerate().all(|(at, byte)| match at {
+            8 | 13 | 18 | 23 => byte == b'-',
+            _ => byte.is_ascii_hexdigit(),
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn uuids_are_version_4_and_never_the_same() {
+        let (one, two) = (random_uuid(), random_uuid());
+        assert!(is_uuid(&one) && one.as_bytes()[14] == b'4', "{one}");
+        assert_ne!(one, two);
+    }
+
+    #[test]
+    fn the_machine_id_is_stable_and_not_exposed() {
+        let machine = "0123456789abcdef0123456789abcdef";
+        let id = derived_uuid(machine);
+        assert_eq!(id, derived_uuid(machine));
+        assert!(!id.replace('-', "").contains(&machine[..12]));
+        assert_ne!(id, derived_uuid("1123456789abcdef0123456789abcdef"));
+    }
+}

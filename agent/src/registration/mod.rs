@@ -1,0 +1,232 @@
+//! Makes this host known to the registrar: version, registration, activation.
+//!
+//! Activation proves that AK and EK are in the same TPM: only that TPM can decrypt the registrar's
+//! challenge (TPM 2.0 Part 1, 24 "Credential protection").
+
+/// Waits between tries.
+mod retry;
+
+use std::time::Duration;
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use bytes::Bytes;
+use hyper::Method;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use troth_core::{
+    identity::{AgentId, activation_tag},
+    tpm::{CredentialBlob, CredentialError},
+    wire::{Activation, Envelope, Registration, RegistrationChallenge, ServerVersion},
+};
+use troth_daemon::client::{Answer, Client, ClientError};
+
+use crate::{
+    http::ApiVersion,
+    tpm::{KeyKind, TpmError, TpmHandle},
+};
+pub use retry::Backoff;
+
+/// Longest wait for an activation: an RSA EK may have to be made again first, seconds on some chips.
+const ACTIVATE_DEADLINE: Duration = Duration::from_secs(120);
+
+/// What makes this host known.
+#[derive(Debug)]
+pub struct Registrar {
+    /// The connection; TLS or not was decided once, by the configuration.
+    pub client: Client,
+    /// Agent id.
+    pub id: AgentId,
+    /// Kind of the EK, to load it for the activation.
+    pub kind: KeyKind,
+    /// The body of the registration.
+    pub body: Registration,
+}
+
+/// Why the registrar does not know this host yet.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RegistrationError {
+    /// The registrar cannot be reached, or broke off.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// The registrar refuses this host for good.
+    #[error(
+        "the registrar refuses this host: {reason}. Another TPM is registered under this agent id; \
+         if this host may replace it, delete the agent from the registrar"
+    )]
+    Forbidden {
+        /// The registrar's text.
+        reason: String,
+    },
+    /// The registrar answered with an error.
+    #[error("the registrar answers {what} with status {status}: {reason}")]
+    Refused {
+        /// The request.
+        what: &'static str,
+        /// HTTP status.
+        status: u16,
+        /// The registrar's text, or what is wrong with its answer.
+        reason: String,
+    },
+    /// Nothing in common.
+    #[error("the registrar speaks {0}; this agent registers with 2.1 to 2.6")]
+    NoCommonVersion(String),
+    /// The challenge is not one.
+    #[error("the registrar's challenge: {0}")]
+    Challenge(#[from] CredentialError),
+    /// The challenge is not base64.
+    #[error("the registrar's challenge is not base64: {0}")]
+    ChallengeText(#[from] base64::DecodeError),
+    /// The TPM could not answer the challenge.
+    #[error("the challenge cannot be answered: {0}")]
+    Tpm(#[from] TpmError),
+}
+
+impl RegistrationError {
+    /// Would the same request fail in the same way, until somebody intervenes?
+    pub fn is_final(&self) -> bool {
+        matches!(self, Self::Forbidden { .. })
+    }
+}
+
+impl Registrar {
+    /// One attempt, from the version to the activation.
+    pub async fn register(&self, tpm: &TpmHandle) -> Result<ApiVersion, RegistrationError> {
+        let version = self.negotiate().await?;
+        let path = format!("/v{version}/agents/{}", self.id);
+        let answer = self
+            .client
+            .send(Method::POST, &path, Some(encode(&self.body)))
+            .await?;
+        let challenge: RegistrationChallenge = results("the registration", &answer)?;
+        let blob = CredentialBlob::parse(&STANDARD.decode(challenge.blob)?)?;
+        let kind = self.kind;
+        let challenge = tpm
+            .call("activation", ACTIVATE_DEADLINE, move |tpm| {
+                tpm.load_ek(kind)?;
+                let challenge = tpm.activate(&blob);
+                tpm.flush_ek();
+                challenge
+            })
+            .await?;
+        let proof = Activation {
+            auth_tag: activation_tag(&challenge, &self.id),
+        };
+        let answer = self
+            .client
+            .send(Method::PUT, &path, Some(encode(&proof)))
+            .await?;
+        accepted("the activation", &answer)?;
+        Ok(version)
+    }
+
+    /// The registrar's preferred version if this agent speaks it, else the newest that both do.
+    async fn negotiate(&self) -> Result<ApiVersion, RegistrationError> {
+        let answer = self.client.get("/version").await?;
+        if answer.status == 404 {
+            // Older than its own /version.
+            return Ok(ApiVersion::v2(2));
+        }
+        let offered: ServerVersion = results("the version request", &answer)?;
+        choose(&offered).ok_or_else(|| {
+            RegistrationError::NoCommonVersion(offered.supported_versions.join(", "))
+        })
+    }
+}
+
+fn choose(offered: &ServerVersion) -> Option<ApiVersion> {
+    let known = |text: &str| {
+        text.parse::<ApiVersion>()
+            .ok()
+            .filter(|version| ApiVersion::ALL.contains(version))
+    };
+    known(&offered.current_version).or_else(|| {
+        offered
+            .supported_versions
+            .iter()
+            .filter_map(|text| known(text))
+            .max()
+    })
+}
+
+fn encode<T: Serialize>(value: &T) -> Bytes {
+    // Only types of troth_core::wire get here: structs of strings and numbers.
+    Bytes::from(serde_json::to_vec(value).unwrap_or_default())
+}
+
+fn results<T: DeserializeOwned>(
+    what: &'static str,
+    answer: &Answer,
+) -> Result<T, RegistrationError> {
+    accepted(what, answer)?;
+    let envelope: Envelope<T> = answer.json()?;
+    envelope.results.ok_or_else(|| RegistrationError::Refused {
+        what,
+        status: answer.status,
+        reason: "the answer has no results".into(),
+    })
+}
+
+fn accepted(what: &'static str, answer: &Answer) -> Result<(), RegistrationError> {
+    if answer.status == 200 {
+        return Ok(());
+    }
+    let reason = reason(answer);
+    if answer.status == 403 {
+        return Err(RegistrationError::Forbidden { reason });
+    }
+    Err(RegistrationError::Refused {
+        what,
+        status: answer.status,
+        reason,
+    })
+}
+
+/// The text of an error answer; some registrars send none.
+fn reason(answer: &Answer) -> String {
+    #[derive(Deserialize)]
+    struct Status {
+        status: String,
+    }
+    match answer.json::<Status>() {
+        Ok(body) if !body.status.is_empty() => body.status.escape_debug().take(300).collect(),
+        _ => "no reason given".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn offered(current: &str, all: &[&str]) -> ServerVersion {
+        ServerVersion {
+            current_version: current.into(),
+            supported_versions: all.iter().map(|&text| text.into()).collect(),
+        }
+    }
+
+    #[test]
+    fn the_registrars_preference_wins_if_known() {
+        assert_eq!(
+            choose(&offered("2.3", &["2.1", "2.3", "2.6"])),
+            Some(ApiVersion::v2(3))
+        );
+        assert_eq!(
+            choose(&offered("3.0", &["1.0", "2.6", "2.5", "3.0"])),
+            Some(ApiVersion::v2(6))
+        );
+        assert_eq!(choose(&offered("3.0", &["3.0"])), None);
+    }
+
+    #[test]
+    fn an_identity_conflict_is_final_and_other_refusals_are_not() {
+        let answer = |status, body: &'static str| Answer {
+            status,
+            body: Bytes::from(body),
+        };
+        let conflict = answer(403, r#"{"code":403,"status":"different TPM","results":{}}"#);
+        let error = accepted("x", &conflict).unwrap_err();
+        assert!(error.is_final() && error.to_string().contains("different TPM"));
+        let error = accepted("x", &answer(400, "")).unwrap_err();
+        assert!(!error.is_final() && error.to_string().contains("no reason given"));
+    }
+}
