@@ -251,6 +251,10 @@ pub(crate) enum InspectCommand {
     /// Print a quote's structures; with --ak, check its signature and PCR digest
     #[command(long_about = help::INSPECT_QUOTE)]
     Quote(QuoteArgs),
+    /// Print a TCG boot log as a table, and the PCR values it replays to
+    Eventlog(EventlogArgs),
+    /// Summarise an IMA measurement list, and the PCR 10 values it replays to
+    Ima(ImaArgs),
 }
 
 #[derive(Debug, Args)]
@@ -266,6 +270,21 @@ pub(crate) struct QuoteArgs {
     /// The nonce that was asked for, when it is not text
     #[arg(long, value_name = "HEX", requires = "ak", group = "asked", value_parser = hex_bytes)]
     pub(crate) nonce_hex: Option<HexBytes>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct EventlogArgs {
+    /// Binary boot log (binary_bios_measurements), or base64 of one; - is standard input
+    pub(crate) file: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ImaArgs {
+    /// ASCII list (ascii_runtime_measurements); - is standard input
+    pub(crate) file: PathBuf,
+    /// Print every entry, not only the summary
+    #[arg(long)]
+    pub(crate) entries: bool,
 }
 
 #[derive(Debug, Subcommand)]

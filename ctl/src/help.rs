@@ -84,6 +84,13 @@ agent watch     {\"elapsed_ms\", \"time_ms\", \"id\", \"previous\", \"state\", \
 registrar list  {\"agents\": [ID]}
 registrar show  {\"id\", \"address\", \"port\", \"regcount\", \"ek\", \"ak\", \"ek_certificate\",
                 \"ek_certificate_matches\", \"mtls_certificate\", \"tls_disabled\"}
+inspect quote   {\"verified\", \"failure\", \"nonce_checked\", \"nonce\", \"nonce_hex\", \"clock_ms\",
+                \"selection\", \"pcr_digest\", \"pcr_digest_matches\", \"bank\", \"pcrs\",
+                \"pubkey_bound\", ...}
+inspect eventlog {\"format\", \"banks\", \"startup_locality\", \"events\": [{\"index\", \"pcr\", \"type\",
+                \"digests\", \"size\", \"data\"}], \"pcrs\", \"boot_aggregates\"}
+inspect ima     {\"entries\", \"templates\", \"names\", \"log_hash\", \"boot_aggregate\", \"pcr10\",
+                \"violations\", \"problems\", \"problems_total\", \"list\"}
 ca show         {\"directory\", \"ca\": FILE, \"issued\": [FILE]}
 
 NODE: id, state, reason, judged_at_ms, last_trusted_ms, due_at_ms, period, attestation_count,

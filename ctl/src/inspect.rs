@@ -1,4 +1,10 @@
+/// `inspect eventlog`.
+mod eventlog;
+/// `inspect ima`.
+mod ima;
 /// `inspect quote`.
 mod quote;
 
+pub(crate) use eventlog::run as eventlog;
+pub(crate) use ima::run as ima;
 pub(crate) use quote::run as quote;

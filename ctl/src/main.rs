@@ -50,6 +50,8 @@ fn run(cli: &Cli, out: &Output) -> Result<Exit, Error> {
         Command::Agent(command) => network(agent::run(&cli.global, command, out)),
         Command::Registrar(command) => network(registrar::run(&cli.global, command, out)),
         Command::Inspect(InspectCommand::Quote(args)) => inspect::quote(args, out),
+        Command::Inspect(InspectCommand::Eventlog(args)) => inspect::eventlog(args, out),
+        Command::Inspect(InspectCommand::Ima(args)) => inspect::ima(args, out),
         Command::Ca(cli::CaCommand::Show) => ca::show(&cli.global.ca_dir, out),
         Command::Policy(PolicyCommand::Create(cli::PolicyCreateCommand::Runtime(args))) => {
             policy::create_runtime(args, out)

@@ -12,11 +12,14 @@ use crate::error::Error;
 
 /// Values of `expected` that a finding shows; the rest is counted.
 const EXPECTED_SHOWN: usize = 4;
+/// Characters of a digest in a terminal's table.
+const DIGEST_SHOWN: usize = 20;
 
 /// How results are shown: text or JSON, with colour or without.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Output {
     json: bool,
+    terminal: bool,
     colour: bool,
     error_colour: bool,
 }
@@ -59,6 +62,7 @@ impl Output {
         let able = !no_colour && !dumb;
         Self {
             json,
+            terminal: io::stdout().is_terminal(),
             colour: able && !json && io::stdout().is_terminal(),
             error_colour: able && !json && io::stderr().is_terminal(),
         }
@@ -69,6 +73,7 @@ impl Output {
     pub(crate) fn plain() -> Self {
         Self {
             json: false,
+            terminal: false,
             colour: false,
             error_colour: false,
         }
@@ -181,8 +186,7 @@ impl Output {
     pub(crate) fn table(&self, heading: &[&str], rows: Vec<Vec<(Tone, String)>>) -> String {
         let mut table = Table::new();
         table.load_style(presets::NOTHING);
-        if self.colour {
-            table.enforce_styling();
+        if self.terminal {
             table.set_content_arrangement(ContentArrangement::Dynamic);
         } else {
             table.force_no_tty();
@@ -203,6 +207,14 @@ impl Output {
             text.push('\n');
         }
         text
+    }
+
+    /// A digest for a table: cut short on a terminal, so that it stays one line a row.
+    pub(crate) fn digest(&self, digest: &str) -> String {
+        match digest.char_indices().nth(DIGEST_SHOWN) {
+            Some((end, _)) if self.terminal => format!("{}...", &digest[..end]),
+            _ => digest.to_owned(),
+        }
     }
 
     fn cell(&self, tone: Tone, text: &str) -> Cell {

@@ -215,6 +215,156 @@ fn an_agents_answer_is_read_with_its_key_binding() {
     }
 }
 
+/// A PCR of a captured boot, as the TPM had it: lower-case hex.
+fn captured_pcr(boot: &str, bank: &str, pcr: u8) -> String {
+    let text = std::fs::read_to_string(fixture(&format!("boots/{boot}/pcrread.txt"))).unwrap();
+    let bank = format!("{bank}:");
+    let line = text
+        .lines()
+        .skip_while(|line| line.trim() != bank)
+        .find(|line| line.trim().split(':').next().map(str::trim) == Some(&pcr.to_string()))
+        .unwrap();
+    line.rsplit("0x").next().unwrap().to_lowercase()
+}
+
+#[test]
+fn a_captured_boot_log_replays_to_the_pcrs_of_its_tpm() {
+    let log = fixture("boots/grub/binary_bios_measurements");
+    let output = trothctl(&["--json", "inspect", "eventlog", text(&log)]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let view = json(&output);
+    assert_eq!(view["format"], "crypto-agile");
+    for bank in ["sha1", "sha256"] {
+        for pcr in 0..=9 {
+            let replayed = &view["pcrs"][bank][pcr.to_string()];
+            assert_eq!(
+                *replayed,
+                captured_pcr("grub", bank, pcr),
+                "{bank} PCR {pcr}"
+            );
+        }
+    }
+    assert_eq!(view["events"][0]["type"], "EV_NO_ACTION");
+    assert_eq!(view["events"][0]["data"], "Spec ID Event03");
+
+    // The same in base64, as an agent's answer has it.
+    let directory = tempfile::tempdir().unwrap();
+    let encoded = directory.path().join("log");
+    std::fs::write(
+        &encoded,
+        BASE64_STANDARD.encode(std::fs::read(&log).unwrap()),
+    )
+    .unwrap();
+    let output = trothctl(&["--json", "inspect", "eventlog", text(&encoded)]);
+    assert_eq!(json(&output), view);
+
+    let output = trothctl(&["inspect", "eventlog", text(&log)]);
+    assert!(
+        stdout(&output).contains("\\EFI\\BOOT\\BOOTX64.EFI"),
+        "{}",
+        stdout(&output)
+    );
+    assert!(stdout(&output).contains("39 events"), "{}", stdout(&output));
+}
+
+#[test]
+fn a_boot_log_cut_short_says_where() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("log");
+    let log = std::fs::read(fixture("boots/uki/binary_bios_measurements")).unwrap();
+    std::fs::write(&path, &log[..log.len() - 1]).unwrap();
+    let output = trothctl(&["inspect", "eventlog", text(&path)]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains(text(&path)), "{}", stderr(&output));
+    assert!(stderr(&output).contains("event"), "{}", stderr(&output));
+}
+
+#[test]
+fn a_captured_ima_list_replays_to_pcr_10_of_its_tpm() {
+    for list in [
+        "ima-ascii_runtime_measurements",
+        "ima-ascii_runtime_measurements_sha256",
+    ] {
+        let list = fixture(&format!("boots/grub/{list}"));
+        let output = trothctl(&["--json", "inspect", "ima", text(&list)]);
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        let view = json(&output);
+        for bank in ["sha1", "sha256"] {
+            assert_eq!(
+                view["pcr10"][bank],
+                captured_pcr("grub", bank, 10),
+                "{bank}"
+            );
+        }
+        assert_eq!(view["entries"], 1633);
+        assert_eq!(view["violations"][0]["line"], 325);
+        assert_eq!(view["problems_total"], 0);
+        assert!(view.get("list").is_none(), "entries are for --entries");
+    }
+}
+
+#[test]
+fn a_changed_ima_list_names_the_line() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("list");
+    let list =
+        std::fs::read_to_string(fixture("boots/grub/ima-ascii_runtime_measurements")).unwrap();
+    let mut lines: Vec<_> = list.lines().take(20).map(str::to_owned).collect();
+    lines[7] = lines[7].replace("/usr/", "/tmp/");
+    lines[9] = "10 nonsense".to_owned();
+    std::fs::write(&path, lines.join("\n")).unwrap();
+    let output = trothctl(&["--json", "inspect", "ima", "--entries", text(&path)]);
+    assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
+    let view = json(&output);
+    assert_eq!(view["problems_total"], 2);
+    assert_eq!(view["problems"][0]["line"], 8);
+    assert_eq!(view["problems"][1]["line"], 10);
+    assert_eq!(view["list"].as_array().unwrap().len(), 19);
+
+    std::fs::write(&path, "no list\n").unwrap();
+    let output = trothctl(&["inspect", "ima", text(&path)]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        stderr(&output).contains("not an ASCII IMA list"),
+        "{}",
+        stderr(&output)
+    );
+}
+
+#[test]
+fn a_runtime_policy_is_made_from_a_list_and_from_an_allowlist() {
+    let list = fixture("boots/grub/ima-ascii_runtime_measurements");
+    let output = trothctl(&["policy", "create", "runtime", "--ima-list", text(&list)]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let policy = json(&output);
+    assert!(policy["digests"]["/usr/lib/systemd/systemd"][0].is_string());
+
+    let directory = tempfile::tempdir().unwrap();
+    let (allow, exclude) = (
+        directory.path().join("allow"),
+        directory.path().join("exclude"),
+    );
+    let made = directory.path().join("policy.json");
+    std::fs::write(&allow, format!("{}  /usr/bin/true\n", "ab".repeat(32))).unwrap();
+    std::fs::write(&exclude, "/tmp/.*\n").unwrap();
+    let create = ["policy", "create", "runtime", "--allowlist", text(&allow)];
+    let rest = ["--exclude", text(&exclude), "--output", text(&made)];
+    let output = trothctl(&[&create[..], &rest[..]].concat());
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert!(output.stdout.is_empty());
+    let policy: Value = serde_json::from_slice(&std::fs::read(&made).unwrap()).unwrap();
+    assert_eq!(policy["digests"]["/usr/bin/true"][0], "ab".repeat(32));
+    assert_eq!(policy["excludes"][0], "/tmp/.*");
+
+    std::fs::write(&exclude, "(\n").unwrap();
+    let output = trothctl(&[&create[..], &rest[..]].concat());
+    assert_eq!(
+        output.status.code(),
+        Some(1),
+        "an exclude that is no regular expression"
+    );
+}
+
 #[test]
 fn what_is_no_quote_is_an_error_that_names_the_file() {
     let directory = tempfile::tempdir().unwrap();

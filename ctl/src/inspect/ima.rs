@@ -1,0 +1,279 @@
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::Serialize;
+use troth_core::{
+    ima::{Anomalies, AnomalyKind, BOOT_AGGREGATE, Entry, unverified_entries, unverified_replay},
+    tpm::HashAlgorithm,
+};
+
+use crate::{
+    cli::ImaArgs,
+    error::{Error, Exit},
+    output::{Output, Tone, clean},
+    policy::read_text,
+};
+
+/// Problems that the text form lists; JSON has all that core keeps.
+const PROBLEMS_SHOWN: usize = 20;
+const BANKS: [HashAlgorithm; 4] = [
+    HashAlgorithm::Sha1,
+    HashAlgorithm::Sha256,
+    HashAlgorithm::Sha384,
+    HashAlgorithm::Sha512,
+];
+
+/// An IMA list, in the shape of `inspect ima --json`.
+#[derive(Debug, Serialize)]
+struct View<'l> {
+    /// Lines that are entries.
+    entries: usize,
+    /// Template name to entries.
+    templates: BTreeMap<&'static str, usize>,
+    /// Different files, keyrings and buffers.
+    names: usize,
+    /// Hash of the printed template hashes.
+    log_hash: &'static str,
+    /// Digest of the first `boot_aggregate` entry, `algorithm:hex`.
+    boot_aggregate: Option<String>,
+    /// Bank to the value of PCR 10 after the whole list, hex.
+    pcr10: BTreeMap<&'static str, String>,
+    /// Entries measured while the file was being written (ToMToU, open writers).
+    violations: Vec<Violation<'l>>,
+    /// Lines with something wrong; the first thousand.
+    problems: Vec<Problem>,
+    problems_total: u64,
+    /// Every entry, with --entries.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    list: Option<Vec<EntryView<'l>>>,
+}
+
+#[derive(Debug, Serialize)]
+struct Violation<'l> {
+    /// 1-based.
+    line: u64,
+    name: &'l str,
+}
+
+#[derive(Debug, Serialize)]
+struct Problem {
+    /// 1-based.
+    line: u64,
+    name: Option<String>,
+    problem: String,
+}
+
+#[derive(Debug, Serialize)]
+struct EntryView<'l> {
+    /// 1-based.
+    line: u64,
+    pcr: u32,
+    template: &'static str,
+    /// `algorithm:hex`.
+    digest: String,
+    name: &'l str,
+    violation: bool,
+}
+
+/// Runs `trothctl inspect ima`.
+pub(crate) fn run(args: &ImaArgs, out: &Output) -> Result<Exit, Error> {
+    let list = read_text(&args.file)?;
+    let entries: Vec<_> = unverified_entries(&list, 0)
+        .filter_map(Result::ok)
+        .collect();
+    if entries.is_empty() {
+        return Err(Error::Malformed {
+            path: args.file.clone(),
+            reason: match unverified_entries(&list, 0).find_map(Result::err) {
+                Some(error) => format!("not an ASCII IMA list: {error}"),
+                None => "the file is empty".to_owned(),
+            },
+        });
+    }
+    let view = View::new(&list, &entries, args.entries);
+    out.result(&view, || view.describe(out))?;
+    Ok(if view.problems_total == 0 {
+        Exit::Success
+    } else {
+        Exit::Untrusted
+    })
+}
+
+impl<'l> View<'l> {
+    fn new(list: &str, entries: &[Entry<'l>], all: bool) -> Self {
+        let log_hash = BANKS
+            .into_iter()
+            .find(|bank| {
+                let printed = entries
+                    .first()
+                    .map(|entry| entry.template_hash.as_bytes().len());
+                printed == Some(bank.size())
+            })
+            .unwrap_or(HashAlgorithm::Sha1);
+        let replayed = BANKS.map(|bank| (bank, unverified_replay(list, log_hash, bank)));
+        let pcr10 = replayed
+            .iter()
+            .map(|(bank, (value, _))| (bank.name(), value.to_string()));
+        let mut templates = BTreeMap::new();
+        for entry in entries {
+            *templates.entry(entry.template.name()).or_default() += 1;
+        }
+        let anomalies = &replayed[0].1.1;
+        Self {
+            entries: entries.len(),
+            templates,
+            names: entries
+                .iter()
+                .map(|entry| entry.name)
+                .collect::<BTreeSet<_>>()
+                .len(),
+            log_hash: log_hash.name(),
+            boot_aggregate: entries
+                .iter()
+                .find(|entry| entry.name == BOOT_AGGREGATE)
+                .map(digest),
+            pcr10: pcr10.collect(),
+            violations: entries
+                .iter()
+                .filter(|entry| entry.is_violation())
+                .map(|entry| Violation {
+                    line: entry.index + 1,
+                    name: entry.name,
+                })
+                .collect(),
+            problems: problems(anomalies),
+            problems_total: anomalies.total,
+            list: all.then(|| entries.iter().map(EntryView::new).collect()),
+        }
+    }
+
+    fn describe(&self, out: &Output) -> String {
+        let mut text = String::new();
+        if let Some(list) = &self.list {
+            let rows = list.iter().map(|entry| {
+                let (tone, name) = if entry.violation {
+                    (Tone::Warn, format!("{} (violation)", entry.name))
+                } else {
+                    (Tone::Plain, entry.name.to_owned())
+                };
+                vec![
+                    (Tone::Dim, entry.line.to_string()),
+                    (Tone::Plain, entry.template.to_owned()),
+                    (Tone::Dim, out.digest(&entry.digest)),
+                    (tone, name),
+                ]
+            });
+            text.push_str(&out.table(&["LINE", "TEMPLATE", "DIGEST", "NAME"], rows.collect()));
+            text.push('\n');
+        }
+        let templates: Vec<_> = self
+            .templates
+            .iter()
+            .map(|(name, count)| format!("{count} {name}"))
+            .collect();
+        let mut fields = vec![
+            (
+                "Entries",
+                format!("{} ({})", self.entries, templates.join(", ")),
+            ),
+            ("Names", format!("{} different", self.names)),
+            (
+                "Aggregate",
+                self.boot_aggregate
+                    .as_deref()
+                    .map_or("no boot_aggregate".into(), clean),
+            ),
+        ];
+        for (bank, value) in &self.pcr10 {
+            fields.push(("PCR 10", format!("{bank:<6} {value}")));
+        }
+        let violations: Vec<_> = self
+            .violations
+            .iter()
+            .take(PROBLEMS_SHOWN)
+            .map(|violation| format!("line {}: {}", violation.line, clean(violation.name)))
+            .chain(more(self.violations.len() as u64))
+            .collect();
+        if violations.is_empty() {
+            fields.push(("Violations", "none".to_owned()));
+        } else {
+            fields.push(("Violations", violations.join("\n")));
+        }
+        let problems: Vec<_> = self
+            .problems
+            .iter()
+            .take(PROBLEMS_SHOWN)
+            .map(|problem| {
+                let name = problem
+                    .name
+                    .as_deref()
+                    .map(|name| format!(" ({})", clean(name)));
+                format!(
+                    "line {}: {}{}",
+                    problem.line,
+                    problem.problem,
+                    name.unwrap_or_default()
+                )
+            })
+            .chain(more(self.problems_total))
+            .map(|line| out.paint(Tone::Bad, &line))
+            .collect();
+        if problems.is_empty() {
+            fields.push(("Problems", "none".to_owned()));
+        } else {
+            fields.push(("Problems", problems.join("\n")));
+        }
+        text.push_str(&out.fields(&fields));
+        text
+    }
+}
+
+/// The line that counts what is not shown.
+fn more(total: u64) -> Option<String> {
+    let rest = total
+        .checked_sub(PROBLEMS_SHOWN as u64)
+        .filter(|rest| *rest > 0)?;
+    Some(format!("and {rest} more (--json has the first thousand)"))
+}
+
+fn problems(anomalies: &Anomalies) -> Vec<Problem> {
+    let problem = |kind: &AnomalyKind| match kind {
+        AnomalyKind::Unparsable(reason) => format!("no entry: {reason}"),
+        AnomalyKind::Pcr(pcr) => format!("extends PCR {pcr} instead of PCR 10"),
+        AnomalyKind::TemplateHash { expected, printed } => {
+            format!("template hash is {printed}, the fields hash to {expected}")
+        }
+        AnomalyKind::TooManyEntries => "too many entries: the rest is not looked at".to_owned(),
+        other => format!("{other:?}"),
+    };
+    anomalies
+        .first
+        .iter()
+        .map(|anomaly| Problem {
+            line: anomaly.entry + 1,
+            name: anomaly.name.clone(),
+            problem: problem(&anomaly.kind),
+        })
+        .collect()
+}
+
+impl<'l> EntryView<'l> {
+    fn new(entry: &Entry<'l>) -> Self {
+        Self {
+            line: entry.index + 1,
+            pcr: entry.pcr,
+            template: entry.template.name(),
+            digest: digest(entry),
+            name: entry.name,
+            violation: entry.is_violation(),
+        }
+    }
+}
+
+/// `algorithm:hex`; template `ima` names no algorithm.
+fn digest(entry: &Entry<'_>) -> String {
+    if entry.algorithm.is_empty() {
+        entry.digest.to_string()
+    } else {
+        format!("{}:{}", entry.algorithm, entry.digest)
+    }
+}
