@@ -211,6 +211,3 @@ pub fn appraise_identity<'a>(
         Some(finding) => Err(vec![finding]),
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -1,0 +1,28 @@
+//! The trust decision through its public API: captured logs, spec vectors, and quotes signed by a
+//! key of the test.
+#![allow(clippy::unwrap_used)]
+
+/// Boot logs: captured ones, public ones, vectors.
+mod boot_log;
+/// IMA lists and runtime policies: captured ones, vectors, properties.
+mod ima_list;
+/// Whole answers, judged.
+mod judged;
+/// A TPM of the test: keys, PCRs, a clock, and quotes over them.
+mod tpm;
+
+/// A file of tests/fixtures.
+fn fixture(path: &str) -> Vec<u8> {
+    let path = format!("{}/../tests/fixtures/{path}", env!("CARGO_MANIFEST_DIR"));
+    std::fs::read(&path).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+/// A text file of tests/fixtures.
+fn text_fixture(path: &str) -> String {
+    String::from_utf8(fixture(path)).unwrap()
+}
+
+/// A JSON file of tests/fixtures/vectors.
+fn vectors(file: &str) -> serde_json::Value {
+    serde_json::from_slice(&fixture(&format!("vectors/{file}"))).unwrap()
+}
