@@ -1,7 +1,7 @@
 use base64::{Engine, engine::general_purpose::STANDARD};
 use troth_core::{
     identity::{
-        AgentId, IdentityError, certificate_matches_key, check_ak, check_ek,
+        AgentId, IdentityError, certificate_matches_key, check_ak, check_distinct, check_ek,
         normalise_ek_certificate,
     },
     tpm::{Name, Public, StructureError},
@@ -34,9 +34,10 @@ impl Candidate {
             member: "ek_tpm",
             source,
         })?;
-        if ak.as_tpmt() == ek.as_tpmt() {
-            return Err(Unfit::SameKey);
-        }
+        check_distinct(&ek, &ak).map_err(|source| Unfit::Key {
+            member: "aik_tpm",
+            source,
+        })?;
         let ekcert = match registration.ekcert.as_deref() {
             None => None,
             Some(text) => {
@@ -135,9 +136,6 @@ pub(super) enum Unfit {
     /// The EK certificate is for another key.
     #[error("ekcert is not the certificate of ek_tpm")]
     OtherKey,
-    /// AK and EK are one key.
-    #[error("aik_tpm and ek_tpm are the same key")]
-    SameKey,
     /// Not a TPM2B_PUBLIC.
     #[error("{member}: {source}")]
     Structure {
