@@ -1,4 +1,5 @@
 //! The registrar over real HTTP and TLS, with a TPM in software on the agent's side.
+#![allow(clippy::unwrap_used, reason = "a test helper's error is a failed test")]
 
 mod common;
 

@@ -89,6 +89,7 @@ pub(super) fn judge(node: &Enrolled, nonce: &str, state: &NodeState, body: &Byte
         },
         Verdict::Failed(findings) => Outcome::Failed {
             findings,
+            total: appraisal.findings_total,
             node: Some(appraisal.state),
             algorithms: Some(algorithms),
         },
@@ -131,6 +132,7 @@ fn finding(id: &str, explanation: String, action: &str) -> Outcome {
     };
     Outcome::Failed {
         findings: vec![finding],
+        total: 1,
         node: None,
         algorithms: None,
     }

@@ -164,6 +164,8 @@ pub(crate) enum Outcome {
     /// At least one finding.
     Failed {
         findings: Vec<Finding>,
+        /// How many there are, with those that were only counted.
+        total: u64,
         node: Option<NodeState>,
         algorithms: Option<Algorithms>,
     },
@@ -291,13 +293,14 @@ impl NodeRecord {
             }
             Outcome::Failed {
                 mut findings,
+                total,
                 node,
                 algorithms,
             } => {
                 self.told = Told::Failed;
                 self.state = State::Failed;
                 self.operational = operational::INVALID_QUOTE;
-                self.findings_total = u64::try_from(findings.len()).unwrap_or(u64::MAX);
+                self.findings_total = total;
                 findings.truncate(MAX_FINDINGS);
                 self.reason = match findings.first() {
                     Some(finding) if self.findings_total > 1 => format!(
@@ -458,6 +461,7 @@ mod tests {
         };
         Outcome::Failed {
             findings: vec![finding; count],
+            total: u64::try_from(count).unwrap(),
             node: None,
             algorithms: None,
         }

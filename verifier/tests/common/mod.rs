@@ -1,5 +1,6 @@
 //! A TPM in software, as far as registration and quotes need one, and clients of the servers.
 #![allow(dead_code, reason = "each test file uses its part")]
+#![allow(clippy::unwrap_used, reason = "a test helper's error is a failed test")]
 
 use std::{path::Path, time::Duration};
 
