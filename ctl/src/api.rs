@@ -54,7 +54,11 @@ impl Endpoint {
                 .map_err(|_| format!("{host:?} is not an IPv6 address"))?;
             (
                 host,
-                port.strip_prefix(':').or(port.is_empty().then_some("")),
+                if port.is_empty() {
+                    Some("")
+                } else {
+                    port.strip_prefix(':')
+                },
             )
         } else if authority.parse::<Ipv6Addr>().is_ok() {
             (authority, Some(""))

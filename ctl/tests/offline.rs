@@ -1,4 +1,5 @@
 //! `trothctl` as a process, without any server: files in, text and exit status out.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
     path::{Path, PathBuf},

@@ -196,7 +196,7 @@ fn describe_data(kind: EventType, data: &[u8]) -> String {
         EventType::EV_EFI_BOOT_SERVICES_APPLICATION
         | EventType::EV_EFI_BOOT_SERVICES_DRIVER
         | EventType::EV_EFI_RUNTIME_SERVICES_DRIVER => image_path(data),
-        EventType::EV_EVENT_TAG => data.get(TAG_HEADER..).and_then(|data| ascii(data)),
+        EventType::EV_EVENT_TAG => data.get(TAG_HEADER..).and_then(ascii),
         EventType::EV_NO_ACTION => data.split(|byte| *byte == 0).next().and_then(ascii),
         _ => None,
     };

@@ -180,7 +180,7 @@ impl<'l> View<'l> {
                 "Aggregate",
                 self.boot_aggregate
                     .as_deref()
-                    .map_or("no boot_aggregate".into(), clean),
+                    .map_or_else(|| "no boot_aggregate".to_owned(), clean),
             ),
         ];
         for (bank, value) in &self.pcr10 {
