@@ -14,6 +14,8 @@ pub mod evidence;
 pub mod http;
 /// The agent id and the keys that belong to it.
 pub mod identity;
+/// The payload key, from two shares.
+pub mod payload;
 /// PEM text of keys and certificates.
 pub mod pem;
 /// Making the host known to the registrar, with proof that AK and EK share a TPM.

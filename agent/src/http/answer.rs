@@ -25,6 +25,11 @@ pub(super) fn success<T: Serialize>(results: &T) -> Response<Body> {
     json(StatusCode::OK, &envelope(results))
 }
 
+/// 200 without data.
+pub(super) fn done() -> Response<Body> {
+    success(&())
+}
+
 /// An error with its reason.
 pub(super) fn error(status: StatusCode, reason: &str) -> Response<Body> {
     let results = Some(serde_json::Map::new());

@@ -4,6 +4,8 @@
 mod answer;
 /// Text as it stands in a JSON string.
 mod escape;
+/// The payload key's shares.
+mod keys;
 /// Query parameters and their checks.
 mod query;
 /// The table of routes, and what is answered outside it.
@@ -11,25 +13,30 @@ mod routes;
 /// API versions.
 mod version;
 
-use std::sync::Arc;
+use std::{future::Future, sync::Arc};
 
-use hyper::{Method, Request, Response, StatusCode, body::Incoming, header};
+use bytes::Bytes;
+use hyper::{Request, Response, StatusCode, body::Incoming, header, http::request};
 use serde_json::json;
 use troth_core::{
     identity::AgentId,
     tpm::PcrMask,
     wire::{AgentVersion, QuoteResponse},
 };
-use troth_daemon::server::{Body, Handler};
+use troth_daemon::server::{Body, BodyError, Handler, read_body};
 
 use crate::{
     evidence::{self, Collector},
+    payload::Shares,
     tpm::AkTemplate,
 };
 use answer::{error, evidence_body, success};
 use query::Query;
 use routes::{Endpoint, Lookup};
 pub use version::ApiVersion;
+
+/// Largest request body: a share has 344 characters, a payload may have some MiB.
+const BODY_LIMIT: usize = 8 * 1024 * 1024;
 
 /// The HTTP front door. Clones share one state.
 #[derive(Clone, Debug)]
@@ -41,6 +48,7 @@ struct Shared {
     ak: AkTemplate,
     versions: Vec<ApiVersion>,
     collector: Collector,
+    shares: Shares,
 }
 
 impl Api {
@@ -51,15 +59,23 @@ impl Api {
         versions: Vec<ApiVersion>,
         collector: Collector,
     ) -> Self {
+        let shares = Shares::new(id.clone());
         Self(Arc::new(Shared {
             id,
             ak,
             versions,
             collector,
+            shares,
         }))
     }
 
-    async fn answer(&self, method: &Method, path: &str, query: Option<&str>) -> Response<Body> {
+    /// Answers one request. `body` is polled only for endpoints that take one.
+    async fn answer(
+        &self,
+        head: &request::Parts,
+        body: impl Future<Output = Result<Bytes, BodyError>>,
+    ) -> Response<Body> {
+        let (method, path, query) = (&head.method, head.uri.path(), head.uri.query());
         let (endpoint, version) = match routes::find(&self.0.versions, method, path) {
             Lookup::Found(endpoint, version) => (endpoint, version),
             Lookup::Refused(refusal) => return refusal.into_response(),
@@ -72,6 +88,9 @@ impl Api {
             }
             Endpoint::IdentityQuote => self.identity(version, query).await,
             Endpoint::IntegrityQuote => self.integrity(version, query).await,
+            Endpoint::VerifyKey => keys::verify(&self.0.shares, query),
+            Endpoint::UShare => keys::take_u(&self.0, &head.headers, body).await,
+            Endpoint::VShare => keys::take_v(&self.0, &head.headers, body).await,
         }
     }
 
@@ -155,9 +174,9 @@ const AK_HANDLE: u32 = 0x8000_0000;
 
 impl Handler for Api {
     async fn handle(&self, request: Request<Incoming>) -> Response<Body> {
-        let uri = request.uri();
-        let mut answer = self.answer(request.method(), uri.path(), uri.query()).await;
-        if let Some(id) = request.headers().get("x-request-id").and_then(request_id) {
+        let (head, body) = request.into_parts();
+        let mut answer = self.answer(&head, read_body(body, BODY_LIMIT)).await;
+        if let Some(id) = head.headers.get("x-request-id").and_then(request_id) {
             answer.headers_mut().insert("x-request-id", id);
         }
         answer

@@ -95,6 +95,11 @@ impl Query {
         }
     }
 
+    /// What to prove the payload key with.
+    pub(super) fn challenge(&self) -> Result<&str, QueryError> {
+        self.alphanumeric("challenge")
+    }
+
     /// First entry of the IMA list wanted; whatever is no number means all of it.
     pub(super) fn ima_entry(&self) -> u64 {
         self.get("ima_ml_entry")

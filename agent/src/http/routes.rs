@@ -11,6 +11,9 @@ pub(super) enum Endpoint {
     IdentityQuote,
     IntegrityQuote,
     PublicKey,
+    VerifyKey,
+    UShare,
+    VShare,
 }
 
 /// A resource below `/vX.Y/`.
@@ -51,6 +54,27 @@ const ROUTES: &[Route] = &[
         child: "pubkey",
         since: ApiVersion::v2(1),
         endpoint: Endpoint::PublicKey,
+    },
+    Route {
+        method: Method::GET,
+        scope: "keys",
+        child: "verify",
+        since: ApiVersion::v2(1),
+        endpoint: Endpoint::VerifyKey,
+    },
+    Route {
+        method: Method::POST,
+        scope: "keys",
+        child: "ukey",
+        since: ApiVersion::v2(1),
+        endpoint: Endpoint::UShare,
+    },
+    Route {
+        method: Method::POST,
+        scope: "keys",
+        child: "vkey",
+        since: ApiVersion::v2(1),
+        endpoint: Endpoint::VShare,
     },
 ];
 
@@ -273,8 +297,12 @@ mod tests {
 
     #[test]
     fn a_wrong_method_on_a_resource_is_405_with_the_right_one() {
-        for (path, allow) in [("/v2.6/quotes/identity", "GET"), ("/version", "GET")] {
-            let answer = refusal(Method::POST, path).into_response();
+        for (path, method, allow) in [
+            ("/v2.6/quotes/identity", Method::POST, "GET"),
+            ("/v2.6/keys/ukey", Method::GET, "POST"),
+            ("/version", Method::POST, "GET"),
+        ] {
+            let answer = refusal(method, path).into_response();
             assert_eq!(answer.status(), StatusCode::METHOD_NOT_ALLOWED);
             assert_eq!(answer.headers()[header::ALLOW], allow);
         }
