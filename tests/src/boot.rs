@@ -107,31 +107,22 @@ impl Machine {
     /// in the list, then its template hash into PCR 10 of every bank. Returns the file's SHA-256
     /// in hexadecimal.
     pub fn run_program(&self, path: &str, content: &[u8]) -> Result<String> {
-        let found = hex::encode(digest::digest(&SHA256, content));
-        let template = ima_ng_template(&found, path)?;
-        let hashes = Bank::ALL.map(|bank| (bank, hash(bank, &template)));
-        let line = format!(
-            "{IMA_PCR} {} ima-ng sha256:{found} {path}\n",
-            hex::encode(hash(Bank::Sha1, &template))
-        );
-        File::options()
-            .append(true)
-            .open(self.ima_list())?
-            .write_all(line.as_bytes())?;
-        self.tpm.client().extend(IMA_PCR, &hashes)?;
-        Ok(found)
+        let entry = Entry::new(path, content)?;
+        let mut list = File::options().append(true).open(self.ima_list())?;
+        list.write_all(entry.line(path).as_bytes())?;
+        self.measure(&entry)?;
+        Ok(entry.sha256)
     }
 
-    /// What an intruder with root might do to the list (not to the TPM): `change` gets its lines.
-    pub fn falsify_ima_list(&self, change: impl FnOnce(&mut Vec<String>)) -> Result<()> {
-        let mut lines: Vec<_> = read_text(&self.ima_list())?
-            .lines()
-            .map(str::to_owned)
-            .collect();
-        change(&mut lines);
-        lines.push(String::new());
-        fs::write(self.ima_list(), lines.join("\n"))?;
-        Ok(())
+    /// As [`Machine::run_program`] on a machine whose intruder keeps the entry out of the list: he
+    /// cannot keep it out of the TPM.
+    pub fn run_program_unseen(&self, path: &str, content: &[u8]) -> Result<()> {
+        self.measure(&Entry::new(path, content)?)
+    }
+
+    fn measure(&self, entry: &Entry) -> Result<()> {
+        let hashes = Bank::ALL.map(|bank| (bank, hash(bank, &entry.template)));
+        self.tpm.client().extend(IMA_PCR, &hashes)
     }
 
     /// A runtime policy (Keylime's JSON, version 1) that allows all that is in the list now.
@@ -217,6 +208,25 @@ impl<'a> ImaLine<'a> {
         } else {
             Ok(hex::decode(self.template_hash)?)
         }
+    }
+}
+
+/// A measurement to come, with the template `ima-ng`.
+struct Entry {
+    sha256: String,
+    template: Vec<u8>,
+}
+
+impl Entry {
+    fn new(path: &str, content: &[u8]) -> Result<Self> {
+        let sha256 = hex::encode(hash(Bank::Sha256, content));
+        let template = ima_ng_template(&sha256, path)?;
+        Ok(Self { sha256, template })
+    }
+
+    fn line(&self, path: &str) -> String {
+        let hash = hex::encode(hash(Bank::Sha1, &self.template));
+        format!("{IMA_PCR} {hash} ima-ng sha256:{} {path}\n", self.sha256)
     }
 }
 

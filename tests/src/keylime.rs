@@ -254,6 +254,26 @@ impl Keylime {
         }
     }
 
+    /// Waits until Keylime's verifier counts at least `wanted` good attestations.
+    pub fn wait_for_attestations(&self, id: &str, wanted: u64) -> Result<u64> {
+        let start = std::time::Instant::now();
+        loop {
+            let status = self.tenant(&["-c", "cvstatus", "-u", id])?;
+            let count = status
+                .split_once("\"attestation_count\": ")
+                .and_then(|(_, rest)| rest.split(|c: char| !c.is_ascii_digit()).next())
+                .and_then(|digits| digits.parse().ok())
+                .unwrap_or(0);
+            if count >= wanted {
+                return Ok(count);
+            }
+            if start.elapsed() > crate::process::PATIENCE {
+                bail!("{id} was attested {count} times: {status}\n{}", self.logs());
+            }
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    }
+
     /// What the servers printed.
     pub fn logs(&self) -> String {
         self.servers

@@ -50,8 +50,11 @@ fn sources(directory: &Path) -> Vec<PathBuf> {
 }
 
 /// Lines of shipped code in `file` that contain one of `words`: comments do not count, nor does
-/// what comes after the first test module begins.
+/// what comes after the first test module begins, nor a test module of its own file.
 fn lines_with(file: &Path, words: &[&str]) -> Vec<String> {
+    if file.ends_with("tests.rs") {
+        return Vec::new();
+    }
     let text = fs::read_to_string(file).unwrap();
     text.lines()
         .take_while(|line| !line.starts_with("#[cfg(test)]"))

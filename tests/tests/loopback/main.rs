@@ -1,6 +1,90 @@
 //! The loopback tier: processes, mTLS and TPMs as they are, on 127.0.0.1.
-
 #![allow(clippy::unwrap_used, reason = "helpers of tests may end them")]
 
+/// Our agent, registrar and verifier: the way to trust.
+mod attestation;
+/// What is attested of a machine whose agent, logs or programs are not what they should be.
+mod intrusion;
+/// Keylime's registrar, verifier and tenant attest our agent.
+mod keylime;
+/// Daemons that are stopped, killed and started again.
+mod restart;
 /// The stage itself: a captured boot in a software TPM.
 mod stage;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde_json::Value;
+use tempfile::TempDir;
+use troth_tests::boot::Machine;
+use troth_tests::fleet::{Agent, AgentOptions, Fleet, Programs, QUOTE_INTERVAL};
+
+/// A machine that has booted, a fleet for it, and a place for all their files.
+struct Stage {
+    // Dropped from the top: daemons before the TPM, everything before the files.
+    fleet: Fleet,
+    machine: Machine,
+    programs: Programs,
+    directory: TempDir,
+}
+
+impl Stage {
+    fn new() -> Self {
+        Self::with_interval(QUOTE_INTERVAL)
+    }
+
+    fn with_interval(interval: Duration) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let programs = Programs::beside_this().unwrap();
+        let machine = Machine::booted(&directory.path().join("machine")).unwrap();
+        let fleet = Fleet::start(&programs, &directory.path().join("fleet"), interval).unwrap();
+        Self {
+            fleet,
+            machine,
+            programs,
+            directory,
+        }
+    }
+
+    fn path(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// An agent on the stage's machine, registered and activated.
+    fn agent(&self, options: &AgentOptions) -> Agent {
+        let agent = self.unregistered_agent(&self.machine, options);
+        self.fleet.wait_registered(&options.id).unwrap();
+        agent
+    }
+
+    /// An agent on any machine, which may not have reached the registrar yet.
+    fn unregistered_agent(&self, machine: &Machine, options: &AgentOptions) -> Agent {
+        Agent::start(
+            &self.programs,
+            &self.path().join(&options.id),
+            machine,
+            self.fleet.registrar_port(),
+            &self.fleet.ca_dir(),
+            options,
+        )
+        .unwrap()
+    }
+
+    /// Enrols the agent with a policy of what its machine runs now.
+    fn enrol(&self, id: &str) {
+        let policy = self.policy();
+        self.fleet.add(id, &policy).unwrap();
+    }
+
+    fn policy(&self) -> PathBuf {
+        self.machine.write_runtime_policy().unwrap()
+    }
+}
+
+/// The one finding of a node that failed.
+fn only_finding(node: &Value) -> &Value {
+    let findings = node["findings"].as_array().unwrap();
+    assert_eq!(findings.len(), 1, "{findings:#?}");
+    &findings[0]
+}

@@ -1,0 +1,109 @@
+use serde_json::Value;
+use troth_tests::fleet::AgentOptions;
+
+use crate::Stage;
+
+fn count(node: &Value, member: &str) -> u64 {
+    node[member].as_u64().unwrap()
+}
+
+#[test]
+fn a_restarted_agent_keeps_its_ak_and_stays_trusted() {
+    let stage = Stage::new();
+    let id = "restarted";
+    let mut agent = stage.agent(&AgentOptions::with_id(id));
+    let record = stage.fleet.wait_registered(id).unwrap();
+    stage.enrol(id);
+    let before = stage.fleet.wait_for_state(id, "trusted").unwrap();
+
+    assert!(agent.process().terminate().unwrap().success());
+    let left = stage.machine.tpm().client().loaded_objects().unwrap();
+    assert!(left.is_empty(), "objects left in the TPM: {left:x?}");
+    agent.start_again().unwrap();
+
+    let after = stage
+        .fleet
+        .wait_for(id, "was attested again", |node| {
+            node["state"] == "trusted"
+                && count(node, "attestation_count") > count(&before, "attestation_count") + 1
+        })
+        .unwrap();
+    assert_eq!(after["findings"], serde_json::json!([]));
+    assert_eq!(stage.fleet.wait_registered(id).unwrap()["ak"], record["ak"]);
+}
+
+#[test]
+fn a_killed_agent_is_unreachable_and_comes_back() {
+    let stage = Stage::new();
+    let id = "killed";
+    let mut agent = stage.agent(&AgentOptions::with_id(id));
+    stage.enrol(id);
+    stage.fleet.wait_for_state(id, "trusted").unwrap();
+    agent.process().kill().unwrap();
+    let node = stage
+        .fleet
+        .wait_for(id, "is not shown as trusted", |n| n["state"] != "trusted");
+    assert_ne!(node.unwrap()["state"], "failed");
+    agent.start_again().unwrap();
+    stage.fleet.wait_for_state(id, "trusted").unwrap();
+}
+
+#[test]
+fn a_killed_verifier_loses_nothing() {
+    let mut stage = Stage::new();
+    let id = "survivor";
+    let _agent = stage.agent(&AgentOptions::with_id(id));
+    stage.enrol(id);
+    let before = stage.fleet.wait_for_state(id, "trusted").unwrap();
+
+    stage.fleet.verifier().kill().unwrap();
+    stage.fleet.start_verifier().unwrap();
+    let after = stage
+        .fleet
+        .wait_for(id, "was attested again", |node| {
+            node["state"] == "trusted"
+                && count(node, "attestation_count") > count(&before, "attestation_count")
+        })
+        .unwrap();
+    for kept in ["ima_entries", "address", "has_runtime_policy", "tpm_policy"] {
+        assert_eq!(after[kept], before[kept], "{kept}");
+    }
+
+    // The policy is still judged by: nothing that it does not list goes through.
+    stage
+        .machine
+        .run_program("/usr/local/bin/miner", b"mine\n")
+        .unwrap();
+    stage.fleet.wait_for_state(id, "failed").unwrap();
+    stage.fleet.verifier().kill().unwrap();
+    stage.fleet.start_verifier().unwrap();
+    let node = stage
+        .fleet
+        .wait_for(id, "is known", |node| node["state"] != "pending")
+        .unwrap();
+    assert_eq!(
+        node["state"], "failed",
+        "a verdict outlives the verifier: {node:#}"
+    );
+}
+
+#[test]
+fn a_reboot_is_no_failure() {
+    let mut stage = Stage::new();
+    let id = "rebooted";
+    let mut agent = stage.agent(&AgentOptions::with_id(id));
+    stage.enrol(id);
+    let before = stage.fleet.wait_for_state(id, "trusted").unwrap();
+    agent.process().terminate().unwrap();
+    stage.machine.boot().unwrap();
+    agent.start_again().unwrap();
+    let after = stage
+        .fleet
+        .wait_for(id, "was attested again", |node| {
+            node["state"] == "failed"
+                || node["state"] == "trusted"
+                    && count(node, "attestation_count") > count(&before, "attestation_count") + 1
+        })
+        .unwrap();
+    assert_eq!(after["state"], "trusted", "{after:#}");
+}
