@@ -145,8 +145,11 @@ impl Swtpm {
         }
     }
 
-    /// Power off and on: PCRs start again, what is in NV stays.
+    /// An orderly power off (TPM2_Shutdown, as every operating system sends it), then power on:
+    /// PCRs start again, what is in NV stays.
     pub fn power_cycle(&mut self) -> Result<()> {
+        self.client()
+            .command(TPM_ST_NO_SESSIONS, TPM_CC_SHUTDOWN, &TPM_SU_CLEAR)?;
         if let Some(process) = &mut self.process {
             process.terminate()?;
         }
@@ -194,9 +197,11 @@ pub struct TpmClient {
 
 const TPM_ST_NO_SESSIONS: u16 = 0x8001;
 const TPM_ST_SESSIONS: u16 = 0x8002;
+const TPM_CC_SHUTDOWN: u32 = 0x145;
 const TPM_CC_PCR_READ: u32 = 0x17e;
 const TPM_CC_GET_CAPABILITY: u32 = 0x17a;
 const TPM_CC_PCR_EXTEND: u32 = 0x182;
+const TPM_SU_CLEAR: [u8; 2] = [0, 0];
 const TPM_CAP_HANDLES: u32 = 1;
 const TPM_RS_PW: u32 = 0x4000_0009;
 /// First handle of the range of loaded objects (TPM 2.0 Part 2, 7.2).
