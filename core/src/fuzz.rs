@@ -7,25 +7,112 @@
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
+use crate::appraise::{AcceptedAlgorithms, Challenge, NodeState, Policies};
+use crate::eventlog::EventLog;
 use crate::identity::{
     AgentId, certificate_matches_key, check_ak, check_ek, normalise_ek_certificate,
 };
-use crate::tpm::{Attest, CredentialBlob, PcrValues, Public, Quote, Signature};
+use crate::ima;
+use crate::policy::{BootPolicy, RuntimePolicy, TpmPolicy};
+use crate::tpm::{
+    Attest, AttestationKey, CredentialBlob, Expected, HashAlgorithm, PcrValues, Public, Quote,
+    Signature,
+};
+use crate::wire::QuoteResponse;
 
 /// A function that takes arbitrary bytes, and its name.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All entry points by name.
 pub const TARGETS: &[Target] = &[
+    ("allowlist", allowlist),
+    ("appraise", appraise),
     ("attest", attest),
     ("credential_blob", credential_blob),
     ("ek_certificate", ek_certificate),
+    ("eventlog", eventlog),
+    ("ima_list", ima_list),
     ("pcr_blob", pcr_blob),
     ("public", public),
     ("quote_string", quote_string),
     ("registration", registration),
+    ("runtime_policy", runtime_policy),
     ("signature", signature),
+    ("tpm_policy", tpm_policy),
 ];
+
+/// A flat allowlist, and an exclude file after a line `---`: what converts also compiles.
+pub fn allowlist(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    let (allowlist, excludes) = text.split_once("\n---\n").unwrap_or((&text, ""));
+    if let Ok(json) = RuntimePolicy::json_from_allowlist(allowlist, excludes, 0) {
+        assert!(RuntimePolicy::compile(json.as_bytes()).is_ok());
+    }
+}
+
+/// An answer with all that judges it.
+#[derive(serde::Deserialize)]
+struct Case {
+    ak: String,
+    nonce_hex: String,
+    evidence: QuoteResponse,
+    state: NodeState,
+    tpm_policy: String,
+    runtime_policy: Option<serde_json::Value>,
+    boot_policy: Option<String>,
+}
+
+/// An answer, from its quote to the verdict; and once more with the quote taken for good by its
+/// bare signature, so that changes to the rest are judged too.
+pub fn appraise(data: &[u8]) {
+    let Ok(case) = serde_json::from_slice::<Case>(data) else {
+        return;
+    };
+    let (Ok(ak), Ok(nonce)) = (STANDARD.decode(&case.ak), hex::decode(&case.nonce_hex)) else {
+        return;
+    };
+    let ak = Public::from_tpm2b(&ak)
+        .ok()
+        .and_then(|ak| AttestationKey::new(&ak).ok());
+    let runtime = case.runtime_policy.and_then(|policy| {
+        let json = policy.to_string();
+        RuntimePolicy::compile(json.as_bytes()).ok()
+    });
+    let boot = BootPolicy::parse(case.boot_policy.as_deref());
+    let (Some(ak), Ok(tpm), Ok(boot)) = (ak, TpmPolicy::parse(&case.tpm_policy), boot) else {
+        return;
+    };
+    let list = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect();
+    let accept = AcceptedAlgorithms {
+        hash: list(&["sha256"]),
+        encryption: list(&["rsa", "ecc"]),
+        signing: list(&["rsassa", "ecdsa"]),
+    };
+    let policies = Policies {
+        tpm: &tpm,
+        runtime: runtime.as_ref(),
+        boot: &boot,
+        accept: &accept,
+    };
+    let ima_entry = case.state.ima.next_entry;
+    let text = String::from_utf8_lossy(&nonce);
+    let challenge = Challenge {
+        nonce: &text,
+        mask: tpm.mask(),
+        ima_entry,
+    };
+    let _ = crate::appraise::appraise(&ak, &challenge, &case.evidence, &policies, &case.state);
+    let _ = crate::appraise::appraise_identity(&ak, &text, &case.evidence, &accept);
+    let expected = Expected {
+        nonce: &nonce,
+        hash: HashAlgorithm::Sha256,
+        mask: tpm.mask(),
+    };
+    let quote = Quote::parse(&case.evidence.quote).and_then(|quote| quote.verify(&ak, &expected));
+    if let Ok(quote) = quote {
+        let _ = crate::appraise::judge(&quote, ima_entry, &case.evidence, &policies, &case.state);
+    }
+}
 
 /// TPMS_ATTEST.
 pub fn attest(data: &[u8]) {
@@ -45,6 +132,29 @@ pub fn ek_certificate(data: &[u8]) {
         let again = normalise_ek_certificate(&der);
         assert_eq!(again, Ok(Some(der.clone())), "not stable");
         let _ = some_key().map(|key| certificate_matches_key(&der, &key));
+    }
+}
+
+/// A boot log: its events, and its replay in every bank.
+pub fn eventlog(data: &[u8]) {
+    if let Ok(log) = EventLog::parse(data) {
+        assert_eq!(log.unverified_events().count(), log.len());
+        for event in log.unverified_events() {
+            let _ = (event.kind.to_string(), event.digests.iter().count());
+        }
+        let _ = log.boot_aggregates();
+    }
+}
+
+/// An IMA list: replay, keys in it, and a policy made of it, which allows its files.
+pub fn ima_list(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    let _ = ima::unverified_replay(&text, HashAlgorithm::Sha1, HashAlgorithm::Sha256);
+    for entry in ima::unverified_entries(&text, 0).flatten() {
+        let _ = (entry.key(), entry.buffer_matches_digest());
+    }
+    if let Ok(json) = RuntimePolicy::json_from_ima_list(&text, 0) {
+        assert!(RuntimePolicy::compile(json.as_bytes()).is_ok());
     }
 }
 
@@ -99,9 +209,31 @@ pub fn registration(data: &[u8]) {
     }
 }
 
+/// A runtime policy, and some look-ups in it.
+pub fn runtime_policy(data: &[u8]) {
+    if let Ok(policy) = RuntimePolicy::compile(data) {
+        for name in ["boot_aggregate", "/usr/bin/true", ".ima", ""] {
+            let _ = policy.digests().get(name).map(Iterator::count);
+            let _ = policy.excludes().matches(name, &mut Default::default());
+        }
+    }
+}
+
 /// TPMT_SIGNATURE.
 pub fn signature(data: &[u8]) {
     let _ = Signature::parse(data);
+}
+
+/// A TPM policy: what parses is written back to an equal meaning.
+pub fn tpm_policy(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    for policy in [TpmPolicy::parse(&text), TpmPolicy::from_operator(&text)]
+        .into_iter()
+        .flatten()
+    {
+        assert_eq!(TpmPolicy::parse(&policy.to_json()), Ok(policy));
+    }
+    let _ = BootPolicy::parse(Some(&text));
 }
 
 #[cfg(test)]

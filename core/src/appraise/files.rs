@@ -1,5 +1,5 @@
 use super::finding::{Findings, hex_list, shown};
-use super::{Challenge, Finding, Place, Policies};
+use super::{Finding, Place};
 use crate::eventlog::BootAggregate;
 use crate::ima::{
     self, Anomaly, AnomalyKind, BOOT_AGGREGATE, Entry, IMA_PCR, ImaPosition, MeasuredKey, Mismatch,
@@ -9,25 +9,33 @@ use crate::policy::{DigestTable, ExcludesBudget, RuntimePolicy};
 use crate::tpm::{HashAlgorithm, VerifiedQuote};
 use crate::wire::QuoteResponse;
 
+/// The part of an answer that is about IMA.
+pub(super) struct Answer<'a> {
+    pub(super) evidence: &'a QuoteResponse,
+    /// First entry asked for.
+    pub(super) asked_entry: u64,
+    pub(super) quote: &'a VerifiedQuote,
+    /// What `boot_aggregate` may be.
+    pub(super) aggregates: &'a [BootAggregate],
+}
+
 /// The IMA list, if the quote covers PCR 10. Returns where the next check resumes: at entry 0
 /// after any finding.
 pub(super) fn check(
-    evidence: &QuoteResponse,
-    challenge: &Challenge<'_>,
-    policies: &Policies<'_>,
-    quote: &VerifiedQuote,
+    answer: &Answer<'_>,
+    policy: Option<&RuntimePolicy>,
     state: &ImaPosition,
-    aggregates: &[BootAggregate],
     findings: &mut Findings,
 ) -> ImaPosition {
-    let Some(quoted) = quote.pcrs().get(IMA_PCR) else {
+    let Some(quoted) = answer.quote.pcrs().get(IMA_PCR) else {
         return state.clone();
     };
+    let evidence = answer.evidence;
     let start = match evidence.ima_measurement_list_entry.unwrap_or(0) {
         0 => ImaPosition::default(),
-        entry if entry == challenge.ima_entry && entry == state.next_entry => state.clone(),
+        entry if entry == answer.asked_entry && entry == state.next_entry => state.clone(),
         entry => {
-            findings.push(|| wrong_entry(entry, challenge.ima_entry));
+            findings.push(|| wrong_entry(entry, answer.asked_entry));
             return ImaPosition::default();
         }
     };
@@ -41,10 +49,8 @@ pub(super) fn check(
         }
     };
     let before = findings.total();
-    let log_hash = policies
-        .runtime
-        .map_or(HashAlgorithm::Sha1, RuntimePolicy::log_hash_alg);
-    let replay = ima::replay(list, &start, log_hash, quote);
+    let log_hash = policy.map_or(HashAlgorithm::Sha1, RuntimePolicy::log_hash_alg);
+    let replay = ima::replay(list, &start, log_hash, answer.quote);
     let kept = u64::try_from(replay.anomalies.first.len()).unwrap_or(u64::MAX);
     for anomaly in &replay.anomalies.first {
         findings.push(|| anomalous(anomaly));
@@ -60,7 +66,7 @@ pub(super) fn check(
     if !list.made_progress(&start) {
         findings.push(|| no_progress(&list, &start));
     }
-    judge(&list, policies.runtime, aggregates, findings);
+    judge(&list, policy, answer.aggregates, findings);
     if findings.total() == before {
         list.position()
     } else {

@@ -1,6 +1,6 @@
 //! The verdict over one answer of a node: (evidence, policies, state) to (verdict, state').
 //!
-//! [`appraise`] is one pure function and the only place where [`Verdict::Trusted`] is made. Its
+//! [`appraise`] is one pure function and the only way to [`Verdict::Trusted`]. Its
 //! order: algorithms, quote (signature, nonce, selection, PCR digest), TPM clock, reboot, binding
 //! of the agent's key, boot log, IMA list, PCR values. Nothing an answer says is used before its
 //! quote was verified, and an answer whose quote was not leaves the state as it is.
@@ -27,7 +27,7 @@ use finding::Findings;
 
 use crate::ima::ImaPosition;
 use crate::policy::{BootPolicy, RuntimePolicy, TpmPolicy};
-use crate::tpm::{AttestationKey, ClockInfo, PcrMask};
+use crate::tpm::{AttestationKey, ClockInfo, PcrMask, VerifiedQuote};
 use crate::wire::QuoteResponse;
 
 /// What the verifier asked this time.
@@ -119,34 +119,44 @@ pub fn appraise(
     policies: &Policies<'_>,
     state: &NodeState,
 ) -> Appraisal {
-    let mut state = state.clone();
-    let mut findings = Findings::default();
-    let stop = |finding: Finding, state| Appraisal {
+    let stop = |finding: Finding| Appraisal {
         verdict: Verdict::Failed(vec![finding]),
-        state,
+        state: state.clone(),
         findings_total: 1,
     };
-    let fresh_key = evidence.pubkey.as_deref().filter(|pem| !pem.is_empty());
-    if fresh_key.is_none() && state.pubkey.is_none() {
-        return stop(pcrs::no_pubkey(), state);
+    if fresh_key(evidence).is_none() && state.pubkey.is_none() {
+        return stop(pcrs::no_pubkey());
     }
     let mask = challenge.mask.with(pcrs::BIND_PCR);
     let quote = match quote::verify(ak, challenge.nonce, mask, evidence, policies.accept) {
         Ok(quote) => quote,
-        Err(finding) => return stop(*finding, state),
+        Err(finding) => return stop(*finding),
     };
-    if let Some(finding) = quote::check_clock(state.clock, quote.clock()) {
-        return stop(finding, state);
+    match quote::check_clock(state.clock, quote.clock()) {
+        Some(finding) => stop(finding),
+        None => judge(&quote, challenge.ima_entry, evidence, policies, state),
     }
+}
+
+/// What follows once quote and clock are good: reboot, key binding, logs, PCR values.
+pub(crate) fn judge(
+    quote: &VerifiedQuote,
+    asked_entry: u64,
+    evidence: &QuoteResponse,
+    policies: &Policies<'_>,
+    state: &NodeState,
+) -> Appraisal {
+    let mut state = state.clone();
+    let clock = quote.clock();
     let reset = state
         .clock
-        .is_some_and(|last| quote.clock().reset_count > last.reset_count);
+        .is_some_and(|last| clock.reset_count > last.reset_count);
     let boottime = evidence.boottime.unwrap_or(0);
     let entry = evidence.ima_measurement_list_entry.unwrap_or(0);
     let rebooted = reset || state.boottime != boottime;
-    state.clock = Some(quote.clock());
+    state.clock = Some(clock);
     state.boottime = boottime;
-    if rebooted && entry != 0 && entry == challenge.ima_entry {
+    if rebooted && entry != 0 && entry == asked_entry {
         state.ima = ImaPosition::default();
         return Appraisal {
             verdict: Verdict::Rebooted,
@@ -155,31 +165,32 @@ pub fn appraise(
         };
     }
 
-    let bound = fresh_key.or(state.pubkey.as_deref()).unwrap_or_default();
-    state.pubkey = match pcrs::check_binding(bound, &quote) {
+    let mut findings = Findings::default();
+    let bound = fresh_key(evidence)
+        .or(state.pubkey.as_deref())
+        .unwrap_or_default();
+    state.pubkey = match pcrs::check_binding(bound, quote) {
         None => Some(bound.to_owned()),
         Some(finding) => {
             findings.push(|| finding);
             None
         }
     };
-    let aggregates = boot::check(evidence, policies.boot, &quote, &mut findings);
-    state.ima = files::check(
+    let aggregates = boot::check(evidence, policies.boot, quote, &mut findings);
+    let list = files::Answer {
         evidence,
-        challenge,
-        policies,
-        &quote,
-        &state.ima,
-        &aggregates,
-        &mut findings,
-    );
-    pcrs::check_values(policies, &quote, &mut findings);
+        asked_entry,
+        quote,
+        aggregates: &aggregates,
+    };
+    state.ima = files::check(&list, policies.runtime, &state.ima, &mut findings);
+    pcrs::check_values(policies, quote, &mut findings);
 
-    let (kept, total) = findings.into_parts();
-    let verdict = if kept.is_empty() {
+    let (kept, findings_total) = findings.into_parts();
+    let verdict = if findings_total == 0 {
         Verdict::Trusted(Trusted {
             entries: state.ima.next_entry,
-            clock: quote.clock(),
+            clock,
         })
     } else {
         Verdict::Failed(kept)
@@ -187,8 +198,13 @@ pub fn appraise(
     Appraisal {
         verdict,
         state,
-        findings_total: total,
+        findings_total,
     }
+}
+
+/// The agent's public key, if this answer has it.
+fn fresh_key(evidence: &QuoteResponse) -> Option<&str> {
+    evidence.pubkey.as_deref().filter(|pem| !pem.is_empty())
 }
 
 /// The identity quote's check (tenant): AK signature, nonce, PCR 16 bound to the key in the
@@ -202,8 +218,7 @@ pub fn appraise_identity<'a>(
     evidence: &'a QuoteResponse,
     accept: &AcceptedAlgorithms,
 ) -> Result<&'a str, Vec<Finding>> {
-    let key = evidence.pubkey.as_deref().filter(|pem| !pem.is_empty());
-    let key = key.ok_or_else(|| vec![pcrs::no_pubkey()])?;
+    let key = fresh_key(evidence).ok_or_else(|| vec![pcrs::no_pubkey()])?;
     let mask = PcrMask::default().with(pcrs::BIND_PCR);
     let quote = quote::verify(ak, nonce, mask, evidence, accept).map_err(|f| vec![*f])?;
     match pcrs::check_binding(key, &quote) {

@@ -581,7 +581,8 @@ fn a_quote_that_is_not_verified_leaves_the_state_alone() {
 
 #[test]
 fn only_accepted_algorithms_count() {
-    let cases: [(fn(&mut QuoteResponse), &str); 5] = [
+    type Change = fn(&mut QuoteResponse);
+    let cases: [(Change, &str); 5] = [
         (
             |e| e.hash_alg = "sha512".into(),
             "qoute_validation.invalid_hash_alg",
