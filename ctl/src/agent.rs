@@ -33,6 +33,19 @@ pub(crate) async fn run(
     match command {
         AgentCommand::Add(args) => add::run(global, args, out).await,
         AgentCommand::Remove(args) => remove(global, args, out).await,
+        AgentCommand::Reactivate { id } => {
+            let words = "will be attested again";
+            put(global, id, ("reactivate", "reactivated", words), out).await
+        }
+        AgentCommand::Stop { id } => {
+            put(
+                global,
+                id,
+                ("stop", "stopped", "is no longer attested"),
+                out,
+            )
+            .await
+        }
         AgentCommand::Status { id } => status(global, id, out).await,
         AgentCommand::List => list(global, out).await,
         AgentCommand::Watch(args) => watch::run(global, args, out).await,
@@ -87,11 +100,11 @@ fn summary(out: &Output, nodes: &[Node]) -> String {
     format!("\n{} agent{plural}: {}\n", nodes.len(), parts.join(", "))
 }
 
-/// `agent remove --json`.
+/// `--json` of `agent remove`, `agent reactivate` and `agent stop`.
 #[derive(Serialize)]
-struct Removed<'a> {
+struct Done<'a> {
     id: &'a str,
-    /// `removed`, or `accepted` while an attestation is still running.
+    /// `removed`, or `accepted` while an attestation is still running; `reactivated`; `stopped`.
     result: &'static str,
 }
 
@@ -120,7 +133,7 @@ async fn remove(global: &Global, args: &RemoveArgs, out: &Output) -> Result<Exit
         }
     }
     let result = if gone { "removed" } else { "accepted" };
-    out.result(&Removed { id, result }, || {
+    out.result(&Done { id, result }, || {
         if gone {
             format!("Agent {id} is removed from the verifier.\n")
         } else {
@@ -129,6 +142,29 @@ async fn remove(global: &Global, args: &RemoveArgs, out: &Output) -> Result<Exit
             )
         }
     })?;
+    Ok(Exit::Success)
+}
+
+/// PUT of a word about a node: the word, the result in JSON, and the result in words.
+async fn put(
+    global: &Global,
+    id: &AgentId,
+    (word, result, words): (&str, &'static str, &str),
+    out: &Output,
+) -> Result<Exit, Error> {
+    let verifier = Credentials::load(&global.ca_dir)?.verifier(global)?;
+    let path = format!("{}/{word}", api::agents_path(Some(id.as_str())));
+    let reply = verifier.send(Method::PUT, &path, None::<&Value>).await?;
+    match reply.status {
+        200..=299 => {}
+        404 => return Err(unknown(&verifier, id)),
+        _ => return Err(verifier.refused(&Method::PUT, &path, &reply)),
+    }
+    let done = Done {
+        id: id.as_str(),
+        result,
+    };
+    out.result(&done, || format!("Agent {id} {words}.\n"))?;
     Ok(Exit::Success)
 }
 

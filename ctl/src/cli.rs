@@ -68,7 +68,7 @@ pub(crate) struct Global {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Nodes under attestation: add, remove, status, list, watch
+    /// Nodes under attestation: add, remove, reactivate, stop, status, list, watch
     #[command(subcommand, arg_required_else_help = true)]
     Agent(AgentCommand),
     /// Nodes known to the registrar: their keys and contact address
@@ -103,6 +103,18 @@ pub(crate) enum AgentCommand {
     Add(Box<AddArgs>),
     /// Have the verifier forget a node
     Remove(RemoveArgs),
+    /// Have the verifier attest a node again that failed, was unreachable or was stopped
+    Reactivate {
+        /// Agent id
+        #[arg(value_parser = agent_id)]
+        id: AgentId,
+    },
+    /// Have the verifier stop attesting a node, and keep it enrolled
+    Stop {
+        /// Agent id
+        #[arg(value_parser = agent_id)]
+        id: AgentId,
+    },
     /// Show one node: verdict, age, policies, and every finding; the exit status is the verdict
     Status {
         /// Agent id

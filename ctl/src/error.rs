@@ -135,7 +135,7 @@ pub(crate) enum Error {
         source: StructureError,
     },
     /// No connection, no TLS, or no answer in time.
-    #[error("cannot reach the {service} at {url}: {source}")]
+    #[error("cannot reach the {service} at {url}: {}", why(source))]
     Unreachable {
         service: &'static str,
         url: String,
@@ -223,22 +223,56 @@ impl Error {
             Self::RemovalPending { id, .. } => {
                 format!("look again with `trothctl agent status {id}`; see the verifier's log")
             }
-            Self::Unreachable { option, source, .. } => match source {
-                ClientError::Tls { .. } if *option == AGENT_ADDRESS => {
-                    "the agent does not show the certificate it registered, or does not accept \
-                     the operator's: restart it so that it registers again, and check its \
-                     trusted_client_ca"
-                        .to_owned()
+            Self::Unreachable { option, source, .. } => {
+                let agent = *option == AGENT_ADDRESS;
+                match source {
+                    ClientError::Tls { .. } if agent => {
+                        "the agent does not show the certificate it registered: restart it so \
+                         that it registers again, and check that nobody else has its address"
+                            .to_owned()
+                    }
+                    ClientError::Tls { .. } => format!(
+                        "check that {option} names the right server and that --ca-dir (or \
+                         TROTH_CA_DIR) holds the CA it uses"
+                    ),
+                    // In TLS 1.3 a server judges the client's certificate after the handshake.
+                    ClientError::Http { reason, .. } if reason.contains("fatal alert") => {
+                        let whom = if agent {
+                            "the agent (trusted_client_ca)"
+                        } else {
+                            "it"
+                        };
+                        format!(
+                            "the operator's certificate is refused: --ca-dir (or TROTH_CA_DIR) \
+                             must hold one that was issued by a CA that {whom} trusts"
+                        )
+                    }
+                    _ if agent => "check that the agent runs and that no firewall is in \
+                                   between; --address and --port override the address it \
+                                   registered"
+                        .to_owned(),
+                    _ => format!("check that it runs, and that {option} names its address"),
                 }
-                ClientError::Tls { .. } => format!(
-                    "check that {option} names the right server and that --ca-dir (or \
-                     TROTH_CA_DIR) holds the CA it uses"
-                ),
-                _ => format!("check that it runs, and that {option} names its address"),
-            },
+            }
             Self::WatchTimeout { .. } => "see why with `trothctl agent status ID`".to_owned(),
             _ => return None,
         })
+    }
+}
+
+/// A client's error without the address, which the message has already.
+fn why(error: &ClientError) -> String {
+    match error {
+        ClientError::Connect { source, .. } => source.to_string(),
+        ClientError::Http { reason, .. } => reason.clone(),
+        ClientError::Tls { reason, .. } => format!("TLS: {reason}"),
+        ClientError::Timeout { what, after, .. } => {
+            format!("no answer within {} s while {what}", after.as_secs_f64())
+        }
+        ClientError::BodyTooLarge { limit, .. } => {
+            format!("its answer is larger than {limit} bytes")
+        }
+        other => other.to_string(),
     }
 }
 

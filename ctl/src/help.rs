@@ -79,6 +79,8 @@ agent add       {\"id\", \"result\", \"verifier\", \"agent\", \"api_version\", \
                 \"ek_certificate\", \"tpm_policy\", \"has_runtime_policy\", \"has_boot_policy\",
                 \"warnings\"}
 agent remove    {\"id\", \"result\"}, result is removed or accepted
+agent reactivate, agent stop
+                {\"id\", \"result\"}, result is reactivated or stopped
 agent watch     {\"elapsed_ms\", \"time_ms\", \"id\", \"previous\", \"state\", \"reason\",
                 \"findings\", \"findings_total\"}
 registrar list  {\"agents\": [ID]}

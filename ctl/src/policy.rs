@@ -70,7 +70,7 @@ pub(crate) fn boot(argument: Option<&str>) -> Result<(Option<String>, BootPolicy
         Some(path) => Some(read_text(Path::new(path))?),
     };
     let policy = BootPolicy::parse(text.as_deref()).map_err(|source| Error::Policy {
-        what: format!("boot policy {}", argument.unwrap_or_default()),
+        what: "--boot-policy".to_owned(),
         source,
     })?;
     Ok((text, policy))

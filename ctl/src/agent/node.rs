@@ -164,7 +164,13 @@ impl Node {
     /// From the verifier's answer. `now` (Unix milliseconds) is for words in `reason` only.
     pub(crate) fn new(id: &str, status: &NodeStatus, now: u64) -> Self {
         let state = State::of(status);
-        let last_trusted_ms = status.last_successful_attestation.saturating_mul(1000);
+        let last_trusted_ms = match &status.troth {
+            // The one verdict, with the better clock.
+            Some(troth) if troth.judged_at_ms / 1000 == status.last_successful_attestation => {
+                troth.judged_at_ms
+            }
+            _ => status.last_successful_attestation.saturating_mul(1000),
+        };
         let address = status.ip.as_ref().map(|ip| match status.port {
             Some(port) if ip.contains(':') => format!("[{ip}]:{port}"),
             Some(port) => format!("{ip}:{port}"),
@@ -245,7 +251,10 @@ impl Node {
             at => format!("{} ago ({})", span(now.saturating_sub(at)), utc(at / 1000)),
         };
         let mut attested = ago(self.judged_at_ms);
-        if !self.period.is_empty() {
+        let ended = matches!(self.state, State::Failed | State::Stopped | State::Removed);
+        if ended && self.due_at_ms.is_none() {
+            attested.push_str(", no further attestation is due");
+        } else if !self.period.is_empty() {
             attested.push_str(&format!(", due every {}", clean(&self.period)));
         }
         if let Some(due) = self.due_at_ms {
@@ -387,7 +396,7 @@ pub(super) mod tests {
         assert_eq!(
             node.describe(&Output::plain(), NOW),
             "node-1 failed: 1 finding
-    Attested: 1.5 s ago (2026-11-23 17:56:10 UTC), due every 2s
+    Attested: 1.5 s ago (2026-11-23 17:56:10 UTC), no further attestation is due
      Trusted: 3.5 s ago (2026-11-23 17:56:08 UTC); 12 in all
     Severity: emergency (ima.validation.ima-ng.not_in_allowlist)
     IMA list: 1641 entries judged since boot
