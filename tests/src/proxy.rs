@@ -41,6 +41,7 @@ pub enum Lie {
 #[derive(Debug)]
 pub struct LyingAgent {
     lie: Arc<Mutex<Lie>>,
+    asked: Arc<Mutex<Vec<String>>>,
     stop: Trigger,
     thread: Option<JoinHandle<()>>,
 }
@@ -69,6 +70,7 @@ impl LyingAgent {
             )?),
         )?;
         let lie = Arc::new(Mutex::new(Lie::None));
+        let asked = Arc::new(Mutex::new(Vec::new()));
         let handler = Middle {
             agent: Arc::new(Client::new(
                 "127.0.0.1",
@@ -77,6 +79,7 @@ impl LyingAgent {
                 Duration::from_secs(10),
             )),
             lie: Arc::clone(&lie),
+            asked: Arc::clone(&asked),
         };
 
         let listener = std::net::TcpListener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, port)))?;
@@ -94,6 +97,7 @@ impl LyingAgent {
         });
         Ok(Self {
             lie,
+            asked,
             stop,
             thread: Some(thread),
         })
@@ -102,6 +106,11 @@ impl LyingAgent {
     /// From the next request on, `lie` is told.
     pub fn tell(&self, lie: Lie) {
         *self.lie.lock().unwrap_or_else(PoisonError::into_inner) = lie;
+    }
+
+    /// Paths and queries of the requests since the last call.
+    pub fn asked(&self) -> Vec<String> {
+        std::mem::take(&mut self.asked.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
@@ -118,6 +127,7 @@ impl Drop for LyingAgent {
 struct Middle {
     agent: Arc<Client>,
     lie: Arc<Mutex<Lie>>,
+    asked: Arc<Mutex<Vec<String>>>,
 }
 
 impl Handler for Middle {
@@ -128,6 +138,10 @@ impl Handler for Middle {
             .uri
             .path_and_query()
             .map_or_else(String::new, ToString::to_string);
+        self.asked
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(target.clone());
         if lie == Lie::Nonce {
             target = with_another_nonce(&target);
         }

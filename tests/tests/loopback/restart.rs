@@ -1,5 +1,9 @@
+use std::time::Duration;
+
 use serde_json::Value;
 use troth_tests::fleet::AgentOptions;
+use troth_tests::process::stable_port;
+use troth_tests::proxy::LyingAgent;
 
 use crate::Stage;
 
@@ -52,22 +56,47 @@ fn a_killed_agent_is_unreachable_and_comes_back() {
 fn a_killed_verifier_loses_nothing() {
     let mut stage = Stage::new();
     let id = "survivor";
-    let _agent = stage.agent(&AgentOptions::with_id(id));
+    let contact = stable_port().unwrap();
+    let agent = stage.agent(&AgentOptions {
+        contact_port: Some(contact),
+        ..AgentOptions::with_id(id)
+    });
+    // Honest: it is here to see what the verifier asks.
+    let ear = LyingAgent::start(contact, &agent, &agent, &stage.fleet.ca_dir()).unwrap();
     stage.enrol(id);
-    let before = stage.fleet.wait_for_state(id, "trusted").unwrap();
+    // Verdicts reach the database in batches: by the second, the first is in.
+    let before = stage
+        .fleet
+        .wait_for(id, "was attested twice", |node| {
+            count(node, "attestation_count") >= 2
+        })
+        .unwrap();
 
     stage.fleet.verifier().kill().unwrap();
+    ear.asked();
     stage.fleet.start_verifier().unwrap();
     let after = stage
         .fleet
         .wait_for(id, "was attested again", |node| {
             node["state"] == "trusted"
-                && count(node, "attestation_count") > count(&before, "attestation_count")
+                && count(node, "attestation_count") > count(&before, "attestation_count") + 1
         })
         .unwrap();
     for kept in ["ima_entries", "address", "has_runtime_policy", "tpm_policy"] {
         assert_eq!(after[kept], before[kept], "{kept}");
     }
+    let asked = ear.asked();
+    let first = asked
+        .iter()
+        .find(|target| target.contains("/quotes/integrity"))
+        .unwrap();
+    let resumed = format!("ima_ml_entry={}", count(&before, "ima_entries"));
+    assert!(
+        first
+            .split(['?', '&'])
+            .any(|parameter| parameter == resumed),
+        "{first}"
+    );
 
     // The policy is still judged by: nothing that it does not list goes through.
     stage
@@ -75,6 +104,7 @@ fn a_killed_verifier_loses_nothing() {
         .run_program("/usr/local/bin/miner", b"mine\n")
         .unwrap();
     stage.fleet.wait_for_state(id, "failed").unwrap();
+    std::thread::sleep(Duration::from_millis(500));
     stage.fleet.verifier().kill().unwrap();
     stage.fleet.start_verifier().unwrap();
     let node = stage
