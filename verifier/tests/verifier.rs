@@ -222,14 +222,21 @@ fn seconds(seconds: f64) -> Seconds {
 
 impl Verifier {
     async fn start(state_dir: &Path) -> Self {
-        let config = VerifierConfig {
+        Self::with(VerifierConfig {
             state_dir: state_dir.into(),
+            ..VerifierConfig::default()
+        })
+        .await
+    }
+
+    async fn with(config: VerifierConfig) -> Self {
+        let config = VerifierConfig {
             port: 0,
             quote_interval: seconds(0.1),
             retry_interval: seconds(0.1),
             max_retries: 2,
             request_timeout: seconds(1.0),
-            ..VerifierConfig::default()
+            ..config
         };
         let server = VerifierServer::start(&config).await.unwrap();
         let port = server.address().unwrap().port();
@@ -638,6 +645,52 @@ async fn unusable_enrolments_are_refused_with_the_member_to_change() {
         json!({ "uuids": [] }),
         "a refused enrolment left something"
     );
+    verifier.stop().await;
+}
+
+#[tokio::test]
+async fn stored_node_that_is_no_longer_acceptable_stays_visible_with_the_reason() {
+    let root = tempfile::tempdir().unwrap();
+    let plain = VerifierConfig {
+        state_dir: root.path().into(),
+        enable_agent_mtls: false,
+        ..VerifierConfig::default()
+    };
+    CaDirectory::ensure(&plain.ca_dir(), &[]).unwrap();
+    let verifier = Verifier::with(plain).await;
+    let agent = Agent::new();
+    let listening = Listening::start(&agent, &root.path().join("cv_ca")).await;
+    let mut body = enrolment(&agent, &listening);
+    body["mtls_cert"] = json!("disabled");
+    assert_eq!(verifier.enrol("a", body).await.0, 200);
+    verifier.stop().await;
+    let verifier = Verifier::start(root.path()).await;
+    let status = verifier.status("a").await;
+    assert_eq!(
+        (&status["operational_state"], &status["troth"]["state"]),
+        (&json!(7), &json!("stopped"))
+    );
+    let reason = status["troth"]["reason"].as_str().unwrap();
+    assert!(
+        reason.contains("mTLS certificate for agent is required"),
+        "{reason}"
+    );
+    let (code, answer) = verifier
+        .call(Method::PUT, "/v2.6/agents/a/reactivate", None)
+        .await;
+    assert_eq!(code, 409, "{answer}");
+    assert_eq!(
+        verifier
+            .call(Method::DELETE, "/v2.6/agents/a", None)
+            .await
+            .0,
+        200
+    );
+    assert_eq!(
+        verifier.enrol("a", enrolment(&agent, &listening)).await.0,
+        200
+    );
+    verifier.until_state("a", "trusted").await;
     verifier.stop().await;
 }
 

@@ -11,7 +11,7 @@ use troth_core::{
 use troth_daemon::server::{Body, Handler, Peer, read_body};
 
 use crate::{
-    poll::{EnrolError, Fleet},
+    poll::{CommandError, EnrolError, Fleet},
     rest::{self, Empty, Path, Refusal, Reply},
 };
 
@@ -100,11 +100,11 @@ impl Inner {
             }
             (Method::PUT, ["agents", id, "reactivate"]) => {
                 admin("reactivate_agent")?;
-                found(self.fleet.reactivate(agent_id(id)?.as_str()).await)
+                told(self.fleet.reactivate(agent_id(id)?.as_str()).await)
             }
             (Method::PUT, ["agents", id, "stop"]) => {
                 admin("stop_agent")?;
-                found(self.fleet.stop(agent_id(id)?.as_str()).await)
+                told(self.fleet.stop(agent_id(id)?.as_str()).await)
             }
             (_, [] | ["agents"] | ["agents", _] | ["agents", _, "reactivate" | "stop"]) => {
                 Err(rest::wrong_method())
@@ -180,10 +180,12 @@ fn not_found() -> Refusal {
     Refusal::not_found("agent id not found")
 }
 
-fn found(known: bool) -> Reply {
-    if known {
-        Ok(rest::success(Empty {}))
-    } else {
-        Err(not_found())
+fn told(result: Result<(), CommandError>) -> Reply {
+    match result {
+        Ok(()) => Ok(rest::success(Empty {})),
+        Err(CommandError::Unknown) => Err(not_found()),
+        Err(error @ CommandError::Broken(_)) => {
+            Err(Refusal::new(StatusCode::CONFLICT, error.to_string()))
+        }
     }
 }

@@ -9,7 +9,7 @@ use troth_daemon::client::{Answer, Client, ClientError};
 
 use super::{
     judge::{self, Workers, judge},
-    node::Enrolled,
+    node::Rules,
     state::Outcome,
 };
 use crate::rest::VERSIONS;
@@ -22,7 +22,7 @@ const VERSION_NOT_SUPPORTED: &str = "API version not supported";
 /// What one question depends on.
 #[derive(Debug)]
 pub(super) struct Question {
-    pub(super) node: Arc<Enrolled>,
+    pub(super) rules: Arc<Rules>,
     pub(super) state: NodeState,
     pub(super) version: String,
     /// Any attestation so far? Then the API version must not go down.
@@ -41,7 +41,7 @@ pub(super) struct Reply {
 /// Asks a node once; when it has changed its API version, once more.
 pub(super) async fn ask(client: &Client, workers: &Workers, question: Question) -> Reply {
     let Question {
-        node,
+        rules,
         state,
         mut version,
         attested,
@@ -58,7 +58,7 @@ pub(super) async fn ask(client: &Client, workers: &Workers, question: Question) 
     let answer = loop {
         let path = format!(
             "/v{version}/quotes/integrity?nonce={nonce}&mask={}&partial={}&ima_ml_entry={}",
-            node.tpm.mask(),
+            rules.tpm.mask(),
             u8::from(!full),
             state.ima.next_entry,
         );
@@ -105,7 +105,7 @@ pub(super) async fn ask(client: &Client, workers: &Workers, question: Question) 
             version,
         };
     }
-    let work = move || judge(&node, &nonce, &state, &answer.body);
+    let work = move || judge(&rules, &nonce, &state, &answer.body);
     let outcome = match workers.run(work).await {
         Ok(outcome) => outcome,
         Err(error) => judge::broken(&error),

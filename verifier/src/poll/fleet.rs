@@ -11,14 +11,14 @@ use tokio::{
 };
 use troth_core::{
     identity::AgentId,
-    policy::{PolicyError, RuntimePolicy},
+    policy::{BootPolicy, PolicyError, RuntimePolicy},
     wire::{Enrolment, NodeStatus},
 };
 use troth_daemon::tls::Identity;
 
 use super::{
     judge::{WorkerError, Workers},
-    node::{Command, Enrolled, Node, NodeError, Shared, enrol, is_blank},
+    node::{Command, Enrolled, Node, NodeError, Shared, is_blank, rules},
     policies::{PolicyCache, content_digest},
     state::{NodeRecord, Timing, now},
     writer::Writer,
@@ -92,30 +92,25 @@ impl Fleet {
         let mut loaded = 0_usize;
         for row in rows {
             let policy = match &row.policy_digest {
-                None => None,
+                None => Ok(None),
                 Some(digest) => match policies.get(digest) {
-                    Some(policy) => Some(Arc::clone(policy)),
-                    None => match self.stored_policy(digest).await {
-                        Ok(policy) => {
-                            policies.insert(digest.clone(), Arc::clone(&policy));
-                            Some(policy)
-                        }
-                        Err(error) => {
-                            not_resumed(&row.agent_id, &error);
-                            continue;
-                        }
-                    },
+                    Some(policy) => Ok(Some(Arc::clone(policy))),
+                    None => self.stored_policy(digest).await.map(|policy| {
+                        policies.insert(digest.clone(), Arc::clone(&policy));
+                        Some(policy)
+                    }),
                 },
             };
-            let id = row.agent_id.clone();
-            match self.restore(row, policy) {
-                Ok(node) => {
-                    let interval = self.shared.timing.interval;
-                    self.spawn(node, interval.mul_f64(rand::random::<f64>()));
-                    loaded += 1;
-                }
-                Err(error) => not_resumed(&id, &error),
-            }
+            let Ok(id) = AgentId::new(&row.agent_id) else {
+                tracing::error!(node_id = row.agent_id, "stored agent id is not one");
+                continue;
+            };
+            let interval = self.shared.timing.interval;
+            self.spawn(
+                self.restore(id, row, policy),
+                interval.mul_f64(rand::random::<f64>()),
+            );
+            loaded += 1;
         }
         if loaded > 0 {
             tracing::info!(
@@ -137,31 +132,40 @@ impl Fleet {
         Ok(self.shared.workers.run(compile).await??)
     }
 
+    /// A stored node; one that cannot be judged any more stays visible with the reason.
     fn restore(
         &self,
+        id: AgentId,
         row: NodeRow,
-        policy: Option<Arc<RuntimePolicy>>,
-    ) -> Result<Node, FleetError> {
+        policy: Result<Option<Arc<RuntimePolicy>>, FleetError>,
+    ) -> Node {
         let content = |what, source| StoreError::Content {
             what,
             id: row.agent_id.clone(),
             source,
         };
-        let enrolment: Enrolment =
-            serde_json::from_str(&row.enrolment).map_err(|error| content("enrolment", error))?;
-        let mut record: NodeRecord =
-            serde_json::from_str(&row.record).map_err(|error| content("record", error))?;
-        record.resume();
-        let id = AgentId::new(&row.agent_id).map_err(|_| FleetError::Id(row.agent_id.clone()))?;
-        let enrolled = enrol(
+        let record = serde_json::from_str::<NodeRecord>(&row.record)
+            .map_err(|error| FleetError::from(content("record", error)));
+        let enrolment = serde_json::from_str::<Enrolment>(&row.enrolment)
+            .map_err(|error| FleetError::from(content("enrolment", error)));
+        let enrolled = Enrolled {
             id,
-            row.generation,
-            enrolment,
-            policy,
-            &self.identity,
-            self.mtls_only,
-        )?;
-        Ok(Node::new(enrolled, record))
+            generation: row.generation,
+            enrolment: enrolment.as_ref().cloned().unwrap_or_default(),
+        };
+        let checked = enrolment
+            .and_then(|enrolment| Ok(rules(&enrolment, policy?, &self.identity, self.mtls_only)?));
+        let error = match (checked, record) {
+            (Ok(rules), Ok(mut record)) => {
+                record.resume();
+                return Node::new(enrolled, rules, record);
+            }
+            (Err(error), Ok(record)) => (error, record),
+            (_, Err(error)) => (error, NodeRecord::new(CURRENT_VERSION.to_owned())),
+        };
+        let (error, record) = error;
+        tracing::error!(node_id = %enrolled.id, %error, "stored node cannot be attested");
+        Node::broken(enrolled, error.to_string(), record)
     }
 
     fn spawn(&self, node: Node, first_wait: Duration) {
@@ -189,16 +193,18 @@ impl Fleet {
         let generation = u64::from_be_bytes(generation) >> 1;
         let identity = Arc::clone(&self.identity);
         let mtls_only = self.mtls_only;
-        let node_id = id.clone();
-        let check = move || enrol(node_id, generation, enrolment, policy, &identity, mtls_only);
-        let enrolled: Enrolled = self.shared.workers.run(check).await??;
+        let check = move || {
+            let rules = rules(&enrolment, policy, &identity, mtls_only)?;
+            Ok::<_, NodeError>((enrolment, rules))
+        };
+        let (enrolment, rules) = self.shared.workers.run(check).await??;
         let record = NodeRecord::new(version);
         let text = |value: Result<String, _>| value.map_err(EnrolError::Encode);
         let new = NewNode {
             agent_id: id.as_str().to_owned(),
             generation,
             verifier_id: self.verifier_id.clone(),
-            enrolment: text(serde_json::to_string(&enrolled.enrolment))?,
+            enrolment: text(serde_json::to_string(&enrolment))?,
             operational_state: record.operational,
             record: text(serde_json::to_string(&record))?,
         };
@@ -214,7 +220,12 @@ impl Fleet {
             }
         }
         tracing::info!(node_id = %id, "enrolled");
-        self.spawn(Node::new(enrolled, record), Duration::ZERO);
+        let enrolled = Enrolled {
+            id,
+            generation,
+            enrolment,
+        };
+        self.spawn(Node::new(enrolled, rules, record), Duration::ZERO);
         Ok(())
     }
 
@@ -278,13 +289,13 @@ impl Fleet {
         Ok(nodes.remove(id).is_some() || deleted)
     }
 
-    /// Stops asking a node until it is reactivated. `false`: it is not enrolled.
-    pub async fn stop(&self, id: &str) -> bool {
+    /// Stops asking a node until it is reactivated.
+    pub async fn stop(&self, id: &str) -> Result<(), CommandError> {
         self.command(id, Command::Stop).await
     }
 
-    /// Asks a node now, from the first entry of its list. `false`: it is not enrolled.
-    pub async fn reactivate(&self, id: &str) -> bool {
+    /// Asks a node now, from the first entry of its list.
+    pub async fn reactivate(&self, id: &str) -> Result<(), CommandError> {
         self.command(id, Command::Reactivate).await
     }
 
@@ -292,14 +303,22 @@ impl Fleet {
         &self,
         id: &str,
         command: impl FnOnce(oneshot::Sender<()>) -> Command,
-    ) -> bool {
-        let sender = {
+    ) -> Result<(), CommandError> {
+        let (sender, rules) = {
             let nodes = self.nodes.read().unwrap_or_else(PoisonError::into_inner);
-            nodes.get(id).map(|entry| entry.commands.clone())
+            let entry = nodes.get(id).ok_or(CommandError::Unknown)?;
+            (entry.commands.clone(), entry.node.rules.clone())
         };
-        let Some(sender) = sender else { return false };
+        if let Err(reason) = rules {
+            return Err(CommandError::Broken(reason));
+        }
         let (done, stored) = oneshot::channel();
-        sender.send(command(done)).await.is_ok() && stored.await.is_ok()
+        // A task that is gone means that the node was removed meanwhile.
+        sender
+            .send(command(done))
+            .await
+            .map_err(|_| CommandError::Unknown)?;
+        stored.await.map_err(|_| CommandError::Unknown)
     }
 
     fn node(&self, id: &str) -> Option<Arc<Node>> {
@@ -321,7 +340,9 @@ impl Fleet {
     fn status_of(&self, node: &Node) -> NodeStatus {
         let timing = &self.shared.timing;
         let enrolment = &node.enrolled.enrolment;
-        let (host, port) = node.enrolled.address.clone();
+        let (boot, runtime) = node.rules.as_ref().map_or((false, false), |rules| {
+            (rules.boot != BootPolicy::None, rules.runtime.is_some())
+        });
         let record = node.record();
         let troth = record.status(now(), timing);
         // Keylime's PASS must not outlive what Troth itself would say.
@@ -335,12 +356,12 @@ impl Fleet {
         NodeStatus {
             operational_state: Some(record.operational),
             v: enrolment.v.clone(),
-            ip: Some(host),
-            port: Some(port),
+            ip: enrolment.cloudagent_ip.clone(),
+            port: enrolment.cloudagent_port,
             tpm_policy: enrolment.tpm_policy.clone(),
             meta_data: enrolment.metadata.clone(),
-            has_mb_refstate: u8::from(enrolment.mb_policy.is_some()),
-            has_runtime_policy: u8::from(node.enrolled.runtime.is_some()),
+            has_mb_refstate: u8::from(boot),
+            has_runtime_policy: u8::from(runtime),
             accept_tpm_hash_algs: enrolment.accept_tpm_hash_algs.clone(),
             accept_tpm_encryption_algs: enrolment.accept_tpm_encryption_algs.clone(),
             accept_tpm_signing_algs: enrolment.accept_tpm_signing_algs.clone(),
@@ -376,17 +397,21 @@ impl Fleet {
     }
 }
 
-fn not_resumed(id: &str, error: &dyn std::error::Error) {
-    tracing::error!(node_id = id, %error, "node cannot be attested any more: enrol it again");
+/// Why a node was not told what to do.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum CommandError {
+    /// Its stored enrolment cannot be judged by any more.
+    #[error("the node cannot be attested: {0}; remove it and enrol it again")]
+    Broken(String),
+    /// It is not enrolled.
+    #[error("agent id not found")]
+    Unknown,
 }
 
 /// Why nodes cannot be loaded.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum FleetError {
-    /// A stored id that is none.
-    #[error("stored agent id {0:?} is not one")]
-    Id(String),
     /// A stored enrolment that is no longer accepted.
     #[error(transparent)]
     Node(#[from] NodeError),

@@ -8,7 +8,7 @@ use troth_core::{
 };
 
 use super::{
-    node::Enrolled,
+    node::Rules,
     state::{Algorithms, Outcome},
 };
 
@@ -55,7 +55,7 @@ impl Workers {
 }
 
 /// Judges the body of an agent's answer with status 200. Runs on a worker.
-pub(super) fn judge(node: &Enrolled, nonce: &str, state: &NodeState, body: &Bytes) -> Outcome {
+pub(super) fn judge(rules: &Rules, nonce: &str, state: &NodeState, body: &Bytes) -> Outcome {
     let evidence = match serde_json::from_slice::<Envelope<QuoteResponse>>(body) {
         Ok(Envelope {
             results: Some(evidence),
@@ -66,16 +66,16 @@ pub(super) fn judge(node: &Enrolled, nonce: &str, state: &NodeState, body: &Byte
     };
     let challenge = Challenge {
         nonce,
-        mask: node.tpm.mask(),
+        mask: rules.tpm.mask(),
         ima_entry: state.ima.next_entry,
     };
     let policies = Policies {
-        tpm: &node.tpm,
-        runtime: node.runtime.as_deref(),
-        boot: &node.boot,
-        accept: &node.accept,
+        tpm: &rules.tpm,
+        runtime: rules.runtime.as_deref(),
+        boot: &rules.boot,
+        accept: &rules.accept,
     };
-    let appraisal = appraise(&node.ak, &challenge, &evidence, &policies, state);
+    let appraisal = appraise(&rules.ak, &challenge, &evidence, &policies, state);
     let algorithms = Algorithms {
         hash: short(&evidence.hash_alg),
         encryption: short(&evidence.enc_alg),

@@ -32,14 +32,19 @@ use crate::{messages, store::RecordUpdate};
 /// The PCR that the kernel extends with every measured file.
 const IMA_PCR: u8 = 10;
 
-/// An enrolment, parsed and compiled: everything a judgement needs beyond the evidence.
+/// A node as the operator described it.
 #[derive(Debug)]
 pub(super) struct Enrolled {
     pub(super) id: AgentId,
     pub(super) generation: u64,
-    /// As the operator sent it, without the policy's text.
+    /// As the operator sent it, without the runtime policy's text.
     pub(super) enrolment: Enrolment,
-    pub(super) address: (String, u16),
+}
+
+/// An enrolment, checked and compiled: everything a judgement needs beyond the evidence.
+#[derive(Debug)]
+pub(super) struct Rules {
+    address: (String, u16),
     pub(super) ak: AttestationKey,
     pub(super) tpm: TpmPolicy,
     pub(super) runtime: Option<Arc<RuntimePolicy>>,
@@ -59,17 +64,14 @@ pub(super) struct Shared {
     pub(super) max_answer_size: usize,
 }
 
-/// Parses and checks an enrolment. `identity` is the verifier's towards agents; `mtls_only`
+/// Checks and compiles an enrolment. `identity` is the verifier's towards agents; `mtls_only`
 /// refuses nodes without a certificate.
-pub(super) fn enrol(
-    id: AgentId,
-    generation: u64,
-    mut enrolment: Enrolment,
+pub(super) fn rules(
+    enrolment: &Enrolment,
     runtime: Option<Arc<RuntimePolicy>>,
     identity: &Identity,
     mtls_only: bool,
-) -> Result<Enrolled, NodeError> {
-    enrolment.runtime_policy = None;
+) -> Result<Rules, NodeError> {
     let host = enrolment.cloudagent_ip.clone().unwrap_or_default();
     if !crate::registrar::is_host(&host) {
         return Err(NodeError::Address("cloudagent_ip"));
@@ -132,12 +134,8 @@ pub(super) fn enrol(
             Some(client_config(trust, Some(identity)).map_err(NodeError::Certificate)?)
         }
     };
-    let address = (host, port);
-    Ok(Enrolled {
-        id,
-        generation,
-        enrolment,
-        address,
+    Ok(Rules {
+        address: (host, port),
         ak,
         tpm,
         runtime,
@@ -145,6 +143,14 @@ pub(super) fn enrol(
         accept,
         tls,
     })
+}
+
+impl Rules {
+    fn connect(&self, shared: &Shared) -> Client {
+        let (host, port) = &self.address;
+        Client::new(host, *port, self.tls.clone(), shared.request_timeout)
+            .body_limit(shared.max_answer_size)
+    }
 }
 
 /// Absent, null, empty, or an empty JSON object: nothing is asked for.
@@ -208,14 +214,27 @@ pub(super) enum Command {
 /// A node under attestation. The task owns the schedule, readers share the record.
 #[derive(Debug)]
 pub(super) struct Node {
-    pub(super) enrolled: Arc<Enrolled>,
+    pub(super) enrolled: Enrolled,
+    /// The reason when a stored enrolment cannot be judged by any more.
+    pub(super) rules: Result<Arc<Rules>, String>,
     record: Mutex<NodeRecord>,
 }
 
 impl Node {
-    pub(super) fn new(enrolled: Enrolled, record: NodeRecord) -> Self {
+    pub(super) fn new(enrolled: Enrolled, rules: Rules, record: NodeRecord) -> Self {
         Self {
-            enrolled: Arc::new(enrolled),
+            enrolled,
+            rules: Ok(Arc::new(rules)),
+            record: Mutex::new(record),
+        }
+    }
+
+    /// A stored node that stays visible, but cannot be judged: `reason` says why.
+    pub(super) fn broken(enrolled: Enrolled, reason: String, mut record: NodeRecord) -> Self {
+        record.broken(&reason);
+        Self {
+            enrolled,
+            rules: Err(reason),
             record: Mutex::new(record),
         }
     }
@@ -269,8 +288,12 @@ impl Node {
                 Some(due_at) => {
                     let turn = async {
                         sleep_until(due_at).await;
-                        let client = client.get_or_insert_with(|| self.connect(&shared));
-                        self.attest(&shared, client, full).await
+                        // A node without rules is never due.
+                        let Ok(rules) = &self.rules else {
+                            return (None, false);
+                        };
+                        let client = client.get_or_insert_with(|| rules.connect(&shared));
+                        self.attest(&shared, rules, client, full).await
                     };
                     tokio::select! {
                         biased;
@@ -291,6 +314,7 @@ impl Node {
                     due = None;
                     done
                 }
+                Some(Command::Reactivate(done)) if self.rules.is_err() => done,
                 Some(Command::Reactivate(done)) => {
                     self.record().reactivate();
                     tracing::info!(node_id = %self.enrolled.id, "reactivated by an operator");
@@ -306,21 +330,11 @@ impl Node {
         }
     }
 
-    fn connect(&self, shared: &Shared) -> Client {
-        let (host, port) = &self.enrolled.address;
-        Client::new(
-            host,
-            *port,
-            self.enrolled.tls.clone(),
-            shared.request_timeout,
-        )
-        .body_limit(shared.max_answer_size)
-    }
-
     /// Asks once and records the outcome; the wait until the next turn, and whether it passed.
     async fn attest(
         &self,
         shared: &Shared,
+        rules: &Arc<Rules>,
         client: &Client,
         full: bool,
     ) -> (Option<Duration>, bool) {
@@ -328,7 +342,7 @@ impl Node {
         let question = {
             let record = self.record();
             Question {
-                node: Arc::clone(&self.enrolled),
+                rules: Arc::clone(rules),
                 state: record.node.clone(),
                 version: record.version.clone(),
                 attested: record.attestation_count > 0,

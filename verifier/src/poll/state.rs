@@ -253,6 +253,14 @@ impl NodeRecord {
         self.due_at_ms = 0;
     }
 
+    /// The stored enrolment cannot be judged by any more.
+    pub(crate) fn broken(&mut self, reason: &str) {
+        self.state = State::Stopped;
+        self.operational = operational::FAILED;
+        self.reason = format!("cannot be attested: {reason}; remove the node and enrol it again");
+        self.due_at_ms = 0;
+    }
+
     /// Takes an outcome in. `started` is when the question was asked, `now` when the outcome was
     /// known, both since the Unix epoch.
     pub(crate) fn apply(
