@@ -219,3 +219,133 @@ fn damaged(path: &Path, reason: String) -> AkError {
         reason,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use troth_core::tpm::{HashAlgorithm, SignatureScheme};
+
+    use super::*;
+    use crate::tpm::{
+        KeyKind,
+        sim::{Chip, Faults},
+    };
+
+    const TEMPLATE: AkTemplate = AkTemplate {
+        kind: KeyKind::EccP256,
+        hash: HashAlgorithm::Sha256,
+        scheme: SignatureScheme::Ecdsa,
+    };
+
+    struct Host {
+        chip: Chip,
+        _directory: tempfile::TempDir,
+        path: PathBuf,
+    }
+
+    impl Host {
+        fn new() -> Self {
+            let directory = tempfile::tempdir().unwrap();
+            Self {
+                chip: Chip::manufacture().unwrap(),
+                path: directory.path().join(FILE),
+                _directory: directory,
+            }
+        }
+
+        fn start(&self) -> Result<Keys, AkError> {
+            load_or_create(&mut self.chip.open().unwrap(), &TEMPLATE, &self.path)
+        }
+    }
+
+    #[test]
+    fn the_ak_is_made_once() {
+        let host = Host::new();
+        let one = host.start().unwrap();
+        let two = host.start().unwrap();
+        assert!(one.created && !two.created);
+        assert_eq!(one.ak, two.ak);
+        assert_eq!(one.ek, two.ek);
+    }
+
+    #[test]
+    fn a_failure_that_passes_keeps_the_ak() {
+        let host = Host::new();
+        let one = host.start().unwrap();
+        host.chip.set_faults(Faults {
+            load: 1,
+            ..Faults::default()
+        });
+        let error = host.start().unwrap_err();
+        assert!(error.is_transient(), "{error}");
+        assert_eq!(host.start().unwrap().ak, one.ak);
+    }
+
+    #[test]
+    fn a_new_ak_that_could_not_be_loaded_is_the_ak_all_the_same() {
+        let host = Host::new();
+        host.chip.set_faults(Faults {
+            load: 1,
+            ..Faults::default()
+        });
+        host.start().unwrap_err();
+        assert!(!host.start().unwrap().created, "saved before it was loaded");
+    }
+
+    #[test]
+    fn an_ak_of_another_tpm_is_refused_with_advice_and_kept() {
+        let host = Host::new();
+        host.start().unwrap();
+        let before = fs::read(&host.path).unwrap();
+        let moved = Host {
+            chip: Chip::manufacture().unwrap(),
+            ..host
+        };
+        let error = moved.start().unwrap_err();
+        assert!(matches!(error, AkError::OtherEk { .. }) && !error.is_transient());
+        let text = error.to_string();
+        assert!(
+            text.contains(moved.path.to_str().unwrap()) && text.contains("remove"),
+            "{text}"
+        );
+        assert_eq!(fs::read(&moved.path).unwrap(), before);
+    }
+
+    #[test]
+    fn a_changed_configuration_does_not_change_the_identity() {
+        let host = Host::new();
+        host.start().unwrap();
+        let other = AkTemplate {
+            hash: HashAlgorithm::Sha384,
+            ..TEMPLATE
+        };
+        let mut tpm = host.chip.open().unwrap();
+        let error = load_or_create(&mut tpm, &other, &host.path).unwrap_err();
+        assert!(matches!(error, AkError::OtherAlgorithm { .. }), "{error}");
+    }
+
+    #[test]
+    fn a_damaged_file_is_refused_and_kept() {
+        let host = Host::new();
+        host.start().unwrap();
+        let good = fs::read_to_string(&host.path).unwrap();
+        for bad in ["", "{}", &good[..good.len() / 2], &good.replace("1,", "2,")] {
+            fs::write(&host.path, bad).unwrap();
+            let error = host.start().unwrap_err();
+            assert!(matches!(error, AkError::Damaged { .. }), "{error}");
+            assert_eq!(fs::read_to_string(&host.path).unwrap(), bad);
+        }
+        // Valid base64 of something that is no key: the TPM says so, and it is not transient.
+        let private = good
+            .lines()
+            .find(|line| line.contains("\"private\""))
+            .unwrap();
+        fs::write(&host.path, good.replace(private, "  \"private\": \"AAAA\"")).unwrap();
+        let error = host.start().unwrap_err();
+        assert!(
+            matches!(error, AkError::Refused { .. }) && !error.is_transient(),
+            "{error}"
+        );
+    }
+}

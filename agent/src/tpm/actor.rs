@@ -205,3 +205,146 @@ impl Owner {
         result
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use troth_core::tpm::{HashAlgorithm, PcrMask};
+
+    use super::*;
+    use crate::tpm::{
+        AkTemplate,
+        sim::{Chip, Faults},
+    };
+
+    const KIND: KeyKind = KeyKind::EccP256;
+
+    fn start(chip: &Chip) -> Actor {
+        let chip = chip.clone();
+        Actor::start(Box::new(move || Ok(Box::new(chip.open()?)))).unwrap()
+    }
+
+    async fn with_ak(actor: &Actor) {
+        let tpm = actor.handle();
+        let load = |tpm: &mut dyn Tpm| {
+            tpm.load_ek(KIND)?;
+            let blobs = tpm.create_ak(&AkTemplate {
+                kind: KIND,
+                hash: HashAlgorithm::Sha256,
+                scheme: KIND.default_scheme(),
+            })?;
+            tpm.load_ak(&blobs)?;
+            tpm.flush_ek();
+            Ok(blobs)
+        };
+        let blobs = tpm.call("AK", PING_DEADLINE, load).await.unwrap();
+        tpm.keep_loaded(KIND, blobs).await.unwrap();
+    }
+
+    fn request() -> QuoteRequest {
+        let bank = HashAlgorithm::Sha256;
+        QuoteRequest {
+            nonce: b"n".to_vec(),
+            bank,
+            mask: PcrMask::default(),
+            binding: bank.digest(&[b"key"]),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_lost_connection_is_opened_again_with_the_same_ak() {
+        let chip = Chip::manufacture().unwrap();
+        let actor = start(&chip);
+        with_ak(&actor).await;
+        let tpm = actor.handle();
+        chip.set_faults(Faults {
+            lose_in_quote: 1,
+            open: 1,
+            load: 1,
+            ..Faults::default()
+        });
+        let lost = tpm.quote(request()).await.unwrap_err();
+        assert!(matches!(lost, TpmError::Lost { .. }), "{lost}");
+        let closed = tpm.quote(request()).await.unwrap_err();
+        assert!(matches!(closed, TpmError::Open { .. }), "{closed}");
+        let refused = tpm.quote(request()).await.unwrap_err();
+        assert!(matches!(refused, TpmError::Command { .. }), "{refused}");
+        tpm.quote(request()).await.unwrap();
+        assert_eq!(chip.loaded(), 1, "the AK, once");
+        actor.stop();
+    }
+
+    #[tokio::test]
+    async fn a_stop_flushes_everything_although_handles_are_still_held() {
+        let chip = Chip::manufacture().unwrap();
+        let actor = start(&chip);
+        with_ak(&actor).await;
+        let tpm = actor.handle();
+        assert_eq!(chip.loaded(), 1);
+        actor.stop();
+        assert_eq!(chip.loaded(), 0);
+        assert_eq!(tpm.ping().await, Err(TpmError::Stopped));
+    }
+
+    #[tokio::test]
+    async fn a_deadline_ends_the_wait_and_what_nobody_waits_for_is_not_begun() {
+        let actor = start(&Chip::manufacture().unwrap());
+        let tpm = actor.handle();
+        let (started, wait_for_start) = oneshot::channel();
+        let (release, held) = std::sync::mpsc::channel::<()>();
+        let busy = tokio::spawn({
+            let tpm = tpm.clone();
+            async move {
+                tpm.call("slow", PING_DEADLINE, move |_| {
+                    started.send(()).unwrap();
+                    let _ = held.recv();
+                    Ok(())
+                })
+                .await
+            }
+        });
+        wait_for_start.await.unwrap();
+        let begun = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let flag = begun.clone();
+        let late = tpm
+            .call("late", Duration::from_millis(5), move |_| {
+                flag.store(true, std::sync::atomic::Ordering::SeqCst);
+                Ok(())
+            })
+            .await;
+        assert!(matches!(late, Err(TpmError::Deadline { what: "late", .. })));
+        release.send(()).unwrap();
+        busy.await.unwrap().unwrap();
+        tpm.ping().await.unwrap();
+        assert!(!begun.load(std::sync::atomic::Ordering::SeqCst));
+        actor.stop();
+    }
+
+    #[tokio::test]
+    async fn a_full_queue_refuses_at_once() {
+        let actor = start(&Chip::manufacture().unwrap());
+        let tpm = actor.handle();
+        let (release, held) = std::sync::mpsc::channel::<()>();
+        let mut waiting = vec![tokio::spawn({
+            let tpm = tpm.clone();
+            async move {
+                tpm.call("slow", PING_DEADLINE, move |_| {
+                    let _ = held.recv();
+                    Ok(())
+                })
+                .await
+            }
+        })];
+        for _ in 0..=QUEUE + 1 {
+            let tpm = tpm.clone();
+            waiting.push(tokio::spawn(async move { tpm.ping().await }));
+        }
+        tokio::task::yield_now().await;
+        assert_eq!(tpm.ping().await, Err(TpmError::Overloaded));
+        release.send(()).unwrap();
+        for task in waiting {
+            let _ = task.await.unwrap();
+        }
+        tpm.ping().await.unwrap();
+        actor.stop();
+    }
+}

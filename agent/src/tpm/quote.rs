@@ -80,3 +80,87 @@ fn bind(tpm: &mut dyn Tpm, request: &QuoteRequest) -> Result<(), TpmError> {
     tpm.pcr_reset(BINDING_PCR)?;
     tpm.pcr_extend(BINDING_PCR, request.bank, &request.binding)
 }
+
+#[cfg(test)]
+mod tests {
+    use troth_core::tpm::{AttestationKey, Expected, Public};
+
+    use super::*;
+    use crate::tpm::{
+        AkTemplate, KeyKind,
+        sim::{Chip, Faults, SimTpm},
+    };
+
+    const BANK: HashAlgorithm = HashAlgorithm::Sha256;
+
+    fn ready(chip: &Chip) -> (SimTpm, Public) {
+        let mut tpm = chip.open().unwrap();
+        let kind = KeyKind::EccP256;
+        let scheme = kind.default_scheme();
+        tpm.load_ek(kind).unwrap();
+        let hash = BANK;
+        let blobs = tpm.create_ak(&AkTemplate { kind, hash, scheme }).unwrap();
+        tpm.load_ak(&blobs).unwrap();
+        (tpm, Public::from_tpmt(&blobs.public).unwrap())
+    }
+
+    fn request() -> QuoteRequest {
+        QuoteRequest {
+            nonce: b"n0nce".to_vec(),
+            bank: BANK,
+            mask: PcrMask::from_bits(1 << 10).unwrap(),
+            binding: BANK.digest(&[b"key"]),
+        }
+    }
+
+    fn assert_verifies(quoted: &BoundQuote, ak: &Public) {
+        let quote = Quote::parse(&quoted.encode()).unwrap();
+        let expected = Expected {
+            nonce: b"n0nce",
+            hash: BANK,
+            mask: PcrMask::from_bits(0x1_0400).unwrap(),
+        };
+        let verified = quote
+            .verify(&AttestationKey::new(ak).unwrap(), &expected)
+            .unwrap();
+        let bound = Digest::zero(BANK).extend(BANK, BANK.digest(&[b"key"]).as_bytes());
+        assert_eq!(verified.pcrs().get(BINDING_PCR), Some(&bound));
+    }
+
+    #[test]
+    fn pcrs_that_move_a_few_times_are_waited_for() {
+        let chip = Chip::manufacture().unwrap();
+        let (mut tpm, ak) = ready(&chip);
+        for pcr_moves in 0..ATTEMPTS {
+            chip.set_faults(Faults {
+                pcr_moves,
+                ..Faults::default()
+            });
+            let quoted = bound_quote(&mut tpm, &request()).unwrap();
+            assert_verifies(&quoted, &ak);
+        }
+    }
+
+    #[test]
+    fn pcrs_that_never_rest_are_a_typed_error() {
+        let chip = Chip::manufacture().unwrap();
+        let (mut tpm, _) = ready(&chip);
+        chip.set_faults(Faults {
+            pcr_moves: ATTEMPTS,
+            ..Faults::default()
+        });
+        let error = bound_quote(&mut tpm, &request()).unwrap_err();
+        assert_eq!(error, TpmError::Busy { attempts: ATTEMPTS });
+    }
+
+    #[test]
+    fn a_binding_that_somebody_reset_is_made_again() {
+        let chip = Chip::manufacture().unwrap();
+        let (mut tpm, ak) = ready(&chip);
+        chip.set_faults(Faults {
+            pcr16_reset: 2,
+            ..Faults::default()
+        });
+        assert_verifies(&bound_quote(&mut tpm, &request()).unwrap(), &ak);
+    }
+}
