@@ -120,12 +120,21 @@ impl TpmHandle {
         .await
     }
 
-    /// Binds the transport key and quotes, as one request.
+    /// Binds the transport key and quotes, as one request. When the connection or the AK was lost
+    /// (resource manager restarted, TPM reset), both are restored and the quote is tried again.
     pub async fn quote(&self, request: QuoteRequest) -> Result<BoundQuote, TpmError> {
-        self.call("quote", QUOTE_DEADLINE, move |tpm| {
-            bound_quote(tpm, &request)
-        })
-        .await
+        let first = request.clone();
+        let quote = self.call("quote", QUOTE_DEADLINE, move |tpm| bound_quote(tpm, &first));
+        match quote.await {
+            Err(error) if error.needs_reopening() => {
+                tracing::warn!("{error}");
+                self.call("quote", QUOTE_DEADLINE, move |tpm| {
+                    bound_quote(tpm, &request)
+                })
+                .await
+            }
+            result => result,
+        }
     }
 
     /// Proves that the TPM answers, through the same queue as every other request.
@@ -262,12 +271,15 @@ mod tests {
             load: 1,
             ..Faults::default()
         });
-        let lost = tpm.quote(request()).await.unwrap_err();
-        assert!(matches!(lost, TpmError::Lost { .. }), "{lost}");
         let closed = tpm.quote(request()).await.unwrap_err();
         assert!(matches!(closed, TpmError::Open { .. }), "{closed}");
         let refused = tpm.quote(request()).await.unwrap_err();
         assert!(matches!(refused, TpmError::Command { .. }), "{refused}");
+        tpm.quote(request()).await.unwrap();
+        chip.set_faults(Faults {
+            lose_in_quote: 1,
+            ..Faults::default()
+        });
         tpm.quote(request()).await.unwrap();
         assert_eq!(chip.loaded(), 1, "the AK, once");
         actor.stop();

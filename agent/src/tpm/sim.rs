@@ -152,7 +152,10 @@ impl State {
         let mut values = PcrValues::new(bank);
         for pcr in mask.iter() {
             let value = self.pcrs.get(&(bank.id(), pcr));
-            values.set(pcr, *value.ok_or(TpmError::NoBank { bank: bank.name() })?);
+            values.set(
+                pcr,
+                *value.ok_or_else(|| TpmError::NoBank { bank: bank.name() })?,
+            );
         }
         Ok(values)
     }
@@ -258,7 +261,7 @@ impl Tpm for SimTpm {
             return Err(TpmError::NotLoaded("the EK"));
         }
         let (_, ak_name) = self.ak.as_ref().ok_or(TpmError::NotLoaded("the AK"))?;
-        open_credential(&state, ak_name, blob).ok_or(TpmError::Command {
+        open_credential(&state, ak_name, blob).ok_or_else(|| TpmError::Command {
             command: "TPM2_ActivateCredential",
             reason: "integrity check failed".into(),
         })
@@ -352,7 +355,7 @@ impl Tpm for SimTpm {
             .nv
             .get(&index)
             .cloned()
-            .ok_or(TpmError::Command {
+            .ok_or_else(|| TpmError::Command {
                 command: "TPM2_NV_Read",
                 reason: "no such index".into(),
             })
