@@ -4,6 +4,7 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     sync::Arc,
+    time::Duration,
 };
 
 use tokio::net::TcpListener;
@@ -22,6 +23,9 @@ use crate::{
     registrar::Registrar,
     store::{Schema, Store, StoreError},
 };
+
+/// How often the service manager's status line is renewed.
+const STATUS_INTERVAL: Duration = Duration::from_secs(10);
 
 /// A registrar that listens, but serves nobody yet.
 #[derive(Debug)]
@@ -89,6 +93,15 @@ impl RegistrarServer {
         notify::stopping();
         keep_alive.abort();
         self.store.close().await;
+    }
+}
+
+/// One line for `systemctl status`, kept up to date.
+async fn tell_status(fleet: Arc<Fleet>) {
+    let mut ticks = tokio::time::interval(STATUS_INTERVAL);
+    loop {
+        ticks.tick().await;
+        notify::status(&fleet.summary());
     }
 }
 
@@ -189,6 +202,7 @@ impl VerifierServer {
             notify::ready(&format!("Serving on {address}"));
         }
         let keep_alive = tokio::spawn(watchdog(self.store.clone()));
+        let telling = tokio::spawn(tell_status(Arc::clone(&self.fleet)));
         serve(
             self.listener,
             Some(self.tls),
@@ -199,8 +213,16 @@ impl VerifierServer {
         .await;
         notify::stopping();
         keep_alive.abort();
+        telling.abort();
         self.fleet.close().await;
         self.store.close().await;
+    }
+}
+
+impl StartError {
+    /// Is it the configuration that has to change?
+    pub fn is_configuration(&self) -> bool {
+        matches!(self, Self::Address(_) | Self::Store(StoreError::Scheme(_)))
     }
 }
 

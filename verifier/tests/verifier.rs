@@ -17,7 +17,10 @@ use hyper::{Method, Request, Response, StatusCode, body::Incoming};
 use rcgen::{CertificateParams, KeyPair};
 use serde_json::{Value, json};
 use tokio::{net::TcpListener, task::JoinHandle};
-use troth_core::tpm::{Digest, HashAlgorithm, PcrMask};
+use troth_core::{
+    policy::RuntimePolicy,
+    tpm::{Digest, HashAlgorithm, PcrMask},
+};
 use troth_daemon::{
     client::Client,
     server::{self, Body, Handler, Limits},
@@ -51,6 +54,10 @@ enum Mode {
 
 struct Script {
     mode: Mode,
+    /// Lines of the IMA list, each with its template data.
+    list: Vec<(String, Vec<u8>)>,
+    boottime: u64,
+    resets: u32,
     clock: u64,
     queries: Vec<String>,
 }
@@ -101,6 +108,9 @@ impl Agent {
     fn new() -> Self {
         let script = Script {
             mode: Mode::Good,
+            list: Vec::new(),
+            boottime: 1_700_000_000,
+            resets: 1,
             clock: 1000,
             queries: Vec::new(),
         };
@@ -118,6 +128,29 @@ impl Agent {
         self.script.lock().unwrap().queries.clone()
     }
 
+    fn measure(&self, path: &str) {
+        self.script.lock().unwrap().list.push(measurement(path));
+    }
+
+    /// The host boots again and measures `files`.
+    fn reboot(&self, files: &[&str]) {
+        let mut script = self.script.lock().unwrap();
+        script.list = files.iter().map(|path| measurement(path)).collect();
+        script.boottime += 1000;
+        script.resets += 1;
+        script.clock = 0;
+    }
+
+    fn list(&self) -> String {
+        self.script
+            .lock()
+            .unwrap()
+            .list
+            .iter()
+            .map(|(line, _)| line.as_str())
+            .collect()
+    }
+
     fn evidence(&self, uri: &str, mode: Mode) -> Response<Body> {
         let parameter = |name: &str| {
             let query = uri.split_once('?').unwrap().1;
@@ -127,21 +160,38 @@ impl Agent {
                 .unwrap()
                 .to_owned()
         };
-        let clock = {
-            let mut script = self.script.lock().unwrap();
-            script.clock += 10;
-            script.clock
-        };
+        let mut script = self.script.lock().unwrap();
+        script.clock += 10;
         let mask = PcrMask::from_hex(&parameter("mask")).unwrap();
         let mut values = pcrs(mask, PUBKEY);
         if mode == Mode::WrongPcr {
             values.set(0, Digest::ones(HashAlgorithm::Sha256));
         }
+        let first: usize = parameter("ima_ml_entry").parse().unwrap();
+        // Keylime's agents fall back to the whole list when it has become shorter.
+        let first = if first > script.list.len() { 0 } else { first };
+        if mask.contains(10) {
+            let zero = Digest::zero(HashAlgorithm::Sha256);
+            let value = script.list.iter().fold(zero, |pcr, (_, data)| {
+                let entry = HashAlgorithm::Sha256.digest(&[data]);
+                pcr.extend(HashAlgorithm::Sha256, entry.as_bytes())
+            });
+            values.set(10, value);
+        }
+        let clock = (script.clock, script.resets);
         let quote = self.tpm.quote(&parameter("nonce"), clock, &values);
         let mut results = json!({
             "quote": quote, "hash_alg": "sha256", "enc_alg": "ecc256", "sign_alg": "ecdsa",
-            "boottime": 1_700_000_000,
+            "boottime": script.boottime,
         });
+        if mask.contains(10) {
+            let lines: String = script.list[first..]
+                .iter()
+                .map(|(l, _)| l.as_str())
+                .collect();
+            results["ima_measurement_list"] = json!(lines);
+            results["ima_measurement_list_entry"] = json!(first);
+        }
         if parameter("partial") == "0" {
             results["pubkey"] = json!(PUBKEY);
         }
@@ -150,6 +200,22 @@ impl Agent {
             &json!({"code": 200, "status": "Success", "results": results}),
         )
     }
+}
+
+/// An entry of template `ima-ng`: its line, and the template data that PCR 10 is extended with.
+fn measurement(path: &str) -> (String, Vec<u8>) {
+    let content = HashAlgorithm::Sha256.digest(&[path.as_bytes()]);
+    let mut data = 40_u32.to_le_bytes().to_vec();
+    data.extend(b"sha256:\0");
+    data.extend(content.as_bytes());
+    data.extend(u32::try_from(path.len() + 1).unwrap().to_le_bytes());
+    data.extend(path.as_bytes());
+    data.push(0);
+    let template = HashAlgorithm::Sha1.digest(&[&data]);
+    (
+        format!("10 {template} ima-ng sha256:{content} {path}\n"),
+        data,
+    )
 }
 
 /// An agent that listens, with its certificate.
@@ -418,6 +484,99 @@ async fn failed_node_is_left_alone_until_it_is_reactivated() {
     assert_eq!(code, 200);
     verifier.until_state("a", "trusted").await;
     assert!(agent.queries()[asked].ends_with("partial=0&ima_ml_entry=0"));
+    verifier.stop().await;
+}
+
+fn ima_enrolment(agent: &Agent, listening: &Listening) -> Value {
+    let policy = RuntimePolicy::json_from_ima_list(&agent.list(), 1_700_000_000).unwrap();
+    let mut body = enrolment(agent, listening);
+    body["tpm_policy"] = json!("{\"mask\": \"0x400\"}");
+    body["runtime_policy"] = json!(STANDARD.encode(policy));
+    body
+}
+
+#[tokio::test]
+async fn list_is_read_once_over_a_killed_verifier_and_again_after_a_reboot() {
+    let root = tempfile::tempdir().unwrap();
+    let (verifier, agent, listening) = stage(root.path()).await;
+    let files = ["/usr/bin/a", "/usr/bin/b", "/usr/bin/c"];
+    for file in files {
+        agent.measure(file);
+    }
+    let (code, answer) = verifier.enrol("a", ima_enrolment(&agent, &listening)).await;
+    assert_eq!(code, 200, "{answer}");
+    let status = verifier
+        .until("a", |s| s["attestation_count"].as_u64() >= Some(2))
+        .await;
+    assert_eq!(status["has_runtime_policy"], 1);
+    assert_eq!(status["troth"]["ima_entries"], 3);
+    // `kill -9`: everything but the database is gone; a batch takes 50 ms.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    verifier.task.abort();
+    let asked = agent.queries().len();
+    let verifier = Verifier::start(root.path()).await;
+    verifier.until_state("a", "trusted").await;
+    let resumed = agent
+        .queries()
+        .into_iter()
+        .skip(asked)
+        .find(|q| q.contains("partial=0"));
+    let resumed = resumed.expect("the restarted verifier did not ask for the key");
+    assert!(resumed.ends_with("ima_ml_entry=3"), "{resumed}");
+    // The host reboots, and its new list is as long as the old one: no failure, and the whole
+    // list is judged again.
+    agent.reboot(&["/usr/bin/c", "/usr/bin/b", "/usr/bin/a"]);
+    let before = agent.queries().len();
+    let from_start = |query: &String| query.ends_with("ima_ml_entry=0");
+    verifier
+        .until("a", |_| agent.queries()[before..].iter().any(from_start))
+        .await;
+    let status = verifier.until_state("a", "trusted").await;
+    assert_eq!(status["troth"]["ima_entries"], 3);
+    agent.measure("/tmp/intruder");
+    let status = verifier.until_state("a", "failed").await;
+    let place = &status["troth"]["findings"][0]["place"]["ima_entry"];
+    assert_eq!(place, &json!({"entry": 3, "path": "/tmp/intruder"}));
+    verifier.stop().await;
+}
+
+#[tokio::test]
+async fn policy_is_stored_once_and_shared_by_name() {
+    let root = tempfile::tempdir().unwrap();
+    let (verifier, agent, listening) = stage(root.path()).await;
+    agent.measure("/usr/bin/a");
+    let mut named = ima_enrolment(&agent, &listening);
+    named["runtime_policy_name"] = json!("fleet");
+    assert_eq!(verifier.enrol("a", named.clone()).await.0, 200);
+    assert_eq!(
+        verifier.enrol("b", named.clone()).await.0,
+        409,
+        "a name is not overwritten"
+    );
+    named["runtime_policy"] = json!("");
+    assert_eq!(verifier.enrol("b", named.clone()).await.0, 200);
+    verifier.until_state("b", "trusted").await;
+    // The policy outlives the node that brought it.
+    assert_eq!(
+        verifier
+            .call(Method::DELETE, "/v2.6/agents/a", None)
+            .await
+            .0,
+        200
+    );
+    assert_eq!(verifier.enrol("c", named).await.0, 200);
+    verifier.until_state("c", "trusted").await;
+    // Without PCR 10 in the mask the policy would never be looked at.
+    let mut blind = ima_enrolment(&agent, &listening);
+    blind["tpm_policy"] = json!("{\"mask\": \"0x0\"}");
+    let (code, answer) = verifier.enrol("d", blind).await;
+    assert!(
+        code == 400
+            && answer["status"]
+                .as_str()
+                .unwrap()
+                .contains("runtime_policy needs")
+    );
     verifier.stop().await;
 }
 

@@ -4,7 +4,10 @@ use std::{path::PathBuf, process::ExitCode};
 
 use clap::Parser;
 use troth_daemon::{config, logging, shutdown::Shutdown};
-use troth_verifier::{config::RegistrarConfig, server::RegistrarServer};
+use troth_verifier::{
+    config::RegistrarConfig,
+    server::{RegistrarServer, StartError},
+};
 
 /// sysexits(3): the configuration cannot be used.
 const EX_CONFIG: u8 = 78;
@@ -32,7 +35,10 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error:#}");
-            ExitCode::FAILURE
+            match error.downcast_ref::<StartError>() {
+                Some(error) if error.is_configuration() => ExitCode::from(EX_CONFIG),
+                _ => ExitCode::FAILURE,
+            }
         }
     }
 }

@@ -332,6 +332,25 @@ impl Fleet {
         nodes.keys().cloned().collect()
     }
 
+    /// How many nodes are in which state, for people.
+    pub fn summary(&self) -> String {
+        let nodes = self.nodes.read().unwrap_or_else(PoisonError::into_inner);
+        let now = now();
+        let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+        for entry in nodes.values() {
+            let state = entry.node.record().shown_state(now, &self.shared.timing);
+            *counts.entry(state).or_default() += 1;
+        }
+        if counts.is_empty() {
+            return String::from("No nodes enrolled");
+        }
+        let counts: Vec<_> = counts
+            .iter()
+            .map(|(state, n)| format!("{n} {state}"))
+            .collect();
+        format!("Nodes: {}", counts.join(", "))
+    }
+
     /// The status of a node, as of now.
     pub fn status(&self, id: &str) -> Option<NodeStatus> {
         self.node(id).map(|node| self.status_of(&node))

@@ -31,6 +31,8 @@ const NOT_REACHABLE: &str = "internal.verifier.not_reachable";
 const MAX_FINDINGS: usize = 100;
 /// A verdict older than this many intervals says nothing about now.
 const STALE_INTERVALS: u32 = 5;
+/// What a verdict becomes with time.
+const STALE: &str = "stale";
 /// Reboots in a row after which a node has to wait for its next turn.
 const MAX_REBOOTS: u32 = 3;
 
@@ -378,28 +380,39 @@ impl NodeRecord {
         }
     }
 
+    /// The state's name at `now` (since the Unix epoch); an old `trusted` is `stale`.
+    pub(crate) fn shown_state(&self, now: Duration, timing: &Timing) -> &'static str {
+        match self.state {
+            State::Pending => "pending",
+            State::Trusted if self.age(now) > timing.stale_after() => STALE,
+            State::Trusted => "trusted",
+            State::Failed => "failed",
+            State::Unreachable => "unreachable",
+            State::Stopped => "stopped",
+        }
+    }
+
+    /// Time since the last verdict.
+    fn age(&self, now: Duration) -> Duration {
+        now.saturating_sub(Duration::from_millis(self.judged_at_ms))
+    }
+
     /// The status for operators at `now` (since the Unix epoch).
     pub(crate) fn status(&self, now: Duration, timing: &Timing) -> TrothStatus {
-        let age = now.saturating_sub(Duration::from_millis(self.judged_at_ms));
+        let age = self.age(now);
         let attested = if self.judged_at_ms == 0 {
             String::from("never attested")
         } else {
             format!("attested {} s ago", age.as_secs())
         };
         let every = format!("due every {} s", timing.interval.as_secs_f64());
-        let (state, reason) = match self.state {
-            State::Pending => ("pending", format!("{}; {attested}, {every}", self.reason)),
-            State::Trusted if age > timing.stale_after() => (
-                "stale",
-                format!("no verdict since the last one; {attested}, {every}"),
-            ),
-            State::Trusted => ("trusted", format!("{}; {attested}, {every}", self.reason)),
-            State::Failed => ("failed", self.reason.clone()),
-            State::Unreachable => (
-                "unreachable",
-                format!("{}; {attested}, {every}", self.reason),
-            ),
-            State::Stopped => ("stopped", self.reason.clone()),
+        let state = self.shown_state(now, timing);
+        let reason = match self.state {
+            State::Failed | State::Stopped => self.reason.clone(),
+            _ if state == STALE => {
+                format!("no verdict since the last one; {attested}, {every}")
+            }
+            _ => format!("{}; {attested}, {every}", self.reason),
         };
         TrothStatus {
             state: state.to_owned(),

@@ -123,14 +123,14 @@ impl SoftTpm {
         activation_tag(&self.activate_credential(blob), &AgentId::new(id).unwrap())
     }
 
-    /// TPM2_Quote by the AK, as a quote string.
-    pub(crate) fn quote(&self, nonce: &str, clock: u64, pcrs: &PcrValues) -> String {
+    /// TPM2_Quote by the AK, as a quote string; `clock` has the time and the resets.
+    pub(crate) fn quote(&self, nonce: &str, clock: (u64, u32), pcrs: &PcrValues) -> String {
         let digest = pcrs.digest();
         let mut attest = hex::decode("ff54434780180000").unwrap();
         attest.extend(u16::try_from(nonce.len()).unwrap().to_be_bytes());
         attest.extend(nonce.as_bytes());
-        attest.extend(clock.to_be_bytes());
-        attest.extend(1_u32.to_be_bytes());
+        attest.extend(clock.0.to_be_bytes());
+        attest.extend(clock.1.to_be_bytes());
         attest.extend(0_u32.to_be_bytes());
         attest.push(1);
         attest.extend([0; 8]);
