@@ -234,10 +234,8 @@ fn client_auth(config: &Config) -> Result<Option<ClientAuth>, InvalidConfig> {
     }
     let mut authorities = Vec::new();
     for file in config.client_ca_files() {
-        let found = tls::load_certificates(&config.file(Some(&file), "")).map_err(|error| {
-            InvalidConfig::ClientCa {
-                reason: error.to_string(),
-            }
+        let found = tls::load_certificates(&file).map_err(|error| InvalidConfig::ClientCa {
+            reason: error.to_string(),
         })?;
         authorities.extend(found);
     }
@@ -289,6 +287,7 @@ async fn provision(
         // The outer result is the TPM thread's, the inner one the key's.
         let result = tpm
             .call("EK and AK", PROVISION_DEADLINE, move |tpm| {
+                tracing::info!("TPM: {}", tpm.describe()?);
                 match ak::load_or_create(tpm, &template, &path) {
                     // The EK stays loaded for the activation that follows.
                     Ok(keys) => Ok((Ok(keys), ek_certificates(tpm, template.kind)?)),

@@ -258,28 +258,26 @@ impl Config {
 
     /// The files with the CA certificates of clients.
     pub fn client_ca_files(&self) -> Vec<PathBuf> {
-        self.trusted_client_ca
-            .clone()
-            .unwrap_or_else(|| vec![self.default_ca()])
+        match &self.trusted_client_ca {
+            Some(files) => files.iter().map(|file| self.state_dir.join(file)).collect(),
+            None => vec![self.state_dir.join(CA_FILE)],
+        }
     }
 
     /// The file with the registrar's CA certificates.
     pub fn registrar_ca_file(&self) -> PathBuf {
-        self.registrar_tls_ca
-            .clone()
-            .unwrap_or_else(|| self.default_ca())
+        self.file(self.registrar_tls_ca.as_deref(), CA_FILE)
     }
 
-    /// `configured`, or `name` in the state directory.
+    /// `configured`, or `name`; relative paths are in the state directory.
     pub fn file(&self, configured: Option<&Path>, name: &str) -> PathBuf {
         self.state_dir
             .join(configured.unwrap_or_else(|| Path::new(name)))
     }
-
-    fn default_ca(&self) -> PathBuf {
-        self.state_dir.join("cv_ca").join("cacert.crt")
-    }
 }
+
+/// Where the CA certificate of verifier and registrar is expected, in the state directory.
+const CA_FILE: &str = "cv_ca/cacert.crt";
 
 /// The address this host would use towards `host`. Nothing is sent.
 fn address_towards(host: &str, port: u16) -> std::io::Result<IpAddr> {

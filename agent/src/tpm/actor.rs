@@ -1,6 +1,10 @@
 use std::{
-    sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel},
-    thread::JoinHandle,
+    convert::Infallible,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel},
+    },
     time::{Duration, Instant},
 };
 
@@ -30,11 +34,17 @@ enum Job {
     Stop,
 }
 
+/// How long a stop waits for the command under way. A TPM that hangs for longer keeps what was
+/// loaded; the service manager should not have to wait for it.
+const STOP_DEADLINE: Duration = Duration::from_secs(15);
+
 /// The thread that owns the TPM. It flushes what it loaded when it ends.
 #[derive(Debug)]
 pub struct Actor {
     handle: TpmHandle,
-    thread: JoinHandle<()>,
+    stop: Arc<AtomicBool>,
+    /// Disconnected when the thread has closed the TPM.
+    closed: Receiver<Infallible>,
 }
 
 /// Sends requests to the TPM thread. Requests are served one after the other.
@@ -60,20 +70,26 @@ impl Actor {
     /// Starts the thread. The TPM is opened by the first request.
     pub fn start(open: Opener) -> std::io::Result<Self> {
         let (jobs, queue) = sync_channel(QUEUE);
-        let thread = std::thread::Builder::new()
+        let (open_until_closed, closed) = sync_channel(1);
+        let stop = Arc::new(AtomicBool::new(false));
+        let asked = Arc::clone(&stop);
+        std::thread::Builder::new()
             .name("tpm".into())
             .stack_size(STACK)
             .spawn(move || {
-                Owner {
+                let owner = Owner {
                     open,
                     tpm: None,
                     keys: None,
-                }
-                .run(&queue)
+                };
+                owner.run(&queue, &asked);
+                drop(open_until_closed);
             })?;
+        let handle = TpmHandle { jobs };
         Ok(Self {
-            handle: TpmHandle { jobs },
-            thread,
+            handle,
+            stop,
+            closed,
         })
     }
 
@@ -83,14 +99,13 @@ impl Actor {
     }
 
     /// Waits for the request under way, flushes every handle and session, closes the TPM.
-    /// Requests sent later get [`TpmError::Stopped`].
+    /// Requests that wait or come later get [`TpmError::Stopped`].
     pub fn stop(self) {
-        let Self { handle, thread } = self;
-        // Handles may still be alive in tasks that are being dropped: the thread ends by request.
-        let sent = handle.jobs.send(Job::Stop);
-        drop(handle);
-        if sent.is_ok() && thread.join().is_err() {
-            tracing::error!("the TPM thread panicked; TPM handles may have been left behind");
+        self.stop.store(true, Ordering::SeqCst);
+        // Wakes an idle thread; with a full queue it is not idle.
+        let _ = self.handle.jobs.try_send(Job::Stop);
+        if self.closed.recv_timeout(STOP_DEADLINE) == Err(RecvTimeoutError::Timeout) {
+            tracing::error!("the TPM does not answer; keys stay loaded in it until it is reset");
         }
     }
 }
@@ -185,8 +200,12 @@ impl Keys {
 }
 
 impl Owner {
-    fn run(mut self, queue: &Receiver<Job>) {
+    /// Serves until a stop is asked for. Dropping `self` closes the TPM.
+    fn run(mut self, queue: &Receiver<Job>, stop: &AtomicBool) {
         while let Ok(Job::Run(job)) = queue.recv() {
+            if stop.load(Ordering::SeqCst) {
+                break;
+            }
             job(&mut self);
         }
     }
@@ -315,11 +334,11 @@ mod tests {
             }
         });
         wait_for_start.await.unwrap();
-        let begun = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let begun = Arc::new(AtomicBool::new(false));
         let flag = begun.clone();
         let late = tpm
             .call("late", Duration::from_millis(5), move |_| {
-                flag.store(true, std::sync::atomic::Ordering::SeqCst);
+                flag.store(true, Ordering::SeqCst);
                 Ok(())
             })
             .await;
@@ -327,7 +346,7 @@ mod tests {
         release.send(()).unwrap();
         busy.await.unwrap().unwrap();
         tpm.ping().await.unwrap();
-        assert!(!begun.load(std::sync::atomic::Ordering::SeqCst));
+        assert!(!begun.load(Ordering::SeqCst));
         actor.stop();
     }
 

@@ -1,0 +1,443 @@
+//! The agent's life from start to stop, on a simulated TPM and with a registrar that can be told
+//! what to answer.
+#![allow(clippy::unwrap_used, reason = "helpers of tests may end them")]
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use hyper::{Request, Response, StatusCode, body::Incoming};
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::{net::TcpListener, task::JoinHandle, time::timeout};
+use troth_agent::{
+    agent::{self, AgentError},
+    config::{Config, InvalidConfig},
+    registration::RegistrationError,
+    tpm::sim::{Chip, Faults},
+};
+use troth_core::{
+    identity::{AgentId, activation_tag, check_ak},
+    tpm::{Public, make_credential},
+};
+use troth_daemon::{
+    client::Client,
+    server::{self, Body, Handler, Limits, json},
+    shutdown::{Shutdown, Trigger},
+    tls::{self, ClientAuth, Identity, ServerTrust},
+};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+const CHALLENGE: &[u8] = b"T7qA2mZk9Xw0LrB5cVnE8sYd1HgJ4uPf";
+
+/// A registrar that answers from a script, then properly.
+#[derive(Clone, Default)]
+struct Registrar(Arc<Mutex<Book>>);
+
+#[derive(Default)]
+struct Book {
+    /// Statuses for the next registrations.
+    refusals: Vec<u16>,
+    /// Bodies of registrations and activations, in order of arrival.
+    registrations: Vec<Value>,
+    activated: Vec<String>,
+}
+
+impl Handler for Registrar {
+    async fn handle(&self, request: Request<Incoming>) -> Response<Body> {
+        let (head, body) = request.into_parts();
+        let body = server::read_body(body, 1 << 20).await.unwrap();
+        let body: Value = serde_json::from_slice(&body).unwrap_or_default();
+        let mut book = self.0.lock().unwrap();
+        let id = head
+            .uri
+            .path()
+            .strip_prefix("/v2.6/agents/")
+            .unwrap_or_default();
+        let envelope = |results| json!({ "code": 200, "status": "Success", "results": results });
+        match head.method.as_str() {
+            "GET" => {
+                let versions = json!({ "current_version": "2.6", "supported_versions": ["2.6"] });
+                json(StatusCode::OK, &envelope(versions))
+            }
+            "POST" => {
+                if !book.refusals.is_empty() {
+                    let status = StatusCode::from_u16(book.refusals.remove(0)).unwrap();
+                    let code = status.as_u16();
+                    let text = json!({ "code": code, "status": "told to", "results": {} });
+                    return json(status, &text);
+                }
+                let key = |name: &str| {
+                    let bytes = STANDARD.decode(body[name].as_str().unwrap()).unwrap();
+                    Public::from_tpm2b(&bytes).unwrap()
+                };
+                let (ek, ak) = (key("ek_tpm"), key("aik_tpm"));
+                check_ak(&ak).unwrap();
+                assert_eq!(AgentId::hash_ek(&ek).as_str(), id);
+                let blob = make_credential(&ek, &ak.name(), CHALLENGE).unwrap();
+                book.registrations.push(body);
+                let blob = STANDARD.encode(blob.to_bytes());
+                json(StatusCode::OK, &envelope(json!({ "blob": blob })))
+            }
+            "PUT" => {
+                let expected = activation_tag(CHALLENGE, &AgentId::new(id).unwrap());
+                assert_eq!(body["auth_tag"], expected);
+                book.activated.push(id.to_owned());
+                json(StatusCode::OK, &envelope(json!({})))
+            }
+            other => panic!("{other}"),
+        }
+    }
+}
+
+/// A CA with one certificate of its own making: what `cv_ca` holds.
+struct Authority {
+    certificate: String,
+    leaf: Identity,
+}
+
+fn authority(directory: &Path, name: &str) -> Authority {
+    let key = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::new(Vec::new()).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let certificate = params.self_signed(&key).unwrap().pem();
+    std::fs::write(directory.join(name), &certificate).unwrap();
+    let leaf_key = KeyPair::generate().unwrap();
+    let issuer = Issuer::new(params, key);
+    let leaf = CertificateParams::new(vec!["localhost".into()])
+        .unwrap()
+        .signed_by(&leaf_key, &issuer)
+        .unwrap();
+    let leaf = Identity::from_pem(leaf.pem().as_bytes(), leaf_key.serialize_pem().as_bytes());
+    Authority {
+        certificate,
+        leaf: leaf.unwrap(),
+    }
+}
+
+struct Stage {
+    directory: TempDir,
+    chip: Chip,
+    registrar: Registrar,
+    registrar_port: u16,
+    authority: Authority,
+    _registrar: Trigger,
+}
+
+impl Stage {
+    async fn new() -> Self {
+        Self::with_registrar(None).await
+    }
+
+    /// `tls`: whether the registrar speaks TLS, with a certificate of this authority.
+    async fn with_registrar(tls: Option<&Authority>) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let authority = authority(directory.path(), "clients.crt");
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let registrar_port = listener.local_addr().unwrap().port();
+        let registrar = Registrar::default();
+        let (trigger, shutdown) = Shutdown::new();
+        let tls = tls.map(|ca| tls::server_config(&ca.leaf, ClientAuth::None).unwrap());
+        let handler = registrar.clone();
+        tokio::spawn(server::serve(
+            listener,
+            tls,
+            Limits::default(),
+            handler,
+            shutdown,
+        ));
+        Self {
+            directory,
+            chip: Chip::manufacture().unwrap(),
+            registrar,
+            registrar_port,
+            authority,
+            _registrar: trigger,
+        }
+    }
+
+    fn config(&self) -> Config {
+        Config {
+            state_dir: self.directory.path().join("state"),
+            port: 0,
+            registrar_port: Some(self.registrar_port),
+            trusted_client_ca: Some(vec![self.path("clients.crt")]),
+            tpm_encryption_alg: "ecc256".into(),
+            ima_ml_path: self.path("ima"),
+            measuredboot_ml_path: self.path("boot"),
+            exponential_backoff_initial_delay: 5,
+            exponential_backoff_max_delay: 20,
+            ..Config::default()
+        }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn start(&self, config: Config) -> Running {
+        let (trigger, shutdown) = Shutdown::new();
+        let chip = self.chip.clone();
+        let open = Box::new(move || Ok(Box::new(chip.open()?) as Box<_>));
+        let task = tokio::spawn(agent::run_with(config, open, shutdown));
+        Running { trigger, task }
+    }
+
+    /// Runs to the end, without a stop.
+    async fn run(&self, config: Config) -> AgentError {
+        let running = self.start(config);
+        timeout(PATIENCE, running.task)
+            .await
+            .unwrap()
+            .unwrap()
+            .unwrap_err()
+    }
+
+    async fn activated(&self, times: usize) -> Value {
+        timeout(PATIENCE, async {
+            loop {
+                let book = self.registrar.0.lock().unwrap();
+                if book.activated.len() == times {
+                    return book.registrations.last().unwrap().clone();
+                }
+                drop(book);
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await
+        .unwrap()
+    }
+
+    fn client(&self, registration: &Value, identity: Option<&Identity>) -> Client {
+        let pem = registration["mtls_cert"].as_str().unwrap();
+        let pinned = tls::certificates_from_pem(pem.as_bytes())
+            .unwrap()
+            .remove(0);
+        let tls = tls::client_config(ServerTrust::Pinned(pinned), identity).unwrap();
+        let port = u16::try_from(registration["port"].as_u64().unwrap()).unwrap();
+        Client::new(
+            registration["ip"].as_str().unwrap(),
+            port,
+            Some(tls),
+            PATIENCE,
+        )
+    }
+}
+
+struct Running {
+    trigger: Trigger,
+    task: JoinHandle<Result<(), AgentError>>,
+}
+
+impl Running {
+    async fn stop(self) {
+        self.trigger.fire();
+        timeout(PATIENCE, self.task)
+            .await
+            .unwrap()
+            .unwrap()
+            .unwrap();
+    }
+}
+
+#[tokio::test]
+async fn register_serve_stop_and_again() {
+    let stage = Stage::new().await;
+    let mut first: Option<Value> = None;
+    for start in 1..=3 {
+        let running = stage.start(stage.config());
+        let registration = stage.activated(start).await;
+        assert_eq!(stage.chip.loaded(), 1, "the AK; the EK was flushed");
+        let client = stage.client(&registration, Some(&stage.authority.leaf));
+        let answer = client.get("/v2.6/quotes/identity?nonce=abc").await.unwrap();
+        assert_eq!(answer.status, 200);
+        running.stop().await;
+        assert_eq!(stage.chip.loaded(), 0, "nothing is left in the TPM");
+        let first = first.get_or_insert_with(|| registration.clone());
+        for kept in ["ek_tpm", "aik_tpm", "ekcert", "mtls_cert"] {
+            assert_eq!(registration[kept], first[kept], "{kept}");
+        }
+    }
+    assert_eq!(stage.chip.eks_made(), 3, "once per start");
+}
+
+#[tokio::test]
+async fn nobody_gets_in_without_a_certificate_of_the_client_ca() {
+    let stage = Stage::new().await;
+    let running = stage.start(stage.config());
+    let registration = stage.activated(1).await;
+    let stranger = authority(stage.directory.path(), "stranger.crt");
+    for identity in [None, Some(&stranger.leaf)] {
+        let client = stage.client(&registration, identity);
+        assert!(client.get("/version").await.is_err());
+    }
+    let client = stage.client(&registration, Some(&stage.authority.leaf));
+    assert_eq!(client.get("/version").await.unwrap().status, 200);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn without_mtls_the_registrar_is_told_so() {
+    let stage = Stage::new().await;
+    let config = Config {
+        enable_agent_mtls: false,
+        trusted_client_ca: None,
+        contact_ip: Some("localhost".into()),
+        contact_port: Some(7),
+        ..stage.config()
+    };
+    let running = stage.start(config);
+    let registration = stage.activated(1).await;
+    assert_eq!(registration["mtls_cert"], "disabled");
+    assert_eq!(registration["ip"], "localhost");
+    assert_eq!(registration["port"], 7);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_registrar_in_trouble_is_asked_again() {
+    let stage = Stage::new().await;
+    stage.registrar.0.lock().unwrap().refusals = vec![500, 429, 400, 503];
+    stage.chip.set_faults(Faults {
+        open: 2,
+        load: 1,
+        ..Faults::default()
+    });
+    let running = stage.start(stage.config());
+    stage.activated(1).await;
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_refused_identity_is_final() {
+    let stage = Stage::new().await;
+    stage.registrar.0.lock().unwrap().refusals = vec![403];
+    let error = stage.run(stage.config()).await;
+    let forbidden = RegistrationError::Forbidden {
+        reason: "told to".into(),
+    };
+    assert_eq!(error.to_string(), forbidden.to_string());
+    assert_eq!(error.exit_status(), agent::EX_NOPERM);
+    assert_eq!(stage.chip.loaded(), 0);
+}
+
+#[tokio::test]
+async fn retries_end_when_the_administrator_says_so() {
+    let stage = Stage::new().await;
+    let config = Config {
+        // Nobody listens on port 1.
+        registrar_port: Some(1),
+        exponential_backoff_max_retries: Some(2),
+        ..stage.config()
+    };
+    let error = stage.run(config).await;
+    assert!(
+        matches!(
+            error,
+            AgentError::Registration(RegistrationError::Client(_))
+        ),
+        "{error}"
+    );
+    assert_eq!(error.exit_status(), 1);
+    assert_eq!(stage.chip.loaded(), 0);
+}
+
+#[tokio::test]
+async fn a_stop_while_the_registrar_is_away_is_clean() {
+    let stage = Stage::new().await;
+    let config = Config {
+        registrar_port: Some(1),
+        exponential_backoff_initial_delay: 60_000,
+        exponential_backoff_max_delay: 60_000,
+        ..stage.config()
+    };
+    let running = stage.start(config);
+    timeout(PATIENCE, async {
+        while !stage.path("state/server-cert.crt").exists() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await
+    .unwrap();
+    running.stop().await;
+    assert_eq!(stage.chip.loaded(), 0);
+}
+
+#[tokio::test]
+async fn registration_over_tls_checks_the_registrar_and_never_falls_back() {
+    let directory = tempfile::tempdir().unwrap();
+    let ca = authority(directory.path(), "ca.crt");
+    let stage = Stage::with_registrar(Some(&ca)).await;
+    std::fs::write(stage.path("registrar.crt"), &ca.certificate).unwrap();
+    let config = Config {
+        registrar_tls: true,
+        registrar_tls_ca: Some(stage.path("registrar.crt")),
+        ..stage.config()
+    };
+    let running = stage.start(config.clone());
+    stage.activated(1).await;
+    running.stop().await;
+
+    // Another CA: no registration, however often.
+    let distrustful = Config {
+        registrar_tls_ca: Some(stage.path("clients.crt")),
+        exponential_backoff_max_retries: Some(3),
+        ..config.clone()
+    };
+    let error = stage.run(distrustful).await;
+    assert!(error.to_string().contains("TLS"), "{error}");
+
+    // A plain registrar behind a TLS configuration stays unheard, although it would say yes.
+    let plain = Stage::new().await;
+    let betrayed = Config {
+        registrar_port: Some(plain.registrar_port),
+        exponential_backoff_max_retries: Some(3),
+        ..config
+    };
+    let error = stage.run(betrayed).await;
+    assert!(error.to_string().contains("TLS"), "{error}");
+    assert!(plain.registrar.0.lock().unwrap().registrations.is_empty());
+}
+
+#[tokio::test]
+async fn a_missing_ca_file_is_a_configuration_error_that_names_it() {
+    let stage = Stage::new().await;
+    let config = Config {
+        trusted_client_ca: Some(vec![stage.path("clients.crt"), stage.path("absent.crt")]),
+        ..stage.config()
+    };
+    let error = stage.run(config).await;
+    assert!(
+        matches!(error, AgentError::Config(InvalidConfig::ClientCa { .. })),
+        "{error}"
+    );
+    assert!(error.to_string().contains("absent.crt"), "{error}");
+    assert_eq!(error.exit_status(), agent::EX_CONFIG);
+    assert_eq!(stage.chip.eks_made(), 0, "told before the TPM was touched");
+
+    let config = Config {
+        registrar_tls: true,
+        registrar_tls_ca: Some(stage.path("absent.crt")),
+        ..stage.config()
+    };
+    let error = stage.run(config).await;
+    assert!(error.to_string().contains("absent.crt"), "{error}");
+    assert_eq!(error.exit_status(), agent::EX_CONFIG);
+}
+
+#[tokio::test]
+async fn an_ak_of_another_tpm_ends_the_agent_with_advice() {
+    let mut stage = Stage::new().await;
+    let running = stage.start(stage.config());
+    stage.activated(1).await;
+    running.stop().await;
+    stage.chip = Chip::manufacture().unwrap();
+    let error = stage.run(stage.config()).await;
+    assert_eq!(error.exit_status(), agent::EX_CONFIG);
+    assert!(error.to_string().contains("ak.json"), "{error}");
+    assert_eq!(stage.registrar.0.lock().unwrap().registrations.len(), 1);
+}
