@@ -150,7 +150,15 @@ fn database_url(configured: Option<&str>, state_dir: &Path, file: &str) -> Strin
     match configured {
         // "sqlite" alone is what Keylime's files say for the default.
         Some(url) if url != "sqlite" => url.to_owned(),
-        _ => format!("sqlite://{}", state_dir.join(file).display()),
+        _ => {
+            // What would end the path of a URL, or begin an escape in it.
+            let path = state_dir.join(file).display().to_string();
+            let path = path
+                .replace('%', "%25")
+                .replace('?', "%3F")
+                .replace('#', "%23");
+            format!("sqlite://{path}")
+        }
     }
 }
 

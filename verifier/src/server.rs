@@ -40,12 +40,13 @@ pub struct RegistrarServer {
 impl RegistrarServer {
     /// Makes or opens CA and database, and binds both ports.
     pub async fn start(config: &RegistrarConfig) -> Result<Self, StartError> {
+        let ip = listen_address(&config.ip)?;
         let ca = open_ca(config.ca_dir(), config.ip.clone()).await?;
         let tls = server_tls(&ca)?;
         let store = Store::open(&config.database_url(), Schema::Registrar).await?;
         let registrar = Registrar::new(store.clone(), config);
-        let plain = bind(&config.ip, config.port).await?;
-        let secure = bind(&config.ip, config.tls_port).await?;
+        let plain = bind(ip, config.port).await?;
+        let secure = bind(ip, config.tls_port).await?;
         Ok(Self {
             plain,
             secure,
@@ -96,64 +97,6 @@ impl RegistrarServer {
     }
 }
 
-/// One line for `systemctl status`, kept up to date.
-async fn tell_status(fleet: Arc<Fleet>) {
-    let mut ticks = tokio::time::interval(STATUS_INTERVAL);
-    loop {
-        ticks.tick().await;
-        notify::status(&fleet.summary());
-    }
-}
-
-/// Tells the service manager that the server is alive for as long as its database answers.
-pub(crate) async fn watchdog(store: Store) {
-    let Some(interval) = notify::watchdog_interval() else {
-        return;
-    };
-    let mut ticks = tokio::time::interval(interval);
-    loop {
-        ticks.tick().await;
-        match tokio::time::timeout(interval, store.ping()).await {
-            Ok(Ok(())) => notify::watchdog(),
-            Ok(Err(error)) => tracing::error!(%error, "the database does not answer"),
-            Err(_) => tracing::error!("the database does not answer in time"),
-        }
-    }
-}
-
-pub(crate) async fn open_ca(
-    path: std::path::PathBuf,
-    ip: String,
-) -> Result<CaDirectory, StartError> {
-    // Waits for a lock, and makes keys: not on an I/O task.
-    let made = tokio::task::spawn_blocking(move || CaDirectory::ensure(&path, &[ip])).await;
-    Ok(made.map_err(|error| StartError::Task(error.to_string()))??)
-}
-
-/// Clients may present a certificate of our CA; routes decide who must.
-pub(crate) fn server_tls(ca: &CaDirectory) -> Result<Arc<rustls::ServerConfig>, StartError> {
-    let (certificate, key) = ca.server();
-    let identity = Identity::load(&certificate, &key)?;
-    let path = ca.ca_certificate();
-    let pem = std::fs::read(&path).map_err(|source| CaError::Io { path, source })?;
-    let roots = certificates_from_pem(&pem)?;
-    Ok(server_config(&identity, ClientAuth::Optional(roots))?)
-}
-
-pub(crate) async fn bind(ip: &str, port: u16) -> Result<TcpListener, StartError> {
-    let bare = ip
-        .strip_prefix('[')
-        .and_then(|ip| ip.strip_suffix(']'))
-        .unwrap_or(ip);
-    let address: IpAddr = bare
-        .parse()
-        .map_err(|_| StartError::Address(ip.to_owned()))?;
-    let address = SocketAddr::new(address, port);
-    TcpListener::bind(address)
-        .await
-        .map_err(|source| StartError::Bind { address, source })
-}
-
 /// A verifier that asks its nodes already, but serves no operator yet.
 #[derive(Debug)]
 pub struct VerifierServer {
@@ -167,12 +110,13 @@ pub struct VerifierServer {
 impl VerifierServer {
     /// Makes or opens CA and database, binds the port, and resumes all enrolled nodes.
     pub async fn start(config: &VerifierConfig) -> Result<Self, StartError> {
+        let ip = listen_address(&config.ip)?;
         let ca = open_ca(config.ca_dir(), config.ip.clone()).await?;
         let tls = server_tls(&ca)?;
         let (certificate, key) = ca.client();
         let identity = Identity::load(&certificate, &key)?;
         let store = Store::open(&config.database_url(), Schema::Verifier).await?;
-        let listener = bind(&config.ip, config.port).await?;
+        let listener = bind(ip, config.port).await?;
         let address = listener.local_addr().map_err(StartError::Socket)?;
         let fleet = Arc::new(Fleet::start(store.clone(), config, identity).await?);
         let api = VerifierApi::new(
@@ -217,6 +161,62 @@ impl VerifierServer {
         self.fleet.close().await;
         self.store.close().await;
     }
+}
+
+/// One line for `systemctl status`, kept up to date.
+async fn tell_status(fleet: Arc<Fleet>) {
+    let mut ticks = tokio::time::interval(STATUS_INTERVAL);
+    loop {
+        ticks.tick().await;
+        notify::status(&fleet.summary());
+    }
+}
+
+/// Tells the service manager that the server is alive for as long as its database answers.
+async fn watchdog(store: Store) {
+    let Some(interval) = notify::watchdog_interval() else {
+        return;
+    };
+    let mut ticks = tokio::time::interval(interval);
+    loop {
+        ticks.tick().await;
+        match tokio::time::timeout(interval, store.ping()).await {
+            Ok(Ok(())) => notify::watchdog(),
+            Ok(Err(error)) => tracing::error!(%error, "the database does not answer"),
+            Err(_) => tracing::error!("the database does not answer in time"),
+        }
+    }
+}
+
+async fn open_ca(path: std::path::PathBuf, ip: String) -> Result<CaDirectory, StartError> {
+    // Waits for a lock, and makes keys: not on an I/O task.
+    let made = tokio::task::spawn_blocking(move || CaDirectory::ensure(&path, &[ip])).await;
+    Ok(made.map_err(|error| StartError::Task(error.to_string()))??)
+}
+
+/// Clients may present a certificate of our CA; routes decide who must.
+fn server_tls(ca: &CaDirectory) -> Result<Arc<rustls::ServerConfig>, StartError> {
+    let (certificate, key) = ca.server();
+    let identity = Identity::load(&certificate, &key)?;
+    let path = ca.ca_certificate();
+    let pem = std::fs::read(&path).map_err(|source| CaError::Io { path, source })?;
+    let roots = certificates_from_pem(&pem)?;
+    Ok(server_config(&identity, ClientAuth::Optional(roots))?)
+}
+
+fn listen_address(ip: &str) -> Result<IpAddr, StartError> {
+    let bare = ip
+        .strip_prefix('[')
+        .and_then(|ip| ip.strip_suffix(']'))
+        .unwrap_or(ip);
+    bare.parse().map_err(|_| StartError::Address(ip.to_owned()))
+}
+
+async fn bind(ip: IpAddr, port: u16) -> Result<TcpListener, StartError> {
+    let address = SocketAddr::new(ip, port);
+    TcpListener::bind(address)
+        .await
+        .map_err(|source| StartError::Bind { address, source })
 }
 
 impl StartError {

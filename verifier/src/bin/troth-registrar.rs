@@ -34,7 +34,7 @@ fn main() -> ExitCode {
     match run(&config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tracing::error!("{error:#}");
+            tracing::error!("{error}");
             match error.downcast_ref::<StartError>() {
                 Some(error) if error.is_configuration() => ExitCode::from(EX_CONFIG),
                 _ => ExitCode::FAILURE,

@@ -11,8 +11,9 @@ mod verifier;
 
 use std::{
     borrow::Cow,
+    ffi::OsString,
     fs::OpenOptions,
-    os::unix::fs::OpenOptionsExt,
+    os::unix::{ffi::OsStringExt, fs::OpenOptionsExt},
     path::{Path, PathBuf},
     sync::Once,
     time::Duration,
@@ -81,7 +82,7 @@ impl Store {
         DRIVERS.call_once(sqlx::any::install_default_drivers);
         let sqlite = match sqlite_path(url) {
             Some(path) => {
-                make_private(Path::new(path))?;
+                make_private(&path)?;
                 true
             }
             None if url.starts_with("sqlite:") => true,
@@ -137,11 +138,33 @@ impl Store {
 }
 
 /// The file of an SQLite URL.
-fn sqlite_path(url: &str) -> Option<&str> {
+fn sqlite_path(url: &str) -> Option<PathBuf> {
     let rest = url.strip_prefix("sqlite:")?;
     let path = rest.strip_prefix("//").unwrap_or(rest);
     let path = path.split('?').next().unwrap_or(path);
-    (!path.is_empty() && path != ":memory:").then_some(path)
+    let in_file = !path.is_empty() && path != ":memory:";
+    in_file.then(|| PathBuf::from(OsString::from_vec(percent_decoded(path))))
+}
+
+/// The bytes that a URL's path stands for.
+fn percent_decoded(text: &str) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((byte, after)) = rest.split_first() {
+        let escaped = (*byte == b'%').then(|| after.split_at_checked(2)).flatten();
+        let mut decoded = [0];
+        match escaped {
+            Some((digits, after)) if hex::decode_to_slice(digits, &mut decoded).is_ok() => {
+                bytes.push(decoded[0]);
+                rest = after;
+            }
+            _ => {
+                bytes.push(*byte);
+                rest = after;
+            }
+        }
+    }
+    bytes
 }
 
 /// Makes the file before SQLite does, so that nobody else can read it; SQLite gives its WAL and
@@ -245,11 +268,17 @@ mod tests {
     #[tokio::test]
     async fn files_are_private_and_a_second_open_keeps_the_schema() {
         let root = tempfile::tempdir().unwrap();
-        let path = root.path().join("deep/data.sqlite");
-        let url = format!("sqlite://{}", path.display());
+        let state_dir = root.path().join("deep/a b#c%41?d");
+        let path = state_dir.join("reg_data.sqlite");
+        let config = crate::config::RegistrarConfig {
+            state_dir,
+            ..crate::config::RegistrarConfig::default()
+        };
+        let url = config.database_url();
         for _ in 0..2 {
             let store = Store::open(&url, Schema::Registrar).await.unwrap();
             store.ping().await.unwrap();
+            assert!(path.is_file());
             for entry in std::fs::read_dir(path.parent().unwrap()).unwrap() {
                 let entry = entry.unwrap();
                 let mode = entry.metadata().unwrap().permissions().mode();
