@@ -277,7 +277,7 @@ impl Output {
             fields.push(("Found", clean(got)));
         }
         if finding.expected.is_empty() {
-            if finding.got.is_some() {
+            if matches!(finding.place, Place::ImaEntry { .. }) && finding.got.is_some() {
                 fields.push(("Policy has", "nothing for it".to_owned()));
             }
         } else {
