@@ -4,13 +4,18 @@ use crate::tpm::{Digest, HashAlgorithm, PcrMask, PcrValues, VerifiedQuote};
 /// PCRs that a boot log can speak of. 10 belongs to IMA, 16 and 23 to applications, 17 to 22 to
 /// dynamic launch.
 const LOG_PCRS: [u8; 15] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 14, 15];
+/// What systemd extends some PCRs with, once, when the operating system takes over
+/// (systemd-pcrosseparator.service); the firmware's log does not tell of it.
+const OS_SEPARATOR: &[u8] = b"os-separator";
+/// The PCRs that it extends so: 0 to 7, 9, 12 to 14.
+const OS_SEPARATED: u32 = 0x72ff;
 /// Number of PCRs that start at zero and are never reset (PC Client profile).
 const STATIC_PCRS: u8 = 16;
 
 /// A log compared with a verified quote. Made by [`EventLog::verify`] alone.
 #[derive(Debug)]
 pub struct ReplayedLog<'q> {
-    /// Quoted PCRs whose replayed value is the quoted one.
+    /// Quoted PCRs whose replayed value is the quoted one, or becomes it by systemd's separator.
     pub explained: PcrMask,
     log: &'q EventLog<'q>,
     mismatches: Vec<PcrMismatch>,
@@ -73,18 +78,26 @@ impl<'l> EventLog<'l> {
     }
 
     /// Compares the log with the quoted PCRs 0 to 9 and 11 to 15, in the quote's bank.
+    ///
+    /// On hosts booted through systemd-stub, recent systemd extends most of these PCRs once more,
+    /// with a constant that seals what was measured before the operating system. A PCR whose
+    /// quoted value differs by exactly this is explained too: the events before it are as logged.
     pub fn verify<'q>(&'q self, quote: &'q VerifiedQuote) -> ReplayedLog<'q>
     where
         'l: 'q,
     {
-        let replayed = self.replay(quote.pcrs().bank());
+        let bank = quote.pcrs().bank();
+        let replayed = self.replay(bank);
+        let separator = bank.digest(&[OS_SEPARATOR]);
         let mut explained = PcrMask::default();
         let mut mismatches = Vec::new();
         for pcr in LOG_PCRS {
             let (Some(quoted), Some(replayed)) = (quote.pcrs().get(pcr), replayed.get(pcr)) else {
                 continue;
             };
-            if quoted == replayed {
+            let separated = OS_SEPARATED >> pcr & 1 == 1
+                && *quoted == replayed.extend(bank, separator.as_bytes());
+            if quoted == replayed || separated {
                 explained = explained.with(pcr);
             } else {
                 mismatches.push(PcrMismatch {

@@ -291,6 +291,41 @@ fn a_changed_digest_shows_in_its_pcr_alone() {
 }
 
 #[test]
+fn systemds_separator_explains_the_pcrs_that_it_extends_once() {
+    let bytes = boot_log("grub");
+    let log = EventLog::parse(&bytes).unwrap();
+    let mut tpm = Tpm::new(HashAlgorithm::Sha256);
+    let read = pcrread("grub", HashAlgorithm::Sha256);
+    read.iter()
+        .for_each(|(pcr, value)| tpm.pcrs.set(pcr, *value));
+    let separator = HashAlgorithm::Sha256.digest(&[b"os-separator"]);
+    let separated = [0, 1, 2, 3, 4, 5, 6, 7, 9, 12, 13, 14];
+    separated
+        .iter()
+        .for_each(|pcr| tpm.extend(*pcr, separator.as_bytes()));
+    let quote = tpm.verified(mask(0..16));
+    let verified = log.verify(&quote);
+    assert!(verified.mismatches().is_empty());
+    assert!(
+        verified.boot_aggregates().len() > 2,
+        "the kernel's was taken before the separator"
+    );
+    // Not in PCR 8, and not twice.
+    tpm.extend(8, separator.as_bytes());
+    tpm.extend(7, separator.as_bytes());
+    let quote = tpm.verified(mask(0..16));
+    let verified = log.verify(&quote);
+    assert_eq!(
+        verified
+            .mismatches()
+            .iter()
+            .map(|m| m.pcr)
+            .collect::<Vec<_>>(),
+        [7, 8]
+    );
+}
+
+#[test]
 fn only_quoted_pcrs_are_compared() {
     let bytes = boot_log("grub");
     let log = EventLog::parse(&bytes).unwrap();
