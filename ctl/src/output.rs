@@ -336,6 +336,8 @@ pub(crate) fn place(place: &Place) -> String {
             format!("{} (IMA list entry {entry})", clean(path))
         }
         Place::ImaEntry { entry, path: None } => format!("IMA list entry {entry}"),
+        Place::ImaList => "the IMA list".to_owned(),
+        Place::BootLog => "the boot log".to_owned(),
         Place::BootEvent { event, pcr } => format!("boot log event {event}, PCR {pcr}"),
         other => format!("{other:?}"),
     }

@@ -1,6 +1,6 @@
 //! The verdict over one answer of a node: (evidence, policies, state) to (verdict, state').
 //!
-//! [`appraise`] is one pure function and the only way to [`Verdict::Trusted`]. Its
+//! `appraise()` is one pure function and the only way to `Verdict::Trusted`. Its
 //! order: algorithms, quote (signature, nonce, selection, PCR digest), TPM clock, reboot, binding
 //! of the agent's key, boot log, IMA list, PCR values. Nothing an answer says is used before its
 //! quote was verified, and an answer whose quote was not leaves the state as it is.

@@ -1,9 +1,9 @@
 //! TCG boot log (PC Client Platform Firmware Profile): parse, replay, and the events that a
 //! verified quote explains.
 //!
-//! Bytes to [`EventLog`], then [`EventLog::verify`] against a [`VerifiedQuote`] to
-//! [`ReplayedLog`]: events are shown by the latter alone, and only those of PCRs whose replayed
-//! value is the quoted one.
+//! Bytes to `EventLog`, then `EventLog::verify` against a verified quote to `ReplayedLog`: events
+//! that may be believed are shown by the latter alone, and only those of PCRs whose replayed value
+//! is the quoted one.
 
 /// Event types by their TCG names.
 mod kind;
