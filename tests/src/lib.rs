@@ -19,5 +19,7 @@ pub mod proxy;
 /// Which crate may know what: the workspace's dependency rules.
 #[cfg(test)]
 mod rules;
+/// Quotes signed by a key in memory, for benchmarks.
+pub mod software_ak;
 /// swtpm, a client for raw TPM commands, and a multiplexer before the one connection it serves.
 pub mod tpm;

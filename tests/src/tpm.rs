@@ -4,6 +4,7 @@ use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -136,6 +137,11 @@ impl Swtpm {
     /// The certificate that issued the EK's.
     pub fn ek_issuer(&self) -> PathBuf {
         self.directory.join("ek-ca/issuercert.pem")
+    }
+
+    /// Time that the TPM itself has spent on commands so far, whoever sent them.
+    pub fn busy(&self) -> Duration {
+        Duration::from_nanos(self.mux.tpm.busy_nanos.load(Ordering::Relaxed))
     }
 
     /// Another client of this TPM, beside whoever holds [`Swtpm::tcti`] open.
@@ -287,6 +293,7 @@ const HEADER: usize = 10;
 struct Backend {
     socket: PathBuf,
     connection: Mutex<Option<UnixStream>>,
+    busy_nanos: AtomicU64,
 }
 
 impl Backend {
@@ -315,8 +322,12 @@ impl Backend {
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         let stream = connection.as_mut().ok_or(io::ErrorKind::NotConnected)?;
+        let start = Instant::now();
         stream.write_all(command)?;
-        read_message(stream)?.ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
+        let answer = read_message(stream)?;
+        let nanos = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.busy_nanos.fetch_add(nanos, Ordering::Relaxed);
+        answer.ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
     }
 }
 
@@ -354,6 +365,7 @@ impl TpmMux {
         let tpm = Arc::new(Backend {
             socket: socket.to_owned(),
             connection: Mutex::new(None),
+            busy_nanos: AtomicU64::new(0),
         });
         let backend = Arc::clone(&tpm);
         serve(data, move |client| serve_data(client, &backend));

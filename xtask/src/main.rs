@@ -7,6 +7,8 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
+/// What the project costs, measured against floors.
+mod bench;
 /// Runs one node's life from manufacture to a failed attestation, narrated.
 mod demo;
 /// What this project needs from the machine, and how to get it.
@@ -40,6 +42,12 @@ enum Command {
         #[arg(long)]
         release: bool,
     },
+    /// Measure what docs/performance.md promises, each figure beside a floor from the same run
+    Bench {
+        /// Install what is missing without asking
+        #[arg(long)]
+        yes: bool,
+    },
     /// Run the tests: every tier, or one; the last line is `N passed, N failed, N skipped`
     Test {
         /// Only this tier
@@ -54,6 +62,7 @@ fn main() -> Result<ExitCode> {
     match Arguments::parse().command {
         Command::Setup { yes } => setup::run_setup(yes)?,
         Command::Demo { yes, release } => return demo::run_demo(yes, release),
+        Command::Bench { yes } => bench::run_bench(yes)?,
         Command::Test { tier, yes } => return test::run_tiers(tier, yes),
     }
     Ok(ExitCode::SUCCESS)

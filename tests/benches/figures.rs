@@ -1,0 +1,423 @@
+//! `cargo xtask bench`: the figures that docs/performance.md promises, each beside a floor that is
+//! measured in the same run. Prints a table; asserts nothing.
+
+use std::{
+    fs,
+    hint::black_box,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use aws_lc_rs::{
+    digest,
+    rand::SystemRandom,
+    rsa::{KeyPair, KeySize},
+    signature::{KeyPair as _, ParsedPublicKey, RSA_PKCS1_2048_8192_SHA256, RSA_PKCS1_SHA256},
+};
+use troth_core::{
+    appraise::{AcceptedAlgorithms, Challenge, NodeState, Policies, Verdict, appraise},
+    eventlog::EventLog,
+    policy::{BootPolicy, RuntimePolicy, TpmPolicy},
+    tpm::{AttestationKey, Digest, Expected, HashAlgorithm, PcrMask, PcrValues, Quote},
+    wire::QuoteResponse,
+};
+use troth_daemon::{
+    client::Client,
+    tls::{Identity, ServerTrust, client_config, load_certificates},
+};
+use troth_tests::{
+    boot::Machine,
+    fleet::{Agent, AgentOptions, Fleet, Programs},
+    software_ak::SoftwareAk,
+};
+
+/// Entries of the IMA list, and digests of the policy, that the figures are stated for.
+const ENTRIES: usize = 50_000;
+const DIGESTS: usize = 100_000;
+
+/// A boot log of a real machine, about as long as a common one.
+const BOOT_LOG: &[u8] =
+    include_bytes!("../fixtures/public-logs/ubuntu_2104_shielded_vm_no_secure_boot_eventlog");
+
+const NONCE: &str = "AbCdEfGhIj0123456789";
+
+/// Quotes asked for per figure.
+const QUOTES: usize = 101;
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+fn main() -> Result<()> {
+    let mut table = Table::default();
+    quote_check(&mut table)?;
+    ima(&mut table)?;
+    boot_log(&mut table)?;
+    // `cargo xtask bench` builds the daemons and says where they are.
+    let programs = std::env::var_os("TROTH_BENCH_PROGRAMS")
+        .context("TROTH_BENCH_PROGRAMS is not set: run `cargo xtask bench`")?;
+    agent(&mut table, programs.as_ref())?;
+    table.print();
+    Ok(())
+}
+
+/// The whole check of a quote, over the one thing in it that cannot be saved.
+fn quote_check(table: &mut Table) -> Result<()> {
+    let key = KeyPair::generate(KeySize::Rsa2048)?;
+    let message = [7; 145];
+    let mut signature = vec![0; key.public_modulus_len()];
+    key.sign(
+        &RSA_PKCS1_SHA256,
+        &SystemRandom::new(),
+        &message,
+        &mut signature,
+    )?;
+    let parsed = ParsedPublicKey::new(&RSA_PKCS1_2048_8192_SHA256, key.public_key().as_ref())?;
+    let floor = median(2_000, || {
+        black_box(parsed.verify_sig(&message, &signature).is_ok());
+    });
+
+    let ak = SoftwareAk::generate()?;
+    let mut pcrs = PcrValues::new(HashAlgorithm::Sha256);
+    for pcr in [10, 16] {
+        pcrs.set(pcr, HashAlgorithm::Sha256.digest(&[&[pcr]]));
+    }
+    let text = ak.quote(NONCE.as_bytes(), &pcrs, 1)?;
+    let ak = AttestationKey::new(ak.public())?;
+    let expected = Expected {
+        nonce: NONCE.as_bytes(),
+        hash: HashAlgorithm::Sha256,
+        mask: pcrs.mask(),
+    };
+    Quote::parse(&text)?.verify(&ak, &expected)?;
+    let figure = median(2_000, || {
+        black_box(Quote::parse(&text).is_ok_and(|quote| quote.verify(&ak, &expected).is_ok()));
+    });
+    table.add(
+        "quote check (parse, RSA-2048, PCRs)",
+        figure,
+        "RSA-2048 verify alone",
+        floor,
+        "<= 2x",
+    );
+    Ok(())
+}
+
+/// IMA replay with a digest policy, per entry.
+fn ima(table: &mut Table) -> Result<()> {
+    let mut list = String::new();
+    let mut pcr10 = Digest::zero(HashAlgorithm::Sha256);
+    let mut templates = Vec::new();
+    for entry in 0..ENTRIES {
+        let (path, file) = file(entry);
+        let template = template_data(&path, &file);
+        let sha1 = HashAlgorithm::Sha1.digest(&[&template]);
+        list.push_str(&format!("10 {sha1} ima-ng sha256:{file} {path}\n"));
+        let hash = HashAlgorithm::Sha256.digest(&[&template]);
+        pcr10 = pcr10.extend(HashAlgorithm::Sha256, hash.as_bytes());
+        templates.push(template);
+    }
+    let digests: serde_json::Map<_, _> = (0..DIGESTS)
+        .map(file)
+        .map(|(path, digest)| (path, serde_json::json!([digest.to_string()])))
+        .collect();
+    let policy = serde_json::json!({
+        "meta": {"version": 1, "generator": 3}, "release": 0, "digests": digests,
+        "excludes": ["/tmp/.*", "/var/log/.*"], "keyrings": {},
+        "ima": {"ignored_keyrings": [], "log_hash_alg": "sha1", "dm_policy": null},
+        "ima-buf": {}, "verification-keys": "",
+    });
+    let runtime = RuntimePolicy::compile(policy.to_string().as_bytes())?;
+
+    let nk = "-----BEGIN PUBLIC KEY-----\nbench\n-----END PUBLIC KEY-----\n";
+    let bound = HashAlgorithm::Sha256.digest(&[nk.as_bytes()]);
+    let mut pcrs = PcrValues::new(HashAlgorithm::Sha256);
+    pcrs.set(10, pcr10);
+    let bound = Digest::zero(HashAlgorithm::Sha256).extend(HashAlgorithm::Sha256, bound.as_bytes());
+    pcrs.set(16, bound);
+    let software = SoftwareAk::generate()?;
+    let ak = AttestationKey::new(software.public())?;
+    let evidence = QuoteResponse {
+        quote: software.quote(NONCE.as_bytes(), &pcrs, 1)?,
+        hash_alg: "sha256".into(),
+        enc_alg: "rsa2048".into(),
+        sign_alg: "rsassa".into(),
+        pubkey: Some(nk.into()),
+        ima_measurement_list: Some(list),
+        ima_measurement_list_entry: Some(0),
+        ..QuoteResponse::default()
+    };
+    let tpm = TpmPolicy::parse(r#"{"mask": "0x400"}"#)?;
+    let accept = AcceptedAlgorithms {
+        hash: vec!["sha256".into()],
+        encryption: vec!["rsa".into()],
+        signing: vec!["rsassa".into()],
+    };
+    let policies = Policies {
+        tpm: &tpm,
+        runtime: Some(&runtime),
+        boot: &BootPolicy::None,
+        accept: &accept,
+    };
+    let challenge = Challenge {
+        nonce: NONCE,
+        mask: PcrMask::from_hex("0x400")?,
+        ima_entry: 0,
+    };
+    let state = NodeState::default();
+    let check = || appraise(&ak, &challenge, &evidence, &policies, &state);
+    match check().verdict {
+        Verdict::Trusted(trusted) if trusted.ima_entries() == ENTRIES as u64 => {}
+        verdict => bail!("the benchmark's own evidence is not trusted: {verdict:?}"),
+    }
+    let per_entry = |time: Duration| time / u32::try_from(ENTRIES).unwrap_or(u32::MAX);
+    let figure = median(15, || {
+        black_box(check());
+    });
+    // What no implementation can leave out: two hashes of the template data and one extend.
+    let floor = median(15, || {
+        let mut pcr = [0; 32];
+        for template in &templates {
+            black_box(digest::digest(&digest::SHA1_FOR_LEGACY_USE_ONLY, template));
+            let hash = digest::digest(&digest::SHA256, template);
+            let mut context = digest::Context::new(&digest::SHA256);
+            context.update(&pcr);
+            context.update(hash.as_ref());
+            pcr.copy_from_slice(context.finish().as_ref());
+        }
+        black_box(pcr);
+    });
+    table.add(
+        "IMA replay + digest policy, per entry",
+        per_entry(figure),
+        "its three hashes",
+        per_entry(floor),
+        "<= 1.0 us",
+    );
+    Ok(())
+}
+
+/// File number `n`: its path and digest.
+fn file(n: usize) -> (String, Digest) {
+    let path = format!(
+        "/usr/lib/x86_64-linux-gnu/package-{}/component-{n}.so",
+        n % 997
+    );
+    let digest = HashAlgorithm::Sha256.digest(&[path.as_bytes()]);
+    (path, digest)
+}
+
+/// Template data of `ima-ng`: d-ng and n-ng, each with its little-endian length.
+fn template_data(path: &str, digest: &Digest) -> Vec<u8> {
+    let mut data = vec![40, 0, 0, 0];
+    data.extend_from_slice(b"sha256:\0");
+    data.extend_from_slice(digest.as_bytes());
+    data.extend_from_slice(
+        &u32::try_from(path.len() + 1)
+            .unwrap_or(u32::MAX)
+            .to_le_bytes(),
+    );
+    data.extend_from_slice(path.as_bytes());
+    data.push(0);
+    data
+}
+
+/// A boot log, from bytes to PCR values.
+fn boot_log(table: &mut Table) -> Result<()> {
+    let events = EventLog::parse(BOOT_LOG)?.unverified_events().count();
+    let figure = median(2_000, || {
+        black_box(
+            EventLog::parse(BOOT_LOG)
+                .map(|log| log.replay(HashAlgorithm::Sha256))
+                .is_ok(),
+        );
+    });
+    let floor = median(2_000, || {
+        for _ in 0..events {
+            black_box(digest::digest(&digest::SHA256, &[7; 64]));
+        }
+    });
+    let what = format!("boot log, {} bytes, {events} events", BOOT_LOG.len());
+    table.add(&what, figure, "its extends", floor, "<= 200 us");
+    Ok(())
+}
+
+/// The agent as a process on swtpm, asked over one kept mTLS connection.
+fn agent(table: &mut Table, programs: &Path) -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let programs = Programs::in_directory(programs);
+    let machine = Machine::booted(&directory.path().join("machine"))?;
+    let fleet = Fleet::start(
+        &programs,
+        &directory.path().join("fleet"),
+        Duration::from_secs(60),
+    )?;
+    let mut list = String::new();
+    for entry in 0..ENTRIES {
+        let (path, file) = file(entry);
+        let sha1 = HashAlgorithm::Sha1.digest(&[&template_data(&path, &file)]);
+        list.push_str(&format!("10 {sha1} ima-ng sha256:{file} {path}\n"));
+    }
+    fs::write(machine.ima_list(), &list)?;
+    let options = AgentOptions::with_id("bench");
+    let place = directory.path().join("agent");
+    let (registrar, ca) = (fleet.registrar_port(), fleet.ca_dir());
+    let mut agent = Agent::start(&programs, &place, &machine, registrar, &ca, &options)?;
+    let pid = agent.process().id();
+    let idle = resident(pid)?;
+
+    let operator = Identity::load(&ca.join("client-cert.crt"), &ca.join("client-private.pem"))?;
+    let certificate = load_certificates(&agent.tls_files().0)?.remove(0);
+    let tls = client_config(ServerTrust::Pinned(certificate), Some(&operator))?;
+    let client = Client::new("127.0.0.1", agent.address().port(), Some(tls), MINUTE)
+        .body_limit(64 * 1024 * 1024);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let get = |path: &str| -> Result<usize> {
+        let answer = runtime.block_on(client.get(path))?;
+        ensure!(answer.status == 200, "{path}: status {}", answer.status);
+        Ok(answer.body.len())
+    };
+    let quote = |table: &mut Table, what: &str, path: &str, goal: &str| -> Result<()> {
+        get(path)?;
+        let (mut times, mut tpm_times) = (Vec::new(), Vec::new());
+        let cpu = cpu_time(pid)?;
+        for _ in 0..QUOTES {
+            let (before, start) = (machine.tpm().busy(), Instant::now());
+            get(path)?;
+            times.push(start.elapsed());
+            tpm_times.push(machine.tpm().busy() - before);
+        }
+        let cpu = (cpu_time(pid)? - cpu) / u32::try_from(QUOTES)?;
+        times.sort_unstable();
+        tpm_times.sort_unstable();
+        let (time, tpm) = (times[QUOTES / 2], tpm_times[QUOTES / 2]);
+        table.add(what, time, "the TPM's own time", tpm, goal);
+        println!("{what}: {} of the agent's CPU time each", duration(cpu));
+        Ok(())
+    };
+    let identity = format!("/v2.6/quotes/identity?nonce={NONCE}");
+    quote(
+        table,
+        "agent, identity quote, p50",
+        &identity,
+        "<= TPM + 1 ms",
+    )?;
+    let integrity = |entry: usize| {
+        format!("/v2.6/quotes/integrity?nonce={NONCE}&mask=0x400&partial=1&ima_ml_entry={entry}")
+    };
+    let nothing_new = integrity(ENTRIES);
+    quote(
+        table,
+        "agent, integrity quote, nothing new, p50",
+        &nothing_new,
+        "<= TPM + 1 ms",
+    )?;
+    let whole = integrity(0);
+    ensure!(
+        get(&whole)? > list.len(),
+        "the agent does not hand out the whole list"
+    );
+    quote(
+        table,
+        "agent, integrity quote, 50,000 entries, p50",
+        &whole,
+        "",
+    )?;
+    println!(
+        "agent, resident memory: {:.1} MB idle, {:.1} MB after {} answers with {ENTRIES} entries \
+         (peak {:.1} MB); goal <= 12 MB",
+        idle.now,
+        resident(pid)?.now,
+        QUOTES + 2,
+        resident(pid)?.peak,
+    );
+    ensure!(
+        agent.process().terminate()?.success(),
+        "the agent did not stop cleanly"
+    );
+    Ok(())
+}
+
+/// Resident memory of a process in MB (10^6 bytes).
+struct Resident {
+    now: f64,
+    peak: f64,
+}
+
+fn resident(pid: u32) -> Result<Resident> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let field = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
+        let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.trim().parse::<f64>().ok());
+        kib.map(|kib| kib * 1024.0 / 1e6)
+            .with_context(|| format!("no {name} in /proc"))
+    };
+    Ok(Resident {
+        now: field("VmRSS:")?,
+        peak: field("VmHWM:")?,
+    })
+}
+
+/// User and system time of a process so far, by its scheduler's count in nanoseconds.
+fn cpu_time(pid: u32) -> Result<Duration> {
+    let mut nanos = 0;
+    for task in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let schedstat = fs::read_to_string(task?.path().join("schedstat"))?;
+        let first = schedstat
+            .split_whitespace()
+            .next()
+            .context("empty schedstat")?;
+        nanos += first.parse::<u64>()?;
+    }
+    Ok(Duration::from_nanos(nanos))
+}
+
+fn median(runs: usize, mut work: impl FnMut()) -> Duration {
+    work();
+    let mut times: Vec<_> = (0..runs)
+        .map(|_| {
+            let start = Instant::now();
+            work();
+            start.elapsed()
+        })
+        .collect();
+    times.sort_unstable();
+    times[runs / 2]
+}
+
+/// Rows of figure, floor and ratio.
+#[derive(Default)]
+struct Table(Vec<[String; 6]>);
+
+impl Table {
+    fn add(&mut self, what: &str, figure: Duration, than: &str, floor: Duration, goal: &str) {
+        let ratio = figure.as_secs_f64() / floor.as_secs_f64();
+        self.0.push([
+            what.to_owned(),
+            duration(figure),
+            than.to_owned(),
+            duration(floor),
+            format!("{ratio:.2}"),
+            goal.to_owned(),
+        ]);
+    }
+
+    fn print(&self) {
+        let head = ["what", "figure", "floor", "floor takes", "ratio", "goal"].map(str::to_owned);
+        println!("| {} |", head.join(" | "));
+        println!("| --- | --- | --- | --- | --- | --- |");
+        for row in &self.0 {
+            println!("| {} |", row.join(" | "));
+        }
+    }
+}
+
+fn duration(time: Duration) -> String {
+    let micros = time.as_secs_f64() * 1e6;
+    if micros < 1_000.0 {
+        format!("{micros:.2} us")
+    } else {
+        format!("{:.2} ms", micros / 1e3)
+    }
+}
