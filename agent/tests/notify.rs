@@ -18,6 +18,7 @@ use std::{
 };
 
 use base64::{Engine, engine::general_purpose::STANDARD};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use troth_core::tpm::{Public, make_credential};
 use troth_tests::tpm::Swtpm;
@@ -156,14 +157,8 @@ impl Manager {
     }
 
     fn terminate(&mut self) -> Option<i32> {
-        let id = self.agent.id().to_string();
-        assert!(
-            Command::new("kill")
-                .args(["-TERM", &id])
-                .status()
-                .unwrap()
-                .success()
-        );
+        let pid = Pid::from_child(&self.agent);
+        kill_process(pid, Signal::TERM).unwrap();
         self.agent.wait().unwrap().code()
     }
 }

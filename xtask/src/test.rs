@@ -12,8 +12,8 @@ use crate::workspace::{cargo, display, in_ci, run};
 /// The package whose integration tests are the loopback tier.
 const LOOPBACK_PACKAGE: &str = "troth-tests";
 
-/// An integration test of another package that belongs there as well: it talks to a TPM.
-const LOOPBACK_TARGET: &str = "swtpm";
+/// Integration tests of other packages that belong there as well: they talk to a TPM.
+const LOOPBACK_TARGETS: [&str; 2] = ["notify", "swtpm"];
 
 /// What is real in a run of the tests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -43,8 +43,10 @@ impl Tier {
 
     /// The tier as an expression of nextest's filter language.
     fn filter(self) -> String {
-        let loopback =
-            format!("(package({LOOPBACK_PACKAGE}) & kind(test)) | binary(={LOOPBACK_TARGET})");
+        let mut loopback = format!("(package({LOOPBACK_PACKAGE}) & kind(test))");
+        for target in LOOPBACK_TARGETS {
+            loopback.push_str(&format!(" | binary(={target})"));
+        }
         match self {
             Self::Unit => format!("not ({loopback})"),
             Self::Loopback => loopback,
@@ -290,7 +292,8 @@ fn integration_tests() -> Result<(Vec<String>, Vec<String>)> {
         for target in package["targets"].as_array().into_iter().flatten() {
             if target["kind"][0] == "test" {
                 let name = target["name"].as_str().unwrap_or_default().to_owned();
-                if package["name"] == LOOPBACK_PACKAGE || name == LOOPBACK_TARGET {
+                if package["name"] == LOOPBACK_PACKAGE || LOOPBACK_TARGETS.contains(&name.as_str())
+                {
                     loopback.push(name);
                 } else {
                     others.push(name);
