@@ -198,18 +198,21 @@ impl Stage {
     }
 
     async fn activated(&self, times: usize) -> Value {
-        timeout(PATIENCE, async {
+        let last = || {
+            let book = self.registrar.0.lock().unwrap();
+            (book.activated.len() == times)
+                .then(|| book.registrations.last().cloned())
+                .flatten()
+        };
+        let poll = async {
             loop {
-                let book = self.registrar.0.lock().unwrap();
-                if book.activated.len() == times {
-                    return book.registrations.last().unwrap().clone();
+                match last() {
+                    Some(registration) => return registration,
+                    None => tokio::time::sleep(Duration::from_millis(5)).await,
                 }
-                drop(book);
-                tokio::time::sleep(Duration::from_millis(5)).await;
             }
-        })
-        .await
-        .unwrap()
+        };
+        timeout(PATIENCE, poll).await.unwrap()
     }
 
     fn client(&self, registration: &Value, identity: Option<&Identity>) -> Client {
