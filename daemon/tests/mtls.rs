@@ -1,4 +1,5 @@
 //! Server and client over loopback, with real handshakes.
+#![allow(clippy::unwrap_used, reason = "helpers of tests may end them")]
 
 use std::{net::Ipv4Addr, sync::Arc, time::Duration};
 
