@@ -66,7 +66,11 @@ pub(super) fn check(
     if !list.made_progress(&start) {
         findings.push(|| no_progress(&list, &start));
     }
-    judge(&list, policy, answer.aggregates, findings);
+    let files = judge(&list, policy, answer.aggregates, findings);
+    // What resumes at a later entry was judged from entry 0 on and had no finding.
+    if start.next_entry == 0 && !files && policy.is_some_and(|policy| expects(policy, &list)) {
+        findings.push(|| nothing_measured(&list));
+    }
     if findings.total() == before {
         list.position()
     } else {
@@ -74,15 +78,28 @@ pub(super) fn check(
     }
 }
 
-/// Each covered entry against the policy. Violations are not judged: they have no digest.
+/// Does `policy` ask for more than `list`, which has no file and no buffer? Where even
+/// `boot_aggregate` is missing, the kernel runs without IMA.
+fn expects(policy: &RuntimePolicy, list: &ReplayedList<'_, '_>) -> bool {
+    if list.covered() == 0 {
+        policy.requires_ima()
+    } else {
+        policy.lists_files()
+    }
+}
+
+/// Each covered entry against the policy. Violations are not judged: they have no digest. Returns
+/// whether anything but `boot_aggregate` was measured.
 fn judge(
     list: &ReplayedList<'_, '_>,
     policy: Option<&RuntimePolicy>,
     aggregates: &[BootAggregate],
     findings: &mut Findings,
-) {
+) -> bool {
     let mut budget = ExcludesBudget::default();
+    let mut files = false;
     for entry in list.entries() {
+        files |= entry.name != BOOT_AGGREGATE;
         if entry.is_violation() || is_boot_aggregate(&entry, aggregates) {
             continue;
         }
@@ -104,6 +121,7 @@ fn judge(
             Template::ImaBuf => judge_buffer(&entry, policy, &mut budget, findings),
         }
     }
+    files
 }
 
 /// Is it the `boot_aggregate` of the boot that quote and boot log tell of?
@@ -311,6 +329,31 @@ fn missing_list() -> Finding {
         action: "Check that the kernel has an IMA policy (boot with ima_policy=tcb) and that the \
                  agent can read /sys/kernel/security/ima/ascii_runtime_measurements."
             .to_owned(),
+    }
+}
+
+fn nothing_measured(list: &ReplayedList<'_, '_>) -> Finding {
+    let (explanation, action) = if list.covered() == 0 {
+        (
+            "The kernel has measured nothing since boot: IMA is switched off or not built in.",
+            "Boot a kernel that has CONFIG_IMA, without ima=off, and with a measurement policy \
+             (ima_policy=tcb, or /etc/ima/ima-policy); or enrol the node without a runtime policy.",
+        )
+    } else {
+        (
+            "The kernel has measured no file since boot, only boot_aggregate: it has no IMA policy.",
+            "Boot with a measurement policy (ima_policy=tcb, or /etc/ima/ima-policy); or enrol the \
+             node without a runtime policy.",
+        )
+    };
+    Finding {
+        id: "ima.nothing_measured".to_owned(),
+        recoverable: true,
+        place: Place::ImaList,
+        expected: vec!["measured files".to_owned()],
+        got: Some(format!("{} entries", list.covered())),
+        explanation: explanation.to_owned(),
+        action: action.to_owned(),
     }
 }
 

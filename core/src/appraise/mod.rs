@@ -46,7 +46,8 @@ pub struct Challenge<'a> {
 pub struct Policies<'a> {
     /// Allowed PCR values.
     pub tpm: &'a TpmPolicy,
-    /// Allowed files; `None`: the empty policy, under which any measured file fails.
+    /// Allowed files; `None`: the empty policy, under which any measured file fails. Under a
+    /// policy that asks for files a node that has measured none since boot fails too.
     pub runtime: Option<&'a RuntimePolicy>,
     /// Boot log policy.
     pub boot: &'a BootPolicy,

@@ -6,6 +6,7 @@ use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, Seq
 
 use super::digests::DigestTableBuilder;
 use super::{DigestTable, Excludes, MAX_RUNTIME_POLICY, PolicyError, convert};
+use crate::ima::BOOT_AGGREGATE;
 use crate::tpm::{Digest, HashAlgorithm};
 
 /// `generator` of the policy that stands for "no policy".
@@ -105,13 +106,19 @@ impl RuntimePolicy {
         self.generator
     }
 
-    /// Must the quote cover PCR 10? Not for the empty policy, which stands for "no policy".
+    /// Must the quote cover PCR 10, and the kernel have measured? Not for the empty policy, which stands for "no policy".
     pub fn requires_ima(&self) -> bool {
         let empty = self.digests.is_empty()
             && self.keyrings.is_empty()
             && self.ima_buf.is_empty()
             && self.excludes.is_empty();
         !(empty && self.generator <= EMPTY_ALLOWLIST)
+    }
+
+    /// Does it list any file, key or buffer beside `boot_aggregate`?
+    pub fn lists_files(&self) -> bool {
+        let aggregate = usize::from(self.digests.get(BOOT_AGGREGATE).is_some());
+        self.digests.len() > aggregate || !self.keyrings.is_empty() || !self.ima_buf.is_empty()
     }
 
     /// SHA-256 of the JSON text it was compiled from.

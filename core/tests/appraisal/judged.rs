@@ -101,6 +101,14 @@ impl Node {
         self.tpm.extend(10, &entry.1);
     }
 
+    /// The kernel's first entry, over boot PCRs that nothing was measured into.
+    fn measure_boot_aggregate(&mut self) {
+        self.tpm_policy = self.tpm_policy.clone().with_mask(mask(0..10));
+        let zeros = [0; 320];
+        let aggregate = HashAlgorithm::Sha256.digest(&[&zeros]);
+        self.measure("boot_aggregate", &aggregate.as_bytes().try_into().unwrap());
+    }
+
     /// Line and template digest of the bank.
     fn entry(&self, path: &str, digest: &[u8; 32]) -> (String, Vec<u8>) {
         let mut data = 40u32.to_le_bytes().to_vec();
@@ -220,7 +228,6 @@ const QUOTE: &str = "qoute_validation.quote_validation";
 #[test]
 fn listed_files_are_trusted_and_judged_once() {
     let mut node = Node::new(Some(policy(&[("/bin/a", [1; 32]), ("/bin/b", [2; 32])])));
-    assert_eq!(trusted(&node.attest()), 0);
     node.measure("/bin/a", &[1; 32]);
     assert_eq!(trusted(&node.attest()), 1);
     node.measure("/bin/b", &[2; 32]);
@@ -229,6 +236,42 @@ fn listed_files_are_trusted_and_judged_once() {
     assert_eq!(evidence.ima_measurement_list.unwrap().lines().count(), 1);
     assert_eq!(trusted(&node.attest()), 2);
     assert_eq!(trusted(&node.attest()), 2, "nothing new is fine too");
+}
+
+#[test]
+fn a_kernel_that_measures_nothing_is_not_trusted_under_a_policy_for_files() {
+    let mut node = Node::new(Some(policy(&[("/bin/a", [1; 32])])));
+    let appraisal = node.attest();
+    let [finding] = findings(&appraisal) else {
+        panic!("{appraisal:?}")
+    };
+    assert_eq!(finding.id, "ima.nothing_measured");
+    assert!(finding.recoverable);
+    assert_eq!(finding.place, Place::ImaList);
+    assert!(finding.action.contains("ima_policy="), "{}", finding.action);
+
+    // No list at all says the same.
+    let missing = node.attest_with(|evidence| evidence.ima_measurement_list = None);
+    assert_eq!(ids(&missing), ["pcr_validation.unused_pcr_10"]);
+
+    // Any kernel with IMA measures boot_aggregate, even when it has no policy for files.
+    node.measure_boot_aggregate();
+    assert_eq!(ids(&node.attest()), ["ima.nothing_measured"]);
+    node.measure("/bin/a", &[1; 32]);
+    assert_eq!(trusted(&node.attest()), 2);
+}
+
+#[test]
+fn what_asks_for_no_files_is_content_without_them() {
+    let mut node = Node::new(None);
+    assert_eq!(trusted(&node.attest()), 0, "no runtime policy");
+
+    let value = HashAlgorithm::Sha256.digest(&[&[0; 320]]);
+    let value = <[u8; 32]>::try_from(value.as_bytes()).unwrap();
+    let mut node = Node::new(Some(policy(&[("boot_aggregate", value)])));
+    assert_eq!(ids(&node.attest()), ["ima.nothing_measured"]);
+    node.measure_boot_aggregate();
+    assert_eq!(trusted(&node.attest()), 1, "all that the policy lists");
 }
 
 #[test]
@@ -494,7 +537,7 @@ fn a_boot_policy_needs_its_pcrs_in_the_quote() {
 
 #[test]
 fn without_a_boot_policy_the_log_is_not_looked_at() {
-    let mut node = Node::new(Some(policy(&[])));
+    let mut node = Node::new(None);
     node.boot_log = Some(b"no log".to_vec());
     assert_eq!(trusted(&node.attest()), 0);
 }
