@@ -22,6 +22,7 @@ use crate::{
         transport::{self, TransportError, TransportKey},
     },
     registration::{Backoff, Registrar, RegistrationError},
+    resident::release_start_up_code,
     tpm::{
         Actor, AkTemplate, Tpm, TpmError, TpmHandle,
         actor::Opener,
@@ -129,6 +130,7 @@ async fn start_and_serve(
     };
     let address = service.listener.local_addr()?;
     tracing::info!("listening on {address}");
+    release_start_up_code();
     notify::ready(&format!("Attesting as {} on {address}", service.id));
     tokio::select! {
         () = server::serve(

@@ -7,15 +7,22 @@ use std::{
     os::linux::fs::MetadataExt,
 };
 
-use tracing_subscriber::{EnvFilter, Layer, Registry, layer::SubscriberExt};
+use tracing::Level;
+use tracing_subscriber::{Layer, Registry, filter::Targets, layer::SubscriberExt};
 
-/// Environment variable that overrides the level, in `tracing` filter syntax.
+/// Environment variable that overrides the level: `debug`, or levels by target as in
+/// `info,troth_verifier=debug`.
 const LEVEL_VARIABLE: &str = "TROTH_LOG";
 
 /// Starts logging; later calls change nothing, so that tests may call it too.
 pub fn init(default_level: &str) {
-    let filter =
-        EnvFilter::try_from_env(LEVEL_VARIABLE).unwrap_or_else(|_| EnvFilter::new(default_level));
+    let default = || default_level.parse().unwrap_or_else(|_| Targets::new().with_default(Level::INFO));
+    let wanted = env::var(LEVEL_VARIABLE).ok().map(|text| text.parse::<Targets>());
+    let (filter, refused) = match wanted {
+        None => (default(), None),
+        Some(Ok(filter)) => (filter, None),
+        Some(Err(error)) => (default(), Some(error)),
+    };
     let journal = stderr_is_journal()
         .then(|| tracing_journald::layer().ok())
         .flatten()
@@ -30,6 +37,9 @@ pub fn init(default_level: &str) {
             .boxed(),
     };
     let _ = tracing::subscriber::set_global_default(tracing_subscriber::registry().with(sink));
+    if let Some(error) = refused {
+        tracing::warn!(%error, "{LEVEL_VARIABLE} is not a level or a list of target=level");
+    }
 }
 
 /// systemd.exec(5): $JOURNAL_STREAM is `device:inode` of the journal's stream, which must be
