@@ -1,7 +1,7 @@
 //! rustls configurations for both sides.
 //!
 //! Keylime's components never check host names: an agent is known by the certificate that it
-//! registered, a server by its CA. [`ServerTrust`] names exactly these two ways.
+//! registered, a server by its CA. [`tls::ServerTrust`] names exactly these two ways.
 
 use std::{
     fmt,

@@ -1,7 +1,7 @@
 //! The TPM behind a trait, and the one thread that talks to it.
 //!
-//! [`Tpm`] is the small set of commands that attestation needs. [`esys`] implements it over
-//! tpm2-tss, [`sim`] in software for fast tests. Nothing outside this module sees tss-esapi.
+//! [`tpm::Tpm`] is the small set of commands that attestation needs. [`tpm::esys`] implements it over
+//! tpm2-tss, [`tpm::sim`] in software for fast tests. Nothing outside this module sees tss-esapi.
 
 /// The thread that owns the TPM; requests come by channel, each with a deadline.
 pub mod actor;

@@ -1,4 +1,4 @@
-//! Everything that outlives a process, behind one [`Store`].
+//! Everything that outlives a process, behind one [`store::Store`].
 //!
 //! The SQL is what SQLite and PostgreSQL share: `$1` parameters, BIGINT and TEXT, `ON CONFLICT`,
 //! `RETURNING`. What a decision and its write must not be separated by is one statement or begins
