@@ -2,21 +2,28 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use bytes::Bytes;
-use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use bytes::{Bytes, BytesMut};
+use http_body_util::{BodyExt, Full};
 use hyper::{
     Method, Request,
+    body::{Body, Incoming},
     client::conn::http1::{self, SendRequest},
     header,
 };
 use hyper_util::rt::TokioIo;
 use rustls::{ClientConfig, pki_types::ServerName};
 use serde::de::DeserializeOwned;
-use tokio::{net::TcpStream, sync::Mutex, time::timeout};
+use tokio::{
+    net::TcpStream,
+    sync::{Mutex, OwnedSemaphorePermit, Semaphore},
+    time::{Instant, timeout, timeout_at},
+};
 use tokio_rustls::TlsConnector;
 
 /// Bytes of an answer's body that a client takes unless told otherwise.
 const DEFAULT_BODY_LIMIT: usize = 1024 * 1024;
+/// Bytes of an answer's body from which it is a large one, see [`LargeAnswers`].
+pub const LARGE_ANSWER: usize = 256 * 1024;
 
 /// Talks to one host and port. Requests are sent one after another.
 pub struct Client {
@@ -25,6 +32,7 @@ pub struct Client {
     tls: Option<Arc<ClientConfig>>,
     timeout: Duration,
     body_limit: usize,
+    large: Option<LargeAnswers>,
     connection: Mutex<Option<SendRequest<Full<Bytes>>>>,
 }
 
@@ -50,6 +58,7 @@ impl Client {
             tls,
             timeout,
             body_limit: DEFAULT_BODY_LIMIT,
+            large: None,
             connection: Mutex::new(None),
         }
     }
@@ -58,6 +67,13 @@ impl Client {
     #[must_use]
     pub fn body_limit(mut self, bytes: usize) -> Self {
         self.body_limit = bytes;
+        self
+    }
+
+    /// Reads large answers only when `large` has room for them.
+    #[must_use]
+    pub fn share(mut self, large: &LargeAnswers) -> Self {
+        self.large = Some(large.clone());
         self
     }
 
@@ -187,50 +203,77 @@ impl Client {
         connection: &mut SendRequest<Full<Bytes>>,
         request: Request<Full<Bytes>>,
     ) -> Result<Answer, Broken> {
-        let exchange = async {
-            let answer = connection
-                .try_send_request(request)
-                .await
-                .map_err(|mut error| {
-                    let unsent = error.take_message().is_some();
-                    Broken {
-                        error: self.http_error(error_chain(error.error())),
-                        unsent,
-                    }
-                })?;
-            let status = answer.status().as_u16();
-            let body = Limited::new(answer.into_body(), self.body_limit)
-                .collect()
-                .await;
-            let body = body.map_err(|error| {
-                let error = if error.is::<LengthLimitError>() {
-                    ClientError::BodyTooLarge {
-                        target: self.target(),
-                        limit: self.body_limit,
-                    }
-                } else {
-                    self.http_error(error.to_string())
-                };
+        let sent_by = Instant::now() + self.timeout;
+        let answer = timeout_at(sent_by, connection.try_send_request(request))
+            .await
+            .map_err(|_| self.too_slow())?
+            .map_err(|mut error| {
+                let unsent = error.take_message().is_some();
                 Broken {
-                    error,
-                    unsent: false,
+                    error: self.http_error(error_chain(error.error())),
+                    unsent,
                 }
             })?;
-            Ok(Answer {
-                status,
-                body: body.to_bytes(),
-            })
+        let status = answer.status().as_u16();
+        let body = self.read(answer.into_body(), sent_by).await?;
+        Ok(Answer { status, body })
+    }
+
+    /// The whole body, until `deadline`. The time that a large one waits for its turn does not
+    /// count: it is not the peer's.
+    async fn read(&self, mut body: Incoming, mut deadline: Instant) -> Result<Bytes, Broken> {
+        let too_large = || Broken {
+            error: ClientError::BodyTooLarge {
+                target: self.target(),
+                limit: self.body_limit,
+            },
+            unsent: false,
         };
-        match timeout(self.timeout, exchange).await {
-            Ok(result) => result,
-            Err(_) => Err(Broken {
-                error: ClientError::Timeout {
-                    target: self.target(),
-                    what: "waiting for the answer",
-                    after: self.timeout,
-                },
+        let limit = u64::try_from(self.body_limit).unwrap_or(u64::MAX);
+        if body.size_hint().lower() > limit {
+            return Err(too_large());
+        }
+        let mut bytes = BytesMut::new();
+        let mut turn = None;
+        while let Some(frame) = timeout_at(deadline, body.frame())
+            .await
+            .map_err(|_| self.too_slow())?
+        {
+            let frame = frame.map_err(|error| Broken {
+                error: self.http_error(error_chain(&error)),
                 unsent: false,
-            }),
+            })?;
+            // The others are trailers.
+            let Ok(data) = frame.into_data() else {
+                continue;
+            };
+            let length = bytes.len() + data.len();
+            if length > self.body_limit {
+                return Err(too_large());
+            }
+            if let (Some(large), None) = (&self.large, &turn)
+                && length > LARGE_ANSWER
+            {
+                let since = Instant::now();
+                turn = large.turn().await;
+                deadline += since.elapsed();
+            }
+            bytes.extend_from_slice(&data);
+        }
+        Ok(match turn {
+            None => bytes.freeze(),
+            Some(_turn) => Bytes::from_owner(Large { bytes, _turn }),
+        })
+    }
+
+    fn too_slow(&self) -> Broken {
+        Broken {
+            error: ClientError::Timeout {
+                target: self.target(),
+                what: "waiting for the answer",
+                after: self.timeout,
+            },
+            unsent: false,
         }
     }
 
@@ -239,6 +282,38 @@ impl Client {
             target: self.target(),
             reason,
         }
+    }
+}
+
+/// Bounds how many large answers are in memory at a time, over all clients that share it.
+///
+/// An answer is large from [`LARGE_ANSWER`] bytes on. It counts until the last clone of its body
+/// is dropped; while there are too many, clients leave theirs in the peers' send buffers.
+#[derive(Clone, Debug)]
+pub struct LargeAnswers(Arc<Semaphore>);
+
+impl LargeAnswers {
+    /// At most `count`, but at least one.
+    pub fn new(count: usize) -> Self {
+        let count = count.clamp(1, Semaphore::MAX_PERMITS);
+        Self(Arc::new(Semaphore::new(count)))
+    }
+
+    /// Turns come in the order of asking. `None` would need a closed semaphore; nobody closes it.
+    async fn turn(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.0).acquire_owned().await.ok()
+    }
+}
+
+/// A large body, and its turn.
+struct Large {
+    bytes: BytesMut,
+    _turn: OwnedSemaphorePermit,
+}
+
+impl AsRef<[u8]> for Large {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
     }
 }
 

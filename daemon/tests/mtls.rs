@@ -9,7 +9,7 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair}
 use rustls::ServerConfig;
 use tokio::{net::TcpListener, task::JoinHandle};
 use troth_daemon::{
-    client::{Client, ClientError},
+    client::{Client, ClientError, LARGE_ANSWER, LargeAnswers},
     server::{self, Body, BodyError, Handler, Limits, Peer},
     shutdown::{Shutdown, Trigger},
     tls::{ClientAuth, Identity, ServerTrust, certificates_from_pem, client_config, server_config},
@@ -17,12 +17,15 @@ use troth_daemon::{
 
 const BODY_LIMIT: usize = 1000;
 
-/// Answers with who asked and what came.
+/// Answers with who asked and what came; `/bytes/N` with so many.
 #[derive(Clone)]
 struct Echo;
 
 impl Handler for Echo {
     async fn handle(&self, request: Request<Incoming>) -> Response<Body> {
+        if let Some(size) = request.uri().path().strip_prefix("/bytes/") {
+            return Response::new(server::full(vec![b'x'; size.parse().unwrap()]));
+        }
         let name = request
             .extensions()
             .get::<Peer>()
@@ -189,6 +192,35 @@ async fn oversize_bodies_are_refused_on_both_sides() {
         .await
         .unwrap();
     assert_eq!(answer.status, 413);
+}
+
+#[tokio::test]
+async fn large_answers_take_turns_and_small_ones_pass() {
+    let (port, _trigger, _task) = start(None, 0).await;
+    let large = LargeAnswers::new(1);
+    let timeout = Duration::from_millis(500);
+    let client = || {
+        Client::new("127.0.0.1", port, None, timeout)
+            .body_limit(1 << 22)
+            .share(&large)
+    };
+    let path = format!("/bytes/{}", 4 * LARGE_ANSWER);
+    let first = client().get(&path).await.unwrap();
+    assert_eq!(first.body.len(), 4 * LARGE_ANSWER);
+
+    let waiting = client();
+    let waiting = tokio::spawn(async move { waiting.get(&path).await });
+    tokio::time::sleep(timeout * 2).await;
+    assert!(!waiting.is_finished(), "it waits, and that is no timeout");
+    let small = client()
+        .get(&format!("/bytes/{LARGE_ANSWER}"))
+        .await
+        .unwrap();
+    assert_eq!(small.body.len(), LARGE_ANSWER);
+
+    drop(first);
+    let second = waiting.await.unwrap().unwrap();
+    assert_eq!(second.body.len(), 4 * LARGE_ANSWER);
 }
 
 #[tokio::test]

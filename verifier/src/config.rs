@@ -93,8 +93,12 @@ pub struct VerifierConfig {
     pub max_retry_interval: Seconds,
     /// Time for connecting, and time for one answer.
     pub request_timeout: Seconds,
-    /// Largest answer of a node, in bytes.
+    /// Largest answer of a node, in bytes. 50,000 IMA entries are some 8 MiB.
     pub max_answer_size: usize,
+    /// Answers over 256 KiB that are in memory at a time, over all nodes; others wait for their
+    /// turn. An answer that is being judged takes up to three times its size, so that this and
+    /// `max_answer_size` bound the verifier's memory.
+    pub max_large_answers: usize,
     /// Largest request of an operator, in bytes.
     pub max_upload_size: usize,
     /// Ask nodes over mTLS only. `false` also takes nodes that registered no certificate.
@@ -119,6 +123,7 @@ impl Default for VerifierConfig {
             max_retry_interval: Seconds(Duration::from_secs(60)),
             request_timeout: Seconds(Duration::from_secs(60)),
             max_answer_size: 128 * 1024 * 1024,
+            max_large_answers: 4,
             max_upload_size: 100 * 1024 * 1024,
             enable_agent_mtls: true,
             max_workers: 0,

@@ -105,7 +105,9 @@ pub(super) async fn ask(client: &Client, workers: &Workers, question: Question) 
             version,
         };
     }
-    let work = move || judge(&rules, &nonce, &state, &answer.body);
+    // The body moves along: a large one counts as in memory until it is judged.
+    let Answer { body, .. } = answer;
+    let work = move || judge(&rules, &nonce, &state, &body);
     let outcome = match workers.run(work).await {
         Ok(outcome) => outcome,
         Err(error) => judge::broken(&error),

@@ -14,7 +14,7 @@ use troth_core::{
     policy::{BootPolicy, PolicyError, RuntimePolicy},
     wire::{Enrolment, NodeStatus},
 };
-use troth_daemon::tls::Identity;
+use troth_daemon::{client::LargeAnswers, tls::Identity};
 
 use super::{
     judge::{WorkerError, Workers},
@@ -69,6 +69,7 @@ impl Fleet {
             writer,
             request_timeout: config.request_timeout.0,
             max_answer_size: config.max_answer_size,
+            large_answers: LargeAnswers::new(config.max_large_answers),
         };
         let fleet = Self {
             nodes: RwLock::default(),

@@ -17,7 +17,7 @@ use troth_core::{
     wire::Enrolment,
 };
 use troth_daemon::{
-    client::Client,
+    client::{Client, LargeAnswers},
     tls::{Identity, ServerTrust, TlsError, certificates_from_pem, client_config},
 };
 
@@ -62,6 +62,7 @@ pub(super) struct Shared {
     pub(super) writer: Writer,
     pub(super) request_timeout: Duration,
     pub(super) max_answer_size: usize,
+    pub(super) large_answers: LargeAnswers,
 }
 
 /// Checks and compiles an enrolment. `identity` is the verifier's towards agents; `mtls_only`
@@ -150,6 +151,7 @@ impl Rules {
         let (host, port) = &self.address;
         Client::new(host, *port, self.tls.clone(), shared.request_timeout)
             .body_limit(shared.max_answer_size)
+            .share(&shared.large_answers)
     }
 }
 
