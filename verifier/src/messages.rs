@@ -13,3 +13,5 @@ pub const FAILED: &str = "a2175e97ab2b4b8792c2551e5b06e422";
 pub const RECOVERED: &str = "8acf22dc3ff74bde92df9c5c6ab08395";
 /// A node does not answer; it is not known whether it can still be trusted.
 pub const UNREACHABLE: &str = "80ad69f53bca4850b32e8fb6aa3d502b";
+/// A certificate that the server uses ends soon.
+pub const CERTIFICATE_ENDS: &str = "abff027369c64f7d9d91a55c79b75968";

@@ -17,8 +17,9 @@ use troth_daemon::{
 
 use crate::{
     api::VerifierApi,
-    ca::{CaDirectory, CaError},
+    ca::{CaDirectory, CaError, InUse},
     config::{RegistrarConfig, VerifierConfig},
+    messages,
     poll::{Fleet, FleetError},
     registrar::Registrar,
     store::{Schema, Store, StoreError},
@@ -26,6 +27,8 @@ use crate::{
 
 /// How often the service manager's status line is renewed.
 const STATUS_INTERVAL: Duration = Duration::from_secs(10);
+/// How often a server looks whether the certificates that it loaded end soon.
+const CERTIFICATE_INTERVAL: Duration = Duration::from_secs(86_400);
 
 /// A registrar that listens, but serves nobody yet.
 #[derive(Debug)]
@@ -33,6 +36,7 @@ pub struct RegistrarServer {
     plain: TcpListener,
     secure: TcpListener,
     tls: Arc<rustls::ServerConfig>,
+    certificates: Vec<InUse>,
     store: Store,
     registrar: Registrar,
 }
@@ -51,6 +55,7 @@ impl RegistrarServer {
             plain,
             secure,
             tls,
+            certificates: ca.in_use()?,
             store,
             registrar,
         })
@@ -74,6 +79,7 @@ impl RegistrarServer {
             notify::ready(&format!("Serving on {plain} and {secure}"));
         }
         let keep_alive = tokio::spawn(watchdog(self.store.clone()));
+        let watching = tokio::spawn(watch_certificates(self.certificates));
         let limits = Limits::default();
         tokio::join!(
             serve(
@@ -93,6 +99,7 @@ impl RegistrarServer {
         );
         notify::stopping();
         keep_alive.abort();
+        watching.abort();
         self.store.close().await;
     }
 }
@@ -102,6 +109,7 @@ impl RegistrarServer {
 pub struct VerifierServer {
     listener: TcpListener,
     tls: Arc<rustls::ServerConfig>,
+    certificates: Vec<InUse>,
     store: Store,
     fleet: Arc<Fleet>,
     api: VerifierApi,
@@ -128,6 +136,7 @@ impl VerifierServer {
         Ok(Self {
             listener,
             tls,
+            certificates: ca.in_use()?,
             store,
             fleet,
             api,
@@ -146,6 +155,7 @@ impl VerifierServer {
             notify::ready(&format!("Serving on {address}"));
         }
         let keep_alive = tokio::spawn(watchdog(self.store.clone()));
+        let watching = tokio::spawn(watch_certificates(self.certificates));
         let telling = tokio::spawn(tell_status(Arc::clone(&self.fleet)));
         serve(
             self.listener,
@@ -157,6 +167,7 @@ impl VerifierServer {
         .await;
         notify::stopping();
         keep_alive.abort();
+        watching.abort();
         telling.abort();
         self.fleet.close().await;
         self.store.close().await;
@@ -169,6 +180,17 @@ async fn tell_status(fleet: Arc<Fleet>) {
     loop {
         ticks.tick().await;
         notify::status(&fleet.summary());
+    }
+}
+
+/// Certificates are renewed at start only: says early that a start is due.
+async fn watch_certificates(certificates: Vec<InUse>) {
+    let mut ticks = tokio::time::interval(CERTIFICATE_INTERVAL);
+    loop {
+        ticks.tick().await;
+        for warning in certificates.iter().filter_map(InUse::warning) {
+            tracing::warn!(message_id = messages::CERTIFICATE_ENDS, "{warning}");
+        }
     }
 }
 

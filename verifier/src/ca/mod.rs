@@ -32,6 +32,8 @@ const CA_LIFETIME: Duration = DAY.saturating_mul(3650);
 const LEAF_LIFETIME: Duration = DAY.saturating_mul(730);
 /// A certificate that ends sooner than this is replaced at the next start.
 const RENEW_BEFORE: Duration = DAY.saturating_mul(365);
+/// A running server whose certificate ends sooner than this says so.
+const WARN_BEFORE: Duration = DAY.saturating_mul(90);
 /// Certificates begin this long before now, for peers whose clock is behind.
 const BACKDATE: Duration = Duration::from_secs(3600);
 
@@ -67,6 +69,21 @@ impl CaDirectory {
         directory.ensure_leaf("server", "server", &server_names(names))?;
         directory.ensure_leaf("client", "client", &[])?;
         Ok(directory)
+    }
+
+    /// The certificates as they are now, to be watched by a server that loads them.
+    pub fn in_use(&self) -> Result<Vec<InUse>, CaError> {
+        let paths = [self.ca_certificate(), self.server().0, self.client().0];
+        let in_use = |path: PathBuf| {
+            let certificate = read_certificate(&path)?;
+            let validity = certificate.tbs_certificate().validity();
+            Ok(InUse {
+                is_ca: path == self.ca_certificate(),
+                end: validity.not_after.to_unix_duration(),
+                path,
+            })
+        };
+        paths.into_iter().map(in_use).collect()
     }
 
     /// `cacert.crt`.
@@ -183,6 +200,38 @@ impl CaDirectory {
             return Ok(Leaf::Renew("it ends within a year"));
         }
         Ok(Leaf::Good)
+    }
+}
+
+/// A certificate that a running server has loaded; its file may have been renewed since.
+#[derive(Clone, Debug)]
+pub struct InUse {
+    path: PathBuf,
+    is_ca: bool,
+    /// Since the Unix epoch.
+    end: Duration,
+}
+
+impl InUse {
+    /// What an operator has to do in the next 90 days, if anything.
+    pub fn warning(&self) -> Option<String> {
+        self.warning_at(since_epoch())
+    }
+
+    fn warning_at(&self, now: Duration) -> Option<String> {
+        let left = self.end.saturating_sub(now);
+        if left >= WARN_BEFORE {
+            return None;
+        }
+        let days = left.as_secs() / DAY.as_secs();
+        let action = if self.is_ca {
+            "make a new authority: move its directory away, restart registrar and verifier, and \
+             bring the new cacert.crt to all agents and operators"
+        } else {
+            "restart this server, which renews it"
+        };
+        let path = self.path.display();
+        Some(format!("{path} ends in {days} days: {action}"))
     }
 }
 
@@ -444,6 +493,28 @@ mod tests {
             directory.leaf_condition(&certificate, &key),
             Ok(Leaf::Good)
         ));
+    }
+
+    #[test]
+    fn running_servers_warn_of_the_end_of_what_they_loaded() {
+        let root = tempfile::tempdir().unwrap();
+        let directory = CaDirectory::ensure(root.path(), &[]).unwrap();
+        let warnings = |days: u32| {
+            let now = since_epoch() + DAY * days;
+            let in_use = directory.in_use().unwrap();
+            let texts = in_use.iter().filter_map(|used| used.warning_at(now));
+            texts.collect::<Vec<_>>()
+        };
+        assert_eq!(warnings(600), [""; 0]);
+        let [server, client] = warnings(700).try_into().unwrap();
+        assert!(
+            server.contains("server-cert.crt ends in 29 days: restart"),
+            "{server}"
+        );
+        assert!(client.contains("client-cert.crt ends in"), "{client}");
+        let [ca, server, _] = warnings(3649).try_into().unwrap();
+        assert!(ca.contains("cacert.crt ends in 0 days: make a new"), "{ca}");
+        assert!(server.contains("ends in 0 days"), "{server}");
     }
 
     #[test]
