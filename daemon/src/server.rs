@@ -28,6 +28,10 @@ use crate::shutdown::Shutdown;
 
 /// How long running requests may take after a stop was asked for.
 const DRAIN: Duration = Duration::from_secs(5);
+/// How long any request body may take.
+const BODY_PATIENCE: Duration = Duration::from_secs(30);
+/// Bytes per second that a body which may be larger has to come at.
+const BODY_RATE: usize = 256 * 1024;
 
 /// The body of every answer: a buffer, or a stream that may fail half-way.
 pub type Body = UnsyncBoxBody<Bytes, std::io::Error>;
@@ -230,12 +234,24 @@ pub fn json<T: Serialize>(status: StatusCode, value: &T) -> Response<Body> {
     }
 }
 
-/// Reads a whole request body of at most `limit` bytes.
+/// Reads a whole request body of at most `limit` bytes, in at most half a minute and a second for
+/// each 256 KiB of `limit`: a peer that sends a byte now and then must not keep its connection.
 pub async fn read_body(body: Incoming, limit: usize) -> Result<Bytes, BodyError> {
-    match Limited::new(body, limit).collect().await {
-        Ok(body) => Ok(body.to_bytes()),
-        Err(error) if error.is::<LengthLimitError>() => Err(BodyError::TooLarge { limit }),
-        Err(error) => Err(BodyError::Incomplete(error.to_string())),
+    let patience = u64::try_from(limit / BODY_RATE).unwrap_or(u64::MAX);
+    let patience = BODY_PATIENCE.saturating_add(Duration::from_secs(patience));
+    read_within(body, limit, patience).await
+}
+
+async fn read_within<B>(body: B, limit: usize, patience: Duration) -> Result<Bytes, BodyError>
+where
+    B: hyper::body::Body,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    match timeout(patience, Limited::new(body, limit).collect()).await {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(BodyError::TooLarge { limit }),
+        Ok(Err(error)) => Err(BodyError::Incomplete(error.to_string())),
+        Err(_) => Err(BodyError::TooSlow { after: patience }),
     }
 }
 
@@ -252,4 +268,44 @@ pub enum BodyError {
         /// The route's limit in bytes.
         limit: usize,
     },
+    /// It did not end in time.
+    #[error("request body did not end within {} s", after.as_secs())]
+    TooSlow {
+        /// The time it had.
+        after: Duration,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        pin::Pin,
+        task::{Context, Poll},
+    };
+
+    use hyper::body::Frame;
+
+    use super::*;
+
+    /// A body that never ends, and never comes.
+    struct Trickle;
+
+    impl hyper::body::Body for Trickle {
+        type Data = Bytes;
+        type Error = Infallible;
+
+        fn poll_frame(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+            Poll::Pending
+        }
+    }
+
+    #[tokio::test]
+    async fn a_body_that_never_ends_is_given_up() {
+        let patience = Duration::from_millis(20);
+        let error = read_within(Trickle, 10, patience).await.unwrap_err();
+        assert!(matches!(error, BodyError::TooSlow { .. }), "{error}");
+    }
 }
