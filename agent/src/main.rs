@@ -39,10 +39,10 @@ fn main() -> ExitCode {
 
 fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let config: Config = config::load("agent", arguments.config.as_deref())?;
-    // One thread for everything but the TPM and file reads: an agent must be small.
+    // One thread for everything, one for the TPM, one for file reads: an agent must be small.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
-        .max_blocking_threads(2)
+        .max_blocking_threads(1)
         .build()?;
     runtime.block_on(async { agent::run(config, Shutdown::from_signals()?).await })?;
     Ok(())

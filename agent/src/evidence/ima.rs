@@ -7,7 +7,7 @@ use std::{
 };
 
 /// Bytes asked for at a time. securityfs gives at most 4 KiB per read, so a block takes several.
-const BLOCK: usize = 64 * 1024;
+const BLOCK: usize = 32 * 1024;
 
 /// Longest entry. `ima-buf` entries carry a whole buffer in hex; 16 MiB is far beyond them.
 const LONGEST_ENTRY: usize = 16 * 1024 * 1024;
@@ -173,7 +173,7 @@ impl Reader {
         self.first
     }
 
-    /// The next whole entries, each with its LF, some 64 KiB of them; `None` at the end. An entry
+    /// The next whole entries, each with its LF, some 32 KiB of them; `None` at the end. An entry
     /// that is still being written is left for the next reader.
     pub fn next_entries(&mut self) -> io::Result<Option<Vec<u8>>> {
         if self.ready.is_empty() && !self.at_end {
@@ -351,7 +351,7 @@ mod tests {
             assert_eq!(newlines(text.as_bytes()), 3000 - from);
         }
         let marks = f.list.state.lock().unwrap().marks.len();
-        assert!(marks > 3 && marks < 20, "{marks} positions kept");
+        assert!(marks > 3 && marks < 30, "{marks} positions kept");
     }
 
     #[test]
