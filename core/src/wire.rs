@@ -228,24 +228,10 @@ fn port_or_text<'de, D: serde::Deserializer<'de>>(d: D) -> Result<Option<u16>, D
     d.deserialize_any(Port)
 }
 
-/// Is an algorithm that a quote reports among the accepted ones?
-///
-/// Keylime's names without a size mean its defaults: `rsa` is `rsa2048`, `ecc` is `ecc256`. Case
-/// does not matter.
-pub fn accepts(accepted: &[String], reported: &str) -> bool {
-    let explicit = |name: &str| match name.to_ascii_lowercase() {
-        name if name == "rsa" => "rsa2048".to_owned(),
-        name if name == "ecc" => "ecc256".to_owned(),
-        name => name,
-    };
-    let reported = explicit(reported);
-    accepted.iter().any(|name| explicit(name) == reported)
-}
-
 /// `GET /v2.x/agents/{id}` at the verifier.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct NodeStatus {
-    /// Keylime's number (verifier-tenant spec 1.7).
+    /// Keylime's number: 1 start, 3 attested periodically, 7 no answer, 9 failed, 10 stopped.
     pub operational_state: Option<u8>,
     /// base64 V.
     #[serde(default)]
@@ -452,25 +438,5 @@ mod tests {
             error.to_string().contains("accept_tpm_hash_algs"),
             "{error}"
         );
-    }
-
-    #[test]
-    fn algorithm_names_without_a_size_mean_the_default() {
-        for (reported, accepted, expected) in [
-            ("rsa", "rsa2048", true),
-            ("rsa2048", "rsa", true),
-            ("rsa3072", "rsa", false),
-            ("ecc384", "ecc", false),
-            ("ecc256", "ecc", true),
-            ("SHA256", "sha256", true),
-            ("sha1", "sha256", false),
-        ] {
-            assert_eq!(
-                accepts(&[accepted.to_owned()], reported),
-                expected,
-                "{reported}"
-            );
-        }
-        assert!(!accepts(&[], "sha256"));
     }
 }

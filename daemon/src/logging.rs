@@ -16,8 +16,14 @@ const LEVEL_VARIABLE: &str = "TROTH_LOG";
 
 /// Starts logging; later calls change nothing, so that tests may call it too.
 pub fn init(default_level: &str) {
-    let default = || default_level.parse().unwrap_or_else(|_| Targets::new().with_default(Level::INFO));
-    let wanted = env::var(LEVEL_VARIABLE).ok().map(|text| text.parse::<Targets>());
+    let default = || {
+        default_level
+            .parse()
+            .unwrap_or_else(|_| Targets::new().with_default(Level::INFO))
+    };
+    let wanted = env::var(LEVEL_VARIABLE)
+        .ok()
+        .map(|text| text.parse::<Targets>());
     let (filter, refused) = match wanted {
         None => (default(), None),
         Some(Ok(filter)) => (filter, None),

@@ -29,6 +29,8 @@ const EMERGENCY: u8 = 6;
 const NOT_REACHABLE: &str = "internal.verifier.not_reachable";
 /// Findings kept of one verdict; the rest is counted.
 const MAX_FINDINGS: usize = 100;
+/// Bytes of all but the first of them as JSON: names come from the node, and can be long.
+const MAX_FINDINGS_SIZE: usize = 256 * 1024;
 /// A verdict older than this many intervals says nothing about now.
 const STALE_INTERVALS: u32 = 5;
 /// What a verdict becomes with time.
@@ -311,7 +313,7 @@ impl NodeRecord {
                 self.state = State::Failed;
                 self.operational = operational::INVALID_QUOTE;
                 self.findings_total = total;
-                findings.truncate(MAX_FINDINGS);
+                bound(&mut findings);
                 self.reason = match findings.first() {
                     Some(finding) if self.findings_total > 1 => format!(
                         "{} (and {} more findings)",
@@ -424,6 +426,18 @@ impl NodeRecord {
             findings_total: self.findings_total,
         }
     }
+}
+
+/// Keeps what a record may hold, from the first finding on.
+fn bound(findings: &mut Vec<Finding>) {
+    findings.truncate(MAX_FINDINGS);
+    let mut size = 0_usize;
+    let fitting = findings.iter().take_while(|finding| {
+        size += serde_json::to_string(finding).map_or(MAX_FINDINGS_SIZE, |text| text.len());
+        size <= MAX_FINDINGS_SIZE
+    });
+    let fitting = fitting.count();
+    findings.truncate(fitting.max(1));
 }
 
 /// Time since the Unix epoch.
@@ -544,6 +558,32 @@ mod tests {
         assert_eq!(record.node.ima.next_entry, 0);
         assert_eq!(record.status(T0, &timing()).state, "pending");
         assert_eq!(apply(&mut record, trusted()).event, Some(Event::Recovered));
+    }
+
+    #[test]
+    fn long_names_do_not_fill_the_record() {
+        let mut record = record();
+        let Outcome::Failed {
+            mut findings,
+            total,
+            ..
+        } = failed(100)
+        else {
+            unreachable!()
+        };
+        for finding in &mut findings {
+            finding.explanation = "x".repeat(20_000);
+        }
+        let outcome = Outcome::Failed {
+            findings,
+            total,
+            node: None,
+            algorithms: None,
+        };
+        apply(&mut record, outcome);
+        let status = record.status(T0, &timing());
+        assert_eq!((status.findings.len(), status.findings_total), (13, 100));
+        assert!(serde_json::to_string(&record).unwrap().len() < 300_000);
     }
 
     #[test]
