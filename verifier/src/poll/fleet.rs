@@ -8,6 +8,7 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use tokio::{
     sync::{Mutex, mpsc, oneshot},
     task::JoinHandle,
+    time::timeout,
 };
 use troth_core::{
     identity::AgentId,
@@ -31,6 +32,8 @@ use crate::{
 
 /// Commands that a node's task may have waiting.
 const COMMANDS: usize = 8;
+/// How long the last verdicts may take into the database at a stop.
+const LAST_WRITE: Duration = Duration::from_secs(10);
 
 /// All nodes of this verifier, each with its running task.
 #[derive(Debug)]
@@ -403,13 +406,19 @@ impl Fleet {
         }
     }
 
-    /// Ends all tasks; what they recorded is in the database when this returns.
+    /// Ends all tasks; what they recorded is in the database when this returns, unless the
+    /// database takes nothing: a stop does not wait for that for ever.
     pub async fn close(&self) {
         {
             let mut nodes = self.nodes.write().unwrap_or_else(PoisonError::into_inner);
             nodes.clear();
         }
-        self.shared.writer.flush().await;
+        if timeout(LAST_WRITE, self.shared.writer.flush())
+            .await
+            .is_err()
+        {
+            tracing::error!("the last verdicts were not written: their nodes are judged again");
+        }
         let writing = self.writing.lock().await.take();
         if let Some(writing) = writing {
             writing.abort();
