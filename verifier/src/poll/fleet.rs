@@ -342,7 +342,7 @@ impl Fleet {
         let now = now();
         let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
         for entry in nodes.values() {
-            let state = entry.node.record().shown_state(now, &self.shared.timing);
+            let state = entry.node.shown().shown_state(now, &self.shared.timing);
             *counts.entry(state).or_default() += 1;
         }
         if counts.is_empty() {
@@ -366,7 +366,7 @@ impl Fleet {
         let (boot, runtime) = node.rules.as_ref().map_or((false, false), |rules| {
             (rules.boot != BootPolicy::None, rules.runtime.is_some())
         });
-        let record = node.record();
+        let record = node.shown();
         let troth = record.status(now(), timing);
         // Keylime's PASS must not outlive what Troth itself would say.
         let attestation_status = match (record.operational, troth.state.as_str()) {

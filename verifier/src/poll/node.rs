@@ -213,13 +213,15 @@ pub(super) enum Command {
     Reactivate(oneshot::Sender<()>),
 }
 
-/// A node under attestation. The task owns the schedule, readers share the record.
+/// A node under attestation. The task owns the schedule, readers share the shown record.
 #[derive(Debug)]
 pub(super) struct Node {
     pub(super) enrolled: Enrolled,
     /// The reason when a stored enrolment cannot be judged by any more.
     pub(super) rules: Result<Arc<Rules>, String>,
     record: Mutex<NodeRecord>,
+    /// The record as it is in the database: what a reader was shown is never lost.
+    shown: Mutex<Arc<NodeRecord>>,
 }
 
 impl Node {
@@ -227,6 +229,7 @@ impl Node {
         Self {
             enrolled,
             rules: Ok(Arc::new(rules)),
+            shown: Mutex::new(Arc::new(record.clone())),
             record: Mutex::new(record),
         }
     }
@@ -237,35 +240,39 @@ impl Node {
         Self {
             enrolled,
             rules: Err(reason),
+            shown: Mutex::new(Arc::new(record.clone())),
             record: Mutex::new(record),
         }
     }
 
+    /// The record to show.
+    pub(super) fn shown(&self) -> Arc<NodeRecord> {
+        Arc::clone(&self.shown.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
     /// The record; held for moments only, never over an await.
-    pub(super) fn record(&self) -> MutexGuard<'_, NodeRecord> {
+    fn record(&self) -> MutexGuard<'_, NodeRecord> {
         // Transitions do not panic half-way; a poisoned record is still the last whole one.
         self.record.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn update(&self) -> Option<RecordUpdate> {
-        let record = self.record();
+    /// Writes the record, and shows it when it is written.
+    async fn save(&self, writer: &Writer) {
+        let record = Arc::new(self.record().clone());
         match serde_json::to_string(&*record) {
-            Ok(text) => Some(RecordUpdate {
-                agent_id: self.enrolled.id.as_str().to_owned(),
-                generation: self.enrolled.generation,
-                operational_state: record.operational,
-                record: text,
-            }),
+            Ok(text) => {
+                let update = RecordUpdate {
+                    agent_id: self.enrolled.id.as_str().to_owned(),
+                    generation: self.enrolled.generation,
+                    operational_state: record.operational,
+                    record: text,
+                };
+                writer.write(update).await;
+                *self.shown.lock().unwrap_or_else(PoisonError::into_inner) = record;
+            }
             Err(error) => {
                 tracing::error!(node_id = %self.enrolled.id, %error, "record cannot be written");
-                None
             }
-        }
-    }
-
-    async fn save(&self, writer: &Writer) {
-        if let Some(update) = self.update() {
-            writer.write(update).await;
         }
     }
 
@@ -327,7 +334,6 @@ impl Node {
                 }
             };
             self.save(&shared.writer).await;
-            shared.writer.flush().await;
             let _ = done.send(());
         }
     }

@@ -18,7 +18,7 @@ const QUEUE: usize = 4096;
 const RETRY: Duration = Duration::from_secs(1);
 
 enum Message {
-    Update(RecordUpdate),
+    Update(RecordUpdate, oneshot::Sender<()>),
     Flush(oneshot::Sender<()>),
 }
 
@@ -35,10 +35,14 @@ impl Writer {
         (Self { queue }, tokio::spawn(run(store, receiver)))
     }
 
-    /// Queues a record; waits only when the database is far behind.
+    /// Returns when the record, or a newer one of the same node, is in the database: within a
+    /// batch's time, or as long as the database cannot be written.
     pub(super) async fn write(&self, update: RecordUpdate) {
+        let (done, written) = oneshot::channel();
         // The task outlives every sender, so a send fails only while the process stops.
-        let _ = self.queue.send(Message::Update(update)).await;
+        if self.queue.send(Message::Update(update, done)).await.is_ok() {
+            let _ = written.await;
+        }
     }
 
     /// Returns when everything queued before is in the database.
@@ -51,29 +55,27 @@ impl Writer {
 }
 
 async fn run(store: Store, mut queue: mpsc::Receiver<Message>) {
-    let mut batch: HashMap<String, RecordUpdate> = HashMap::new();
-    let mut waiting: Vec<oneshot::Sender<()>> = Vec::new();
+    let mut batch = Batch::default();
     let mut open = true;
-    while open || !batch.is_empty() {
-        if open && batch.is_empty() && waiting.is_empty() {
+    while open || !batch.updates.is_empty() {
+        if open && batch.updates.is_empty() && !batch.urgent {
             match queue.recv().await {
-                Some(message) => take(message, &mut batch, &mut waiting),
+                Some(message) => batch.take(message),
                 None => return,
             }
         }
         let end = Instant::now() + BATCH_TIME;
-        while open && batch.len() < BATCH_SIZE && waiting.is_empty() {
+        while open && batch.updates.len() < BATCH_SIZE && !batch.urgent {
             match timeout_at(end, queue.recv()).await {
-                Ok(Some(message)) => take(message, &mut batch, &mut waiting),
+                Ok(Some(message)) => batch.take(message),
                 Ok(None) => open = false,
                 Err(_) => break,
             }
         }
-        let updates: Vec<_> = batch.values().cloned().collect();
+        let updates: Vec<_> = batch.updates.values().cloned().collect();
         match store.update_records(&updates).await {
             Ok(()) => {
-                batch.clear();
-                for done in waiting.drain(..) {
+                for done in std::mem::take(&mut batch).waiting {
                     let _ = done.send(());
                 }
             }
@@ -88,16 +90,27 @@ async fn run(store: Store, mut queue: mpsc::Receiver<Message>) {
     }
 }
 
-fn take(
-    message: Message,
-    batch: &mut HashMap<String, RecordUpdate>,
-    waiting: &mut Vec<oneshot::Sender<()>>,
-) {
-    match message {
-        Message::Update(update) => {
-            batch.insert(update.agent_id.clone(), update);
+/// What the next transaction writes, and who waits for it.
+#[derive(Default)]
+struct Batch {
+    updates: HashMap<String, RecordUpdate>,
+    waiting: Vec<oneshot::Sender<()>>,
+    /// Somebody asked for it to be written now.
+    urgent: bool,
+}
+
+impl Batch {
+    fn take(&mut self, message: Message) {
+        match message {
+            Message::Update(update, done) => {
+                self.updates.insert(update.agent_id.clone(), update);
+                self.waiting.push(done);
+            }
+            Message::Flush(done) => {
+                self.waiting.push(done);
+                self.urgent = true;
+            }
         }
-        Message::Flush(done) => waiting.push(done),
     }
 }
 
@@ -107,7 +120,7 @@ mod tests {
     use crate::store::{NewNode, PolicyChoice, Schema};
 
     #[tokio::test]
-    async fn newest_record_of_every_node_is_written_before_a_flush_returns() {
+    async fn newest_record_of_every_node_is_in_the_database_when_its_write_returns() {
         let root = tempfile::tempdir().unwrap();
         let url = format!("sqlite://{}", root.path().join("v.sqlite").display());
         let store = Store::open(&url, Schema::Verifier).await.unwrap();
@@ -123,21 +136,23 @@ mod tests {
             store.insert_node(&node, &PolicyChoice::None).await.unwrap();
         }
         let (writer, task) = Writer::start(store.clone());
-        for count in 0..500 {
-            for id in ["a", "b"] {
-                let record = format!("{count}");
+        let write = |id: &str, count: usize| {
+            let (writer, agent_id) = (writer.clone(), id.to_owned());
+            async move {
                 let update = RecordUpdate {
-                    agent_id: id.into(),
+                    agent_id,
                     generation: 1,
                     operational_state: 3,
-                    record,
+                    record: format!("{count}"),
                 };
                 writer.write(update).await;
             }
-        }
-        writer.flush().await;
-        for row in store.nodes("default").await.unwrap() {
-            assert_eq!((row.operational_state, row.record.as_str()), (3, "499"));
+        };
+        for count in [1, 2] {
+            tokio::join!(write("a", count), write("b", count));
+            for row in store.nodes("default").await.unwrap() {
+                assert_eq!((row.operational_state, row.record), (3, format!("{count}")));
+            }
         }
         drop(writer);
         task.await.unwrap();
