@@ -1,4 +1,3 @@
-
 use serde_json::Value;
 use troth_tests::fleet::AgentOptions;
 use troth_tests::process::stable_port;
