@@ -256,6 +256,12 @@ pub(crate) enum RegistrarCommand {
         #[arg(value_parser = agent_id)]
         id: AgentId,
     },
+    /// Have the registrar forget a node, so that another TPM may register under its id
+    Remove {
+        /// Agent id
+        #[arg(value_parser = agent_id)]
+        id: AgentId,
+    },
 }
 
 #[derive(Debug, Subcommand)]

@@ -86,6 +86,7 @@ agent watch     {\"elapsed_ms\", \"time_ms\", \"id\", \"previous\", \"state\", \
 registrar list  {\"agents\": [ID]}
 registrar show  {\"id\", \"address\", \"port\", \"regcount\", \"ek\", \"ak\", \"ek_certificate\",
                 \"ek_certificate_matches\", \"mtls_certificate\", \"tls_disabled\"}
+registrar remove {\"id\", \"result\"}, result is removed
 inspect quote   {\"verified\", \"failure\", \"nonce_checked\", \"nonce\", \"nonce_hex\", \"clock_ms\",
                 \"selection\", \"pcr_digest\", \"pcr_digest_matches\", \"bank\", \"pcrs\",
                 \"pubkey_bound\", ...}

@@ -1,5 +1,7 @@
 use base64::{Engine, prelude::BASE64_STANDARD};
+use hyper::Method;
 use serde::Serialize;
+use serde_json::Value;
 use troth_core::{
     identity::{self, AgentId},
     tpm::Public,
@@ -8,7 +10,7 @@ use troth_core::{
 use troth_daemon::tls;
 
 use crate::{
-    api::{self, Credentials},
+    api::{self, Credentials, Service},
     ca::CertificateView,
     cli::{Global, RegistrarCommand},
     error::{Error, Exit},
@@ -24,6 +26,7 @@ pub(crate) async fn run(
     match command {
         RegistrarCommand::List => list(global, out).await,
         RegistrarCommand::Show { id } => show(global, id, out).await,
+        RegistrarCommand::Remove { id } => remove(global, id, out).await,
     }
 }
 
@@ -190,12 +193,44 @@ async fn show(global: &Global, id: &AgentId, out: &Output) -> Result<Exit, Error
     let record: RegistrarRecord = registrar
         .find(&api::agents_path(Some(id.as_str())))
         .await?
-        .ok_or_else(|| Error::NotFound {
-            id: id.to_string(),
-            service: registrar.name,
-            url: registrar.url.clone(),
-        })?;
+        .ok_or_else(|| unknown(&registrar, id))?;
     let registered = Registered::new(id.as_str(), &record);
     out.result(&registered, || registered.describe(out))?;
     Ok(Exit::Success)
+}
+
+/// `registrar remove --json`.
+#[derive(Serialize)]
+struct Removed<'a> {
+    id: &'a str,
+    result: &'static str,
+}
+
+async fn remove(global: &Global, id: &AgentId, out: &Output) -> Result<Exit, Error> {
+    let registrar = Credentials::load(&global.ca_dir)?.registrar(global)?;
+    let path = api::agents_path(Some(id.as_str()));
+    let reply = registrar
+        .send(Method::DELETE, &path, None::<&Value>)
+        .await?;
+    match reply.status {
+        200..=299 => {}
+        404 => return Err(unknown(&registrar, id)),
+        _ => return Err(registrar.refused(&Method::DELETE, &path, &reply)),
+    }
+    let removed = Removed {
+        id: id.as_str(),
+        result: "removed",
+    };
+    out.result(&removed, || {
+        format!("Agent {id} is removed from the registrar; the verifier keeps it if it has it.\n")
+    })?;
+    Ok(Exit::Success)
+}
+
+fn unknown(registrar: &Service, id: &AgentId) -> Error {
+    Error::NotFound {
+        id: id.to_string(),
+        service: registrar.name,
+        url: registrar.url.clone(),
+    }
 }

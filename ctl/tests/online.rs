@@ -356,6 +356,8 @@ fn removal_reactivation_and_stop_report_their_result() {
         "removed",
         "GET says 404"
     );
+    site.success("DELETE /v2.1/agents/gone", &json!({}));
+    assert_eq!(result(&["registrar", "remove", "gone"]), "removed");
     site.success("PUT /v2.1/agents/n/reactivate", &json!({}));
     assert_eq!(result(&["agent", "reactivate", "n"]), "reactivated");
     site.success("PUT /v2.1/agents/n/stop", &json!({}));
@@ -364,10 +366,9 @@ fn removal_reactivation_and_stop_report_their_result() {
         site.trothctl(&["agent", "remove", "other"]).status.code(),
         Some(5)
     );
-    assert_eq!(
-        site.trothctl(&["agent", "stop", "other"]).status.code(),
-        Some(5)
-    );
+    for command in [["agent", "stop", "other"], ["registrar", "remove", "other"]] {
+        assert_eq!(site.trothctl(&command).status.code(), Some(5));
+    }
 }
 
 #[test]

@@ -120,7 +120,8 @@ impl std::fmt::Display for Advice<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
             f,
-            "To give this host a new identity, remove {} and delete the agent from the registrar",
+            "To give this host a new identity, remove {} and run `trothctl registrar remove` with \
+             its id",
             self.0.display()
         )
     }

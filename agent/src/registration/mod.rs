@@ -51,7 +51,7 @@ pub enum RegistrationError {
     /// The registrar refuses this host for good.
     #[error(
         "the registrar refuses this host: {reason}. Another TPM is registered under this agent id; \
-         if this host may replace it, delete the agent from the registrar"
+         if this host may replace it, run `trothctl registrar remove` with the id"
     )]
     Forbidden {
         /// The registrar's text.
