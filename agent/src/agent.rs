@@ -1,4 +1,4 @@
-use std::{convert::Infallible, future::pending, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use tokio::net::TcpListener;
@@ -45,6 +45,9 @@ const PROVISION_TRIES: u32 = 5;
 
 /// Longest wait for the TPM to flush a key.
 const RELEASE_DEADLINE: Duration = Duration::from_secs(30);
+
+/// How often the TPM is asked for a sign of life in a unit without watchdog.
+const TPM_CHECK_INTERVAL: Duration = Duration::from_secs(30);
 
 /// Longest wait for one answer of the registrar.
 const REGISTRAR_TIMEOUT: Duration = Duration::from_secs(30);
@@ -131,7 +134,8 @@ async fn start_and_serve(
     let address = service.listener.local_addr()?;
     tracing::info!("listening on {address}");
     release_start_up_code();
-    notify::ready(&format!("Attesting as {} on {address}", service.id));
+    let serving = format!("Attesting as {} on {address}", service.id);
+    notify::ready(&serving);
     tokio::select! {
         () = server::serve(
             service.listener,
@@ -140,7 +144,7 @@ async fn start_and_serve(
             service.api,
             shutdown.clone(),
         ) => Ok(()),
-        never = feed_watchdog(tpm) => match never {},
+        never = watch_tpm(tpm, &serving) => match never {},
     }
 }
 
@@ -358,16 +362,25 @@ async fn register(
     }
 }
 
-/// Feeds the watchdog as long as the TPM answers: an agent whose TPM hangs has to be restarted,
-/// however well it serves `/version`.
-async fn feed_watchdog(tpm: &TpmHandle) -> Infallible {
-    let Some(interval) = notify::watchdog_interval() else {
-        return pending().await;
-    };
+/// Tells the service manager whether the TPM answers. The watchdog is fed by nothing else: an agent
+/// whose TPM hangs has to be restarted, however well it serves `/version`.
+async fn watch_tpm(tpm: &TpmHandle, serving: &str) -> Infallible {
+    let interval = notify::watchdog_interval().unwrap_or(TPM_CHECK_INTERVAL);
+    let mut answers = true;
     loop {
         match tpm.ping().await {
-            Ok(()) => notify::watchdog(),
-            Err(error) => tracing::warn!("watchdog not fed: {error}"),
+            Ok(()) => {
+                notify::watchdog();
+                if !answers {
+                    notify::status(serving);
+                }
+                answers = true;
+            }
+            Err(error) => {
+                tracing::warn!("watchdog not fed: {error}");
+                notify::status(&format!("No quotes, the TPM does not answer: {error}"));
+                answers = false;
+            }
         }
         tokio::time::sleep(interval).await;
     }

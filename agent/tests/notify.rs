@@ -70,42 +70,58 @@ fn answer(mut stream: &TcpStream) -> Option<()> {
     .ok()
 }
 
-/// The way to a TPM, which can be made to swallow everything.
+/// The way to a TPM, which can be made to swallow everything, or to break off.
 struct Way {
     port: u16,
     blocked: Arc<AtomicBool>,
+    broken: Arc<AtomicBool>,
 }
 
 impl Way {
     fn to(tcti: &str) -> Self {
         let target: u16 = tcti.rsplit_once("port=").unwrap().1.parse().unwrap();
-        let blocked = Arc::new(AtomicBool::new(false));
+        let (blocked, broken) = (Arc::default(), Arc::default());
         loop {
             let data = TcpListener::bind("127.0.0.1:0").unwrap();
             let port = data.local_addr().unwrap().port();
             if let Ok(control) = TcpListener::bind(("127.0.0.1", port + 1)) {
-                forward(data, target, &blocked);
-                forward(control, target + 1, &blocked);
-                return Self { port, blocked };
+                forward(data, target, &blocked, &broken);
+                forward(control, target + 1, &blocked, &broken);
+                return Self {
+                    port,
+                    blocked,
+                    broken,
+                };
             }
         }
     }
 }
 
-fn forward(listener: TcpListener, target: u16, blocked: &Arc<AtomicBool>) {
-    let blocked = Arc::clone(blocked);
+fn forward(
+    listener: TcpListener,
+    target: u16,
+    blocked: &Arc<AtomicBool>,
+    broken: &Arc<AtomicBool>,
+) {
+    let (blocked, broken) = (Arc::clone(blocked), Arc::clone(broken));
     thread::spawn(move || {
         for client in listener.incoming().flatten() {
+            if broken.load(Ordering::SeqCst) {
+                continue;
+            }
             let tpm = TcpStream::connect(("127.0.0.1", target)).unwrap();
             let pairs = [
                 (client.try_clone().unwrap(), tpm.try_clone().unwrap()),
                 (tpm, client),
             ];
             for (mut from, mut to) in pairs {
-                let blocked = Arc::clone(&blocked);
+                let (blocked, broken) = (Arc::clone(&blocked), Arc::clone(&broken));
                 thread::spawn(move || {
                     let mut bytes = [0; 8192];
                     while let Ok(read @ 1..) = from.read(&mut bytes) {
+                        if broken.load(Ordering::SeqCst) {
+                            break;
+                        }
                         if !blocked.load(Ordering::SeqCst) {
                             to.write_all(&bytes[..read]).ok();
                         }
@@ -213,6 +229,27 @@ fn the_service_manager_hears_of_readiness_and_of_a_tpm_that_hangs() {
         assert!(fed < 5, "the watchdog is fed without the TPM");
     }
     manager.agent.kill().unwrap();
+}
+
+#[test]
+fn the_status_follows_the_tpm_that_goes_away_and_comes_back() {
+    let directory = tempfile::tempdir().unwrap();
+    let swtpm = Swtpm::manufacture(&directory.path().join("tpm"))
+        .expect("swtpm is needed: install the packages swtpm and swtpm-tools");
+    let way = Way::to(&swtpm.tcti());
+    let config = format!(
+        "state_dir = {:?}\nport = 0\nregistrar_port = {}\ntpm_encryption_alg = \"ecc\"\n\
+         enable_agent_mtls = false\ntcti = \"swtpm:host=127.0.0.1,port={}\"\n",
+        directory.path().join("state"),
+        registrar(),
+        way.port
+    );
+    let manager = Manager::start(directory.path(), &config);
+    manager.wait_for("READY=1");
+    way.broken.store(true, Ordering::SeqCst);
+    manager.wait_for("STATUS=No quotes, the TPM does not answer: ");
+    way.broken.store(false, Ordering::SeqCst);
+    manager.wait_for("STATUS=Attesting as ");
 }
 
 #[test]
