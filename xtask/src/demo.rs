@@ -18,6 +18,9 @@ const INTERVAL: Duration = Duration::from_secs(2);
 /// What a quote and its appraisal may take on top of the interval, on a machine that does it all.
 const SLACK: Duration = Duration::from_secs(1);
 
+/// As wide as the time before each step.
+const INDENT: &str = "             ";
+
 /// A program that no policy lists.
 const INTRUDER: &str = "/usr/local/bin/cryptominer";
 
@@ -64,7 +67,7 @@ impl Narrator {
 
     fn detail(&self, what: impl Display) {
         for line in what.to_string().lines() {
-            println!("             {line}");
+            println!("{INDENT}{line}");
         }
     }
 }
@@ -100,18 +103,60 @@ fn play(narrator: &Narrator, programs: &Programs, directory: &Path) -> Result<()
     let files = machine.runtime_policy()?["digests"]
         .as_object()
         .map_or(0, serde_json::Map::len);
-    narrator.say("The operator enrols it with a policy of what it runs now:");
+    narrator.say(format!(
+        "The operator enrols it with a policy of the {files} files that it runs now; its boot log\n\
+         {INDENT}must replay to the quoted PCRs:"
+    ));
     narrator.detail(format!(
-        "$ trothctl agent add {} --runtime-policy runtime-policy.json   ({files} files)",
+        "$ trothctl agent add {} --runtime-policy runtime-policy.json --boot-policy '{{}}'",
         short(&id)
     ));
-    fleet.add(&id, &policy)?;
-    let trusted = fleet.wait_for_state(&id, "trusted")?;
+    let policy = policy.to_str().context("a directory with an odd name")?;
+    let add = [
+        "agent",
+        "add",
+        &id,
+        "--boot-policy",
+        "{}",
+        "--runtime-policy",
+        policy,
+    ];
+    fleet.trothctl(&add)?.success()?;
+    narrator.detail(format!(
+        "$ trothctl agent watch {} --until trusted",
+        short(&id)
+    ));
+    let watch = [
+        "agent",
+        "watch",
+        &id,
+        "--until",
+        "trusted",
+        "--timeout",
+        "30",
+    ];
+    narrator.detail(
+        fleet
+            .trothctl(&watch)?
+            .success()?
+            .stdout
+            .replace(&id, &short(&id)),
+    );
+    let trusted = fleet.status(&id)?;
+    ensure!(
+        trusted["state"] == "trusted",
+        "the node is {}",
+        trusted["state"]
+    );
+    ensure!(
+        trusted["has_boot_policy"] == true,
+        "no boot policy is in force"
+    );
     ensure!(
         trusted["findings"].as_array().is_none_or(Vec::is_empty),
         "trusted, with findings"
     );
-    narrator.say("TRUSTED: quote, boot and every measured file are as the policy has them.");
+    narrator.say("TRUSTED: the quote, the boot and every measured file are as they should be.");
 
     narrator.say(format!(
         "An unlisted program runs on the machine: {INTRUDER}"
@@ -133,7 +178,8 @@ fn play(narrator: &Narrator, programs: &Programs, directory: &Path) -> Result<()
 
     narrator.say("What the operator sees:");
     narrator.detail(format!("$ trothctl agent status {}", short(&id)));
-    narrator.detail(fleet.trothctl(&["agent", "status", &id])?.stdout);
+    let status = fleet.trothctl(&["agent", "status", &id])?.stdout;
+    narrator.detail(status.replace(&id, &short(&id)));
 
     narrator.say("Everything stops.");
     for process in [agent.process(), fleet.verifier()] {
