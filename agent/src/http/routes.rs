@@ -109,7 +109,7 @@ pub(super) fn find(served: &[ApiVersion], method: &Method, path: &str) -> Lookup
             _ => Lookup::Refused(Refusal::Method("GET".into())),
         };
     }
-    let mut segments = path.trim_start_matches('/').splitn(2, '/');
+    let mut segments = path.strip_prefix('/').unwrap_or(path).splitn(2, '/');
     let version = segments.next().unwrap_or_default();
     let rest = segments.next().unwrap_or_default();
     let Some(version) = version.strip_prefix('v').and_then(|text| text.parse().ok()) else {
@@ -241,7 +241,13 @@ mod tests {
 
     #[test]
     fn an_unserved_version_says_so_whatever_follows_and_whatever_the_method() {
-        for path in ["/v2.0/quotes/identity", "/v3.0/agents", "/v99.99", "/v2.7/"] {
+        for path in [
+            "/v2.0/quotes/identity",
+            "/v3.0/agents",
+            "/v99.99",
+            "/v2.7/",
+            "/v4294967296.1/version",
+        ] {
             for method in [Method::GET, Method::DELETE] {
                 assert!(
                     matches!(refusal(method, path), Refusal::Version(_)),
@@ -262,6 +268,7 @@ mod tests {
             "/v2.6/foo",
             "/v2.6",
             "/2.6/agent/info",
+            "//v2.6/agent/info",
         ] {
             match refusal(Method::GET, path) {
                 Refusal::NotImplemented(text) => {

@@ -52,9 +52,9 @@ impl FromStr for ApiVersion {
     fn from_str(text: &str) -> Result<Self, NotAVersion> {
         let number = |text: &str| {
             let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+            // A number that does not fit is a version all the same, and none that exists.
             digits
-                .then(|| text.parse().ok())
-                .flatten()
+                .then(|| text.parse().unwrap_or(u32::MAX))
                 .ok_or(NotAVersion)
         };
         let (major, minor) = text.split_once('.').ok_or(NotAVersion)?;
