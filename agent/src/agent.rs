@@ -99,6 +99,9 @@ impl AgentError {
         match self {
             Self::Config(_) | Self::Id(_) => EX_CONFIG,
             Self::Ak(error) if !error.is_transient() => EX_CONFIG,
+            Self::Transport(TransportError::NotRsa2048 { .. })
+            | Self::Mtls(MtlsError::Half { .. } | MtlsError::Unusable { .. })
+            | Self::Tls(_) => EX_CONFIG,
             Self::Registration(error) if error.is_final() => EX_NOPERM,
             _ => 1,
         }

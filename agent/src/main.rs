@@ -1,7 +1,6 @@
 //! `troth-agent`: serves this host's evidence to verifiers.
 //!
-//! Exit status: 0 after a stop by SIGTERM or SIGINT, 77 (EX_NOPERM) when the registrar refuses this
-//! host for good, 78 (EX_CONFIG) when the configuration cannot work, else 1.
+//! Exit statuses above 2 are those of sysexits(3): EX_NOPERM and EX_CONFIG.
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -12,9 +11,17 @@ use troth_agent::{
 };
 use troth_daemon::{config, logging, shutdown::Shutdown};
 
+const EXIT_STATUS: &str = "\
+Exit status:
+  0   stopped by SIGTERM or SIGINT
+  1   an error; the last line of the log says which
+  2   wrong use of the command line
+  77  the registrar refuses this host for good
+  78  the configuration, or a key or certificate that it names, cannot work";
+
 /// The attestation agent: evidence from this host's TPM, served to verifiers over mutual TLS.
 #[derive(Debug, Parser)]
-#[command(version)]
+#[command(version, after_help = EXIT_STATUS)]
 struct Arguments {
     /// Read this file instead of agent.toml in /etc/troth, /run/troth and /usr/lib/troth.
     #[arg(long, value_name = "FILE")]

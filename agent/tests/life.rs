@@ -444,3 +444,22 @@ async fn an_ak_of_another_tpm_ends_the_agent_with_advice() {
     assert!(error.to_string().contains("ak.json"), "{error}");
     assert_eq!(stage.registrar.0.lock().unwrap().registrations.len(), 1);
 }
+
+#[tokio::test]
+async fn key_files_that_cannot_work_are_configuration_errors_that_name_them() {
+    for (file, others) in [
+        ("payload-private.pem", &[][..]),
+        ("server-private.pem", &["server-cert.crt"][..]),
+    ] {
+        let stage = Stage::new().await;
+        let state = stage.config().state_dir;
+        std::fs::create_dir_all(&state).unwrap();
+        for name in others.iter().chain([&file]) {
+            std::fs::write(state.join(name), "not a key").unwrap();
+        }
+        let error = stage.run(stage.config()).await;
+        assert!(error.to_string().contains(file), "{error}");
+        assert_eq!(error.exit_status(), agent::EX_CONFIG, "{error}");
+        assert!(stage.registrar.0.lock().unwrap().registrations.is_empty());
+    }
+}

@@ -412,9 +412,13 @@ fn raw_code(error: &Error) -> Option<u32> {
     u32::from_str_radix(text.rsplit_once("0x")?.1, 16).ok()
 }
 
+/// TSS2_TCTI_RC_IO_ERROR, of which tss-esapi says that it does not recognise it.
+const TCTI_IO_ERROR: u32 = LAYER_TCTI << 16 | 10;
+
 fn text(error: &Error) -> String {
     match raw_code(error) {
-        Some(code) => format!("{error} (TPM response {code:#x})"),
+        Some(TCTI_IO_ERROR) => "it cannot be opened, or broke off (TSS2_TCTI_RC_IO_ERROR)".into(),
+        Some(code) => format!("{error} (response code {code:#x})"),
         None => error.to_string(),
     }
 }
