@@ -12,9 +12,16 @@ use troth_verifier::{
 /// sysexits(3): the configuration cannot be used.
 const EX_CONFIG: u8 = 78;
 
+const EXIT_STATUS: &str = "\
+Exit status:
+  0   stopped by SIGTERM or SIGINT
+  1   an error; the last line of the log says which
+  2   wrong use of the command line
+  78  the configuration cannot work";
+
 /// Registers agents and binds their attestation keys to their TPMs.
 #[derive(Debug, Parser)]
-#[command(version)]
+#[command(version, after_help = EXIT_STATUS)]
 struct Arguments {
     /// Read this file instead of registrar.toml in /etc/troth, /run/troth, /usr/lib/troth.
     #[arg(long, value_name = "FILE")]
