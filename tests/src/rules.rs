@@ -84,6 +84,18 @@ fn dependency_rules_hold() {
             "troth-core must not know {forbidden}"
         );
     }
+    for (package, forbidden) in [
+        ("troth-core", &["troth_daemon"][..]),
+        ("troth-daemon", &["troth_core"]),
+        ("troth-agent", &["troth_verifier", "trothctl"]),
+        ("troth-verifier", &["troth_agent", "trothctl"]),
+        ("troth-ctl", &["troth_agent", "troth_verifier"]),
+    ] {
+        let known = dependencies(package);
+        for other in forbidden.iter().chain(&["troth_tests"]) {
+            assert!(!known.contains(*other), "{package} must not know {other}");
+        }
+    }
     for package in ["troth-verifier", "troth-ctl", "troth-daemon", "xtask"] {
         assert!(
             !dependencies(package).contains("tss_esapi"),
