@@ -89,7 +89,7 @@ impl Timing {
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum State {
-    /// No verdict since enrolment, restart or reactivation.
+    /// No verdict since enrolment, reactivation, a restart of the verifier or a boot of the host.
     Pending,
     /// The last evidence passed every check.
     Trusted,
@@ -335,6 +335,8 @@ impl NodeRecord {
                 }
             }
             Outcome::Rebooted { node } => {
+                self.state = State::Pending;
+                self.reason = String::from("the host has booted again; asking for its whole list");
                 self.node = node;
                 self.retries = 0;
                 self.reboots += 1;
@@ -647,10 +649,16 @@ mod tests {
             let step = apply(&mut record, outcome);
             assert_eq!(step.event, None);
             waits.push(step.wait.unwrap().as_secs());
+            let status = record.status(T0, &timing());
+            assert_eq!(status.state, "pending", "what was trusted is gone");
+            assert!(status.reason.contains("booted"), "{}", status.reason);
         }
         assert_eq!(waits, [0, 0, 9, 9]);
         assert_eq!(record.node.ima.next_entry, 0);
         assert_eq!(record.attestation_count, 1);
+        let step = apply(&mut record, trusted());
+        assert_eq!(step.event, None, "trusted before and after");
+        assert_eq!(record.status(T0, &timing()).state, "trusted");
     }
 
     #[test]
