@@ -27,7 +27,7 @@ use finding::Findings;
 
 use crate::ima::ImaPosition;
 use crate::policy::{BootPolicy, RuntimePolicy, TpmPolicy};
-use crate::tpm::{AttestationKey, ClockInfo, PcrMask, VerifiedQuote};
+use crate::tpm::{AttestationKey, BIND_PCR, ClockInfo, PcrMask, VerifiedQuote};
 use crate::wire::QuoteResponse;
 
 /// What the verifier asked this time.
@@ -128,7 +128,7 @@ pub fn appraise(
     if fresh_key(evidence).is_none() && state.pubkey.is_none() {
         return stop(pcrs::no_pubkey());
     }
-    let mask = challenge.mask.with(pcrs::BIND_PCR);
+    let mask = challenge.mask.with(BIND_PCR);
     let quote = match quote::verify(ak, challenge.nonce, mask, evidence, policies.accept) {
         Ok(quote) => quote,
         Err(finding) => return stop(*finding),
@@ -220,7 +220,7 @@ pub fn appraise_identity<'a>(
     accept: &AcceptedAlgorithms,
 ) -> Result<&'a str, Vec<Finding>> {
     let key = fresh_key(evidence).ok_or_else(|| vec![pcrs::no_pubkey()])?;
-    let mask = PcrMask::default().with(pcrs::BIND_PCR);
+    let mask = PcrMask::default().with(BIND_PCR);
     let quote = quote::verify(ak, nonce, mask, evidence, accept).map_err(|f| vec![*f])?;
     match pcrs::check_binding(key, &quote) {
         None => Ok(key),

@@ -1,10 +1,7 @@
 use super::finding::{Findings, digest_list};
 use super::{Finding, Place, Policies};
 use crate::ima::IMA_PCR;
-use crate::tpm::{Digest, PcrMask, VerifiedQuote};
-
-/// PCR that binds the agent's transport key (NK) to the quote.
-pub(super) const BIND_PCR: u8 = 16;
+use crate::tpm::{BIND_PCR, Digest, PcrMask, VerifiedQuote};
 
 /// No key in the answer, and none known.
 pub(super) fn no_pubkey() -> Finding {

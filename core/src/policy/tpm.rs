@@ -3,12 +3,8 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value};
 
 use super::{MAX_SMALL_POLICY, PolicyError};
-use crate::tpm::{Digest, PcrMask};
-
-/// PCR that IMA extends: its value is never constant.
-const IMA_PCR: u8 = 10;
-/// PCR that binds the agent's transport key to the quote.
-const BIND_PCR: u8 = 16;
+use crate::ima::IMA_PCR;
+use crate::tpm::{BIND_PCR, Digest, PcrMask};
 
 /// Allowed PCR values, with the mask the quote must cover.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -101,7 +97,8 @@ fn allowed(object: Map<String, Value>) -> Result<BTreeMap<u8, Vec<Digest>>, Poli
 }
 
 fn entry(key: String, values: Value) -> Result<(u8, Vec<Digest>), PolicyError> {
-    let digits = key.bytes().all(|b| b.is_ascii_digit());
+    // One way to write each: "1" and "01" would be two keys, of which one is lost.
+    let digits = key.bytes().all(|b| b.is_ascii_digit()) && (key == "0" || !key.starts_with('0'));
     let pcr = match key.parse::<u8>() {
         Ok(pcr) if digits && pcr < 24 => pcr,
         _ => return Err(PolicyError::PcrNumber(key)),
@@ -162,6 +159,8 @@ mod tests {
             (r#"{"24":"aa"}"#, "\"24\""),
             (r#"{"mask":"0x1"}"#, "\"mask\""),
             (r#"{"+1":"aa"}"#, "\"+1\""),
+            (r#"{"1":"aa","01":"bb"}"#, "\"01\""),
+            (r#"{"0":"aa","00":"bb"}"#, "\"00\""),
             (r#"{"1":"xy"}"#, "\"xy\""),
             (r#"{"1":[7]}"#, "\"7\""),
         ] {

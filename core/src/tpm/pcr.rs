@@ -3,6 +3,9 @@ use super::{Digest, HashAlgorithm};
 /// Number of PCRs of a TPM 2.0 as the PC Client profile defines it.
 const PCR_COUNT: u8 = 24;
 
+/// PCR that binds the agent's transport key (NK) to a quote, as Keylime's agents use it.
+pub const BIND_PCR: u8 = 16;
+
 /// Entries of the TPML_PCR_SELECTION in a PCR blob, used or not.
 const BLOB_SELECTIONS: usize = 16;
 /// One such entry: TPMI_ALG_HASH, sizeofSelect, four octets, one octet of padding.

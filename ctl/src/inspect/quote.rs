@@ -5,8 +5,8 @@ use serde::Serialize;
 use serde_json::Value;
 use troth_core::{
     tpm::{
-        Attest, AttestationKey, Attested, Digest, Expected, HashAlgorithm, PcrMask, PcrValues,
-        Public, Quote, Signature,
+        Attest, AttestationKey, Attested, BIND_PCR, Digest, Expected, HashAlgorithm, PcrMask,
+        PcrValues, Public, Quote, Signature,
     },
     wire::QuoteResponse,
 };
@@ -17,9 +17,6 @@ use crate::{
     output::{Output, Tone, clean, span},
     policy::read_file,
 };
-
-/// The PCR that binds the agent's transport key.
-const BIND_PCR: u8 = 16;
 
 /// A quote, in the shape of `inspect quote --json`.
 #[derive(Debug, Serialize)]

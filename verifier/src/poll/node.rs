@@ -12,6 +12,7 @@ use tokio::{
 use troth_core::{
     appraise::AcceptedAlgorithms,
     identity::{AgentId, IdentityError, check_ak},
+    ima::IMA_PCR,
     policy::{BootPolicy, PolicyError, RuntimePolicy, TpmPolicy},
     tpm::{AttestationKey, KeyError, PcrMask, Public, StructureError},
     wire::Enrolment,
@@ -28,9 +29,6 @@ use super::{
     writer::Writer,
 };
 use crate::{messages, store::RecordUpdate};
-
-/// The PCR that the kernel extends with every measured file.
-const IMA_PCR: u8 = 10;
 
 /// A node as the operator described it.
 #[derive(Debug)]
