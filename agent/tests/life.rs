@@ -42,6 +42,8 @@ struct Registrar(Arc<Mutex<Book>>);
 struct Book {
     /// Statuses for the next registrations.
     refusals: Vec<u16>,
+    /// Status of `/version`, for a registrar that has none.
+    no_version: Option<u16>,
     /// Bodies of registrations and activations, in order of arrival.
     registrations: Vec<Value>,
     activated: Vec<String>,
@@ -53,14 +55,17 @@ impl Handler for Registrar {
         let body = server::read_body(body, 1 << 20).await.unwrap();
         let body: Value = serde_json::from_slice(&body).unwrap_or_default();
         let mut book = self.0.lock().unwrap();
-        let id = head
-            .uri
-            .path()
-            .strip_prefix("/v2.6/agents/")
-            .unwrap_or_default();
+        let path = match book.no_version {
+            None => "/v2.6/agents/",
+            Some(_) => "/v2.2/agents/",
+        };
+        let id = head.uri.path().strip_prefix(path).unwrap_or_default();
         let envelope = |results| json!({ "code": 200, "status": "Success", "results": results });
         match head.method.as_str() {
             "GET" => {
+                if let Some(status) = book.no_version {
+                    return json(StatusCode::from_u16(status).unwrap(), &json!({}));
+                }
                 let versions = json!({ "current_version": "2.6", "supported_versions": ["2.6"] });
                 json(StatusCode::OK, &envelope(versions))
             }
@@ -313,6 +318,17 @@ async fn a_registrar_in_trouble_is_asked_again() {
     let running = stage.start(stage.config());
     stage.activated(1).await;
     running.stop().await;
+}
+
+#[tokio::test]
+async fn a_registrar_that_does_not_know_its_version_is_an_old_one() {
+    for status in [400, 404, 405] {
+        let stage = Stage::new().await;
+        stage.registrar.0.lock().unwrap().no_version = Some(status);
+        let running = stage.start(stage.config());
+        stage.activated(1).await;
+        running.stop().await;
+    }
 }
 
 #[tokio::test]

@@ -122,8 +122,8 @@ impl Registrar {
     /// The registrar's preferred version if this agent speaks it, else the newest that both do.
     async fn negotiate(&self) -> Result<ApiVersion, RegistrationError> {
         let answer = self.client.get("/version").await?;
-        if answer.status == 404 {
-            // Older than its own /version.
+        if matches!(answer.status, 400 | 404 | 405) {
+            // A registrar older than its /version, which came with 2.3.
             return Ok(ApiVersion::v2(2));
         }
         let offered: ServerVersion = results("the version request", &answer)?;

@@ -1,4 +1,4 @@
-use std::str::FromStr;
+use std::{path::Path, str::FromStr};
 
 use troth_core::tpm::{CredentialBlob, Digest, HashAlgorithm, PcrMask, PcrValues, SignatureScheme};
 use tss_esapi::{
@@ -35,11 +35,13 @@ const RESOURCE_MANAGER: &str = "/dev/tpmrm0";
 
 /// The TCTI to use: the configured one, else the kernel's resource manager, else tpm2-abrmd.
 pub fn choose_tcti(configured: Option<&str>) -> String {
+    tcti_or_default(configured, Path::new(RESOURCE_MANAGER))
+}
+
+fn tcti_or_default(configured: Option<&str>, resource_manager: &Path) -> String {
     match configured {
         Some(tcti) => tcti.to_owned(),
-        None if std::path::Path::new(RESOURCE_MANAGER).exists() => {
-            format!("device:{RESOURCE_MANAGER}")
-        }
+        None if resource_manager.exists() => format!("device:{}", resource_manager.display()),
         None => "tabrmd".to_owned(),
     }
 }
@@ -520,4 +522,17 @@ fn pcr_number(slot: PcrSlot) -> u8 {
 fn pcr_handle(pcr: u8) -> Result<PcrHandle, TpmError> {
     PcrHandle::try_from(u32::from(pcr))
         .map_err(|_| TpmError::Unsupported(format!("PCR {pcr} does not exist")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_configured_tcti_comes_before_the_resource_manager_and_that_before_tabrmd() {
+        let (there, absent) = (Path::new("/dev/null"), Path::new("/dev/no-such-device"));
+        assert_eq!(tcti_or_default(Some("swtpm"), there), "swtpm");
+        assert_eq!(tcti_or_default(None, there), "device:/dev/null");
+        assert_eq!(tcti_or_default(None, absent), "tabrmd");
+    }
 }
