@@ -29,6 +29,10 @@ use rustls::{
         danger::{ClientCertVerified, ClientCertVerifier},
     },
 };
+use x509_cert::{
+    Certificate,
+    der::{Decode, Encode},
+};
 
 /// A certificate chain with its private key.
 pub struct Identity {
@@ -153,7 +157,8 @@ pub fn server_config(
 /// Why a client believes that it talks to the right server.
 #[derive(Clone, Debug)]
 pub enum ServerTrust {
-    /// The server shows exactly this certificate (an agent's, as registered).
+    /// The server has the key of this certificate (an agent's, as registered). A certificate
+    /// that it renewed for the same key is as good; validity and names are not looked at.
     Pinned(CertificateDer<'static>),
     /// The server's certificate chains to one of these; its names are not looked at.
     Roots(Vec<CertificateDer<'static>>),
@@ -165,13 +170,7 @@ pub fn client_config(
     identity: Option<&Identity>,
 ) -> Result<Arc<ClientConfig>, TlsError> {
     let verifier: Arc<dyn ServerCertVerifier> = match trust {
-        ServerTrust::Pinned(certificate) => {
-            let algorithms = provider().signature_verification_algorithms;
-            Arc::new(Pinned {
-                certificate,
-                algorithms,
-            })
-        }
+        ServerTrust::Pinned(certificate) => Arc::new(Pinned::new(certificate)),
         ServerTrust::Roots(authorities) => Arc::new(AnyName(
             WebPkiServerVerifier::builder_with_provider(Arc::new(roots(&authorities)?), provider())
                 .build()
@@ -206,11 +205,30 @@ fn roots(authorities: &[CertificateDer<'static>]) -> Result<RootCertStore, TlsEr
     Ok(store)
 }
 
-/// Believes one certificate. The handshake signature still proves that the peer has its key.
+/// Believes one key. The handshake signature proves that the peer has it.
 #[derive(Debug)]
 struct Pinned {
     certificate: CertificateDer<'static>,
+    /// Its SubjectPublicKeyInfo; `None` when it does not parse, then it must be shown as it is.
+    key: Option<Vec<u8>>,
     algorithms: WebPkiSupportedAlgorithms,
+}
+
+impl Pinned {
+    fn new(certificate: CertificateDer<'static>) -> Self {
+        Self {
+            key: public_key(&certificate),
+            certificate,
+            algorithms: provider().signature_verification_algorithms,
+        }
+    }
+}
+
+/// SubjectPublicKeyInfo of a certificate, DER.
+fn public_key(certificate: &CertificateDer<'_>) -> Option<Vec<u8>> {
+    let certificate = Certificate::from_der(certificate).ok()?;
+    let key = certificate.tbs_certificate().subject_public_key_info();
+    key.to_der().ok()
 }
 
 impl ServerCertVerifier for Pinned {
@@ -222,7 +240,8 @@ impl ServerCertVerifier for Pinned {
         _ocsp_response: &[u8],
         _now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        if *end_entity == self.certificate {
+        let renewed = || self.key.is_some() && public_key(end_entity) == self.key;
+        if *end_entity == self.certificate || renewed() {
             Ok(ServerCertVerified::assertion())
         } else {
             Err(CertificateError::ApplicationVerificationFailure.into())

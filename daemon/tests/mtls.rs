@@ -102,6 +102,23 @@ async fn pinned_client_is_known_by_its_common_name() {
 }
 
 #[tokio::test]
+async fn a_renewed_certificate_of_the_pinned_key_is_believed() {
+    let key = KeyPair::generate().unwrap();
+    let certificate = |name: &str| {
+        let params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        let pem = params.self_signed(&key).unwrap().pem();
+        Identity::from_pem(pem.as_bytes(), key.serialize_pem().as_bytes()).unwrap()
+    };
+    let (registered, renewed) = (certificate("before.example"), certificate("after.example"));
+    assert_ne!(registered.certificate(), renewed.certificate());
+    let tls = server_config(&renewed, ClientAuth::None).unwrap();
+    let (port, _trigger, _task) = start(Some(tls), 0).await;
+    let pinned = ServerTrust::Pinned(registered.certificate().clone());
+    let answer = client(port, pinned, None).get("/").await.unwrap();
+    assert_eq!(answer.status, 200);
+}
+
+#[tokio::test]
 async fn another_certificate_than_the_pinned_one_is_refused() {
     let ca = Ca::new();
     let tls = server_config(&ca.issue("impostor"), ClientAuth::None).unwrap();

@@ -11,6 +11,8 @@ pub mod config;
 pub mod messages;
 /// Asking nodes for evidence on schedule, and judging the answers.
 pub mod poll;
+/// What the two programs do alike from their options to their exit status.
+pub mod program;
 /// Registration, activation, and the records that operators read.
 pub mod registrar;
 /// What the REST interfaces of both servers share: versions, envelopes, administrators.

@@ -269,6 +269,9 @@ pub enum StartError {
     /// Enrolled nodes cannot be loaded.
     #[error(transparent)]
     Fleet(#[from] FleetError),
+    /// No asynchronous runtime, or no signal handlers.
+    #[error("cannot start: {0}")]
+    Runtime(io::Error),
     /// A bound socket has no address.
     #[error("socket: {0}")]
     Socket(io::Error),

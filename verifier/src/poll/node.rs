@@ -48,7 +48,7 @@ pub(super) struct Rules {
     pub(super) runtime: Option<Arc<RuntimePolicy>>,
     pub(super) boot: BootPolicy,
     pub(super) accept: AcceptedAlgorithms,
-    /// Pinned to the node's registered certificate; `None`: plain HTTP.
+    /// Pinned to the key of the node's registered certificate; `None`: plain HTTP.
     tls: Option<Arc<ClientConfig>>,
 }
 

@@ -1,0 +1,68 @@
+//! The life of either program: options, configuration, service, exit status.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::{CommandFactory, FromArgMatches, Parser};
+use serde::de::DeserializeOwned;
+use troth_daemon::{config, logging, shutdown::Shutdown};
+
+use crate::server::StartError;
+
+/// sysexits(3): the configuration cannot be used.
+const EX_CONFIG: u8 = 78;
+
+const EXIT_STATUS: &str = "\
+Exit status:
+  0   stopped by SIGTERM or SIGINT
+  1   an error; the last line of the log says which
+  2   wrong use of the command line
+  78  the configuration cannot work";
+
+/// The options that both programs have.
+#[derive(Debug, Parser)]
+#[command(version, after_help = EXIT_STATUS)]
+struct Arguments {
+    /// Read this file instead of those in /etc/troth, /run/troth and /usr/lib/troth.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+/// Runs the program `name`, which is `troth-` and the name of its configuration, until it is asked
+/// to stop.
+pub fn run<C: DeserializeOwned>(
+    name: &'static str,
+    about: &'static str,
+    serve: impl AsyncFnOnce(C, Shutdown) -> Result<(), StartError>,
+) -> ExitCode {
+    let matches = Arguments::command().name(name).about(about).get_matches();
+    let arguments = Arguments::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    logging::init("info");
+    let configuration = name.trim_start_matches("troth-");
+    let config = match config::load(configuration, arguments.config.as_deref()) {
+        Ok(config) => config,
+        Err(error) => {
+            tracing::error!("configuration: {error}");
+            return ExitCode::from(EX_CONFIG);
+        }
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build();
+    let result = runtime.map_err(StartError::Runtime).and_then(|runtime| {
+        runtime.block_on(async {
+            let shutdown = Shutdown::from_signals().map_err(StartError::Runtime)?;
+            serve(config, shutdown).await
+        })
+    });
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error}");
+            if error.is_configuration() {
+                ExitCode::from(EX_CONFIG)
+            } else {
+                ExitCode::FAILURE
+            }
+        }
+    }
+}
