@@ -25,13 +25,16 @@ impl AcceptedAlgorithms {
         let hash = HashAlgorithm::from_name(&evidence.hash_alg)
             .filter(|_| listed(&self.hash, &evidence.hash_alg))
             .ok_or_else(|| refused("hash", &evidence.hash_alg, &self.hash))?;
-        if !listed(&self.encryption, &evidence.enc_alg) {
-            return Err(refused("enc", &evidence.enc_alg, &self.encryption));
+        // The names are only the agent's word; the AK's own algorithm and scheme are what signs.
+        for name in [evidence.enc_alg.as_str(), ak.algorithm()] {
+            if !listed(&self.encryption, name) {
+                return Err(refused("enc", name, &self.encryption));
+            }
         }
-        // The name is only the agent's word; the AK's own scheme is what signs.
-        let scheme = ak.scheme().name();
-        if !listed(&self.signing, &evidence.sign_alg) || !listed(&self.signing, scheme) {
-            return Err(refused("sign", &evidence.sign_alg, &self.signing));
+        for name in [evidence.sign_alg.as_str(), ak.scheme().name()] {
+            if !listed(&self.signing, name) {
+                return Err(refused("sign", name, &self.signing));
+            }
         }
         Ok(hash)
     }

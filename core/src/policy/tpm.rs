@@ -1,5 +1,7 @@
 use std::collections::BTreeMap;
+use std::fmt;
 
+use serde::de::{Deserialize, Deserializer, Error, MapAccess, Visitor};
 use serde_json::{Map, Value};
 
 use super::{MAX_SMALL_POLICY, PolicyError};
@@ -80,7 +82,35 @@ impl TpmPolicy {
 
 fn object(json: &str) -> Result<Map<String, Value>, PolicyError> {
     PolicyError::check_size(json.len(), MAX_SMALL_POLICY)?;
-    serde_json::from_str(json).map_err(|e| PolicyError::from_json(&e))
+    let Members(members) = serde_json::from_str(json).map_err(|e| PolicyError::from_json(&e))?;
+    Ok(members)
+}
+
+/// An object in which every name occurs once: parsers disagree on which of two counts.
+struct Members(Map<String, Value>);
+
+impl<'de> Deserialize<'de> for Members {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(Self(Map::new()))
+    }
+}
+
+impl<'de> Visitor<'de> for Members {
+    type Value = Self;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object of PCR numbers")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<Self, A::Error> {
+        while let Some((name, value)) = map.next_entry::<String, Value>()? {
+            if self.0.contains_key(&name) {
+                return Err(A::Error::custom(format!("{name:?} occurs twice")));
+            }
+            self.0.insert(name, value);
+        }
+        Ok(self)
+    }
 }
 
 fn without_bind_pcr(mask: PcrMask) -> PcrMask {
@@ -161,6 +191,7 @@ mod tests {
             (r#"{"+1":"aa"}"#, "\"+1\""),
             (r#"{"1":"aa","01":"bb"}"#, "\"01\""),
             (r#"{"0":"aa","00":"bb"}"#, "\"00\""),
+            (r#"{"1":"aa","1":"bb"}"#, "\"1\" occurs twice"),
             (r#"{"1":"xy"}"#, "\"xy\""),
             (r#"{"1":[7]}"#, "\"7\""),
         ] {

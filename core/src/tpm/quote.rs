@@ -174,6 +174,7 @@ pub struct Expected<'a> {
 #[derive(Debug)]
 pub struct AttestationKey {
     name: Name,
+    algorithm: String,
     scheme: SignatureScheme,
     hash: HashAlgorithm,
     parsed: ParsedPublicKey,
@@ -233,6 +234,7 @@ impl AttestationKey {
         let parsed = parsed.map_err(|_| KeyError::NotAKey)?;
         Ok(Self {
             name: public.name(),
+            algorithm: public.enc_alg(),
             scheme,
             hash,
             parsed,
@@ -242,6 +244,11 @@ impl AttestationKey {
     /// The AK's name.
     pub fn name(&self) -> &Name {
         &self.name
+    }
+
+    /// Its algorithm and size under Keylime's name: `rsa2048`, `ecc256`.
+    pub fn algorithm(&self) -> &str {
+        &self.algorithm
     }
 
     /// The scheme that its quotes must use.

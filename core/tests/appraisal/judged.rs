@@ -654,6 +654,14 @@ fn only_accepted_algorithms_count() {
         ["qoute_validation.invalid_sign_alg"],
         "the AK's scheme counts"
     );
+    let mut node = Node::new(None);
+    node.accept.encryption = vec!["rsa2048".to_owned()];
+    let appraisal = node.attest_with(|evidence| evidence.enc_alg = "rsa2048".to_owned());
+    assert_eq!(
+        ids(&appraisal),
+        ["qoute_validation.invalid_enc_alg"],
+        "the AK's own algorithm counts"
+    );
 }
 
 #[test]
