@@ -9,6 +9,8 @@
 pub mod appraise;
 /// TCG (UEFI) boot log: parse, replay, and events that may be believed.
 pub mod eventlog;
+/// What is wrong with a node, where, and what to do about it.
+pub mod finding;
 /// Entry points that take arbitrary bytes; they must not panic.
 pub mod fuzz;
 /// Who a node is: agent id, EK certificate as found in NV, AK and EK acceptance rules.

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::appraise::Finding;
+use crate::finding::Finding;
 
 /// The envelope of every 2.x answer.
 ///

@@ -1,9 +1,9 @@
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
-use super::finding::Findings;
 use super::{Finding, Place};
 use crate::eventlog::{BootAggregate, EventLog, EventLogError, PcrMismatch};
+use crate::finding::Findings;
 use crate::policy::BootPolicy;
 use crate::tpm::{PcrMask, VerifiedQuote};
 use crate::wire::QuoteResponse;

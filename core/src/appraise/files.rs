@@ -1,6 +1,6 @@
-use super::finding::{Findings, hex_list, shown};
 use super::{Finding, Place};
 use crate::eventlog::BootAggregate;
+use crate::finding::{Findings, hex_list, shown};
 use crate::ima::{
     self, Anomaly, AnomalyKind, BOOT_AGGREGATE, Entry, IMA_PCR, ImaPosition, MeasuredKey, Mismatch,
     ReplayedList, Template,

@@ -11,20 +11,17 @@ mod accept;
 mod boot;
 /// IMA entries against the runtime policy.
 mod files;
-/// Findings: what is wrong, where, and what to do about it.
-mod finding;
 /// PCR values against the TPM policy, and the binding of the agent's key.
 mod pcrs;
 /// Quote and TPM clock.
 mod quote;
 
+pub use crate::finding::{Finding, MAX_FINDINGS, Place};
 pub use accept::AcceptedAlgorithms;
-pub use finding::{Finding, MAX_FINDINGS, Place};
 
 use serde::{Deserialize, Serialize};
 
-use finding::Findings;
-
+use crate::finding::Findings;
 use crate::ima::ImaPosition;
 use crate::policy::{BootPolicy, RuntimePolicy, TpmPolicy};
 use crate::tpm::{AttestationKey, BIND_PCR, ClockInfo, PcrMask, VerifiedQuote};

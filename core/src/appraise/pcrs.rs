@@ -1,5 +1,5 @@
-use super::finding::{Findings, digest_list};
 use super::{Finding, Place, Policies};
+use crate::finding::{Findings, digest_list};
 use crate::ima::IMA_PCR;
 use crate::tpm::{BIND_PCR, Digest, PcrMask, VerifiedQuote};
 

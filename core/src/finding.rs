@@ -60,14 +60,14 @@ pub enum Place {
 
 /// Collects findings in bounded memory.
 #[derive(Debug, Default)]
-pub(super) struct Findings {
+pub(crate) struct Findings {
     kept: Vec<Finding>,
     total: u64,
 }
 
 impl Findings {
     /// Adds a finding; it is not even built when enough are kept.
-    pub(super) fn push(&mut self, finding: impl FnOnce() -> Finding) {
+    pub(crate) fn push(&mut self, finding: impl FnOnce() -> Finding) {
         self.total += 1;
         if self.kept.len() < MAX_FINDINGS {
             self.kept.push(finding());
@@ -75,21 +75,21 @@ impl Findings {
     }
 
     /// Counts `more` findings that were not kept elsewhere.
-    pub(super) fn count(&mut self, more: u64) {
+    pub(crate) fn count(&mut self, more: u64) {
         self.total = self.total.saturating_add(more);
     }
 
-    pub(super) fn total(&self) -> u64 {
+    pub(crate) fn total(&self) -> u64 {
         self.total
     }
 
-    pub(super) fn into_parts(self) -> (Vec<Finding>, u64) {
+    pub(crate) fn into_parts(self) -> (Vec<Finding>, u64) {
         (self.kept, self.total)
     }
 }
 
 /// A name from the node as it may be shown: what controls a terminal is escaped.
-pub(super) fn shown(name: &str) -> String {
+pub(crate) fn shown(name: &str) -> String {
     let mut shown = String::with_capacity(name.len().min(MAX_NAME));
     for c in name.chars().take(MAX_NAME) {
         if c.is_control() {
@@ -102,11 +102,11 @@ pub(super) fn shown(name: &str) -> String {
 }
 
 /// Allowed digests as hex, at most 16.
-pub(super) fn hex_list<'d>(digests: impl Iterator<Item = &'d [u8]>) -> Vec<String> {
+pub(crate) fn hex_list<'d>(digests: impl Iterator<Item = &'d [u8]>) -> Vec<String> {
     digests.take(MAX_EXPECTED).map(hex::encode).collect()
 }
 
 /// Allowed PCR values as hex, at most 16.
-pub(super) fn digest_list(digests: &[Digest]) -> Vec<String> {
+pub(crate) fn digest_list(digests: &[Digest]) -> Vec<String> {
     hex_list(digests.iter().map(Digest::as_bytes))
 }
