@@ -290,14 +290,15 @@ async fn provision(
     template: AkTemplate,
 ) -> Result<Provisioned, AgentError> {
     let path = config.state_dir.join(ak::FILE);
+    let agent_data = config.agent_data_files();
     let mut backoff = Backoff::new(PROVISION_RETRY, PROVISION_RETRY * 8);
     loop {
-        let path = path.clone();
+        let (path, agent_data) = (path.clone(), agent_data.clone());
         // The outer result is the TPM thread's, the inner one the key's.
         let result = tpm
             .call("EK and AK", PROVISION_DEADLINE, move |tpm| {
                 tracing::info!("TPM: {}", tpm.describe()?);
-                match ak::load_or_create(tpm, &template, &path) {
+                match ak::load_or_create(tpm, &template, &path, &agent_data) {
                     // The EK stays loaded for the activation that follows.
                     Ok(keys) => Ok((Ok(keys), ek_certificates(tpm, template.kind)?)),
                     Err(AkError::Tpm(error)) => Err(error),

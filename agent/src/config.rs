@@ -11,6 +11,7 @@ use troth_core::tpm::{HashAlgorithm, SignatureScheme};
 
 use crate::{
     http::ApiVersion,
+    identity::agent_data,
     tpm::{AkTemplate, KeyKind},
 };
 
@@ -52,6 +53,9 @@ pub struct Config {
     pub server_key: Option<PathBuf>,
     /// The payload transport key, RSA-2048 PKCS#8 PEM. Default: `payload-private.pem`.
     pub payload_key: Option<PathBuf>,
+    /// The file in which Keylime's agent keeps its AK, taken over when this agent has none yet.
+    /// Empty: none. Default: `agent_data.json` in the state directory, else in /var/lib/keylime.
+    pub agent_data_path: Option<PathBuf>,
     /// API versions to serve. Default: all.
     pub api_versions: Option<Vec<String>>,
     /// Way to the TPM: `device:PATH`, `tabrmd`, `swtpm:host=H,port=N`. Default: `/dev/tpmrm0` if
@@ -93,6 +97,7 @@ impl Default for Config {
             server_cert: None,
             server_key: None,
             payload_key: None,
+            agent_data_path: None,
             api_versions: None,
             tcti: None,
             tpm_hash_alg: "sha256".into(),
@@ -264,6 +269,18 @@ impl Config {
         }
     }
 
+    /// Where an AK of Keylime's agent may be, in the order of preference.
+    pub fn agent_data_files(&self) -> Vec<PathBuf> {
+        match &self.agent_data_path {
+            Some(none) if none.as_os_str().is_empty() => Vec::new(),
+            Some(file) => vec![self.state_dir.join(file)],
+            None => vec![
+                self.state_dir.join(agent_data::FILE),
+                agent_data::KEYLIME.into(),
+            ],
+        }
+    }
+
     /// The file with the registrar's CA certificates.
     pub fn registrar_ca_file(&self) -> PathBuf {
         self.file(self.registrar_tls_ca.as_deref(), CA_FILE)
@@ -391,6 +408,22 @@ mod tests {
         for bad in [vec!["2.7".to_owned()], vec!["x".into()], vec![]] {
             assert!(with(|c| c.api_versions = Some(bad)).versions().is_err());
         }
+    }
+
+    #[test]
+    fn keylimes_ak_is_looked_for_here_and_there_or_not_at_all() {
+        let files = |path: Option<&str>| {
+            let config = with(|c| c.agent_data_path = path.map(Into::into));
+            config.agent_data_files()
+        };
+        let (ours, theirs) = (
+            "/var/lib/troth/agent_data.json",
+            "/var/lib/keylime/agent_data.json",
+        );
+        assert_eq!(files(None), [Path::new(ours), Path::new(theirs)]);
+        assert_eq!(files(Some("agent_data.json")), [Path::new(ours)]);
+        assert_eq!(files(Some("/old/data.json")), [Path::new("/old/data.json")]);
+        assert!(files(Some("")).is_empty());
     }
 
     #[test]

@@ -5,7 +5,7 @@
 
 use std::{
     collections::BTreeSet,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -15,13 +15,16 @@ use std::{
 
 use tempfile::TempDir;
 use troth_agent::{
-    identity::ak::{self, AkError, Keys},
+    identity::{
+        agent_data::AgentDataError,
+        ak::{self, AkError, Keys},
+    },
     tpm::{
         Actor, AkTemplate, KeyKind, QuoteRequest, Tpm, TpmError, esys::EsysTpm, nv::ek_certificates,
     },
 };
 use troth_core::{
-    identity::{certificate_matches_key, check_ak, check_ek},
+    identity::{AgentId, certificate_matches_key, check_ak, check_ek},
     tpm::{
         AttestationKey, Digest, Expected, HashAlgorithm, PcrMask, Public, Quote, SignatureScheme,
         VerifiedQuote, make_credential,
@@ -78,7 +81,7 @@ fn template(kind: KeyKind) -> AkTemplate {
 }
 
 fn keys(tpm: &mut dyn Tpm, kind: KeyKind, directory: &Path) -> Result<Keys, AkError> {
-    ak::load_or_create(tpm, &template(kind), &directory.join(ak::FILE))
+    ak::load_or_create(tpm, &template(kind), &directory.join(ak::FILE), &[])
 }
 
 fn request(mask: u32) -> QuoteRequest {
@@ -155,7 +158,7 @@ fn an_rsa_ak_may_be_restricted_to_pss() {
         ..template(KeyKind::Rsa2048)
     };
     let path = host.directory.path().join("pss");
-    let keys = ak::load_or_create(&mut tpm, &template, &path).unwrap();
+    let keys = ak::load_or_create(&mut tpm, &template, &path, &[]).unwrap();
     let mask = PcrMask::from_bits(1).unwrap();
     let raw = tpm.quote(NONCE, BANK, mask).unwrap();
     let pcrs = tpm.pcr_read(BANK, mask).unwrap();
@@ -289,6 +292,55 @@ fn an_ak_of_another_tpm_is_refused_and_kept() {
     );
     assert_eq!(std::fs::read_to_string(&file).unwrap(), forged);
     assert_eq!(other.loaded(), [0; 0]);
+}
+
+#[test]
+fn the_ak_of_keylimes_agent_is_taken_over() {
+    for (kind, scheme) in [(KeyKind::Rsa2048, "RsaSsa"), (KeyKind::EccP384, "EcDsa")] {
+        let (host, other) = (Host::new(), Host::new());
+        let mut tpm = host.open();
+        let ek = Public::from_tpmt(&tpm.load_ek(kind).unwrap()).unwrap();
+        let blobs = tpm.create_ak(&template(kind)).unwrap();
+        drop(tpm);
+        let data = serde_json::json!({
+            "ak_hash_alg": "Sha256",
+            "ak_sign_alg": scheme,
+            "ak_public": blobs.public,
+            "ak_private": blobs.private,
+            "ek_hash": AgentId::hash_ek(&ek).as_str().as_bytes(),
+        });
+        let left = [host.directory.path().join("agent_data.json")];
+        let start = |host: &Host, data: &serde_json::Value, files: &[PathBuf]| {
+            if let [file] = files {
+                let text = serde_json::to_string_pretty(data).unwrap();
+                std::fs::write(file, text).unwrap();
+            }
+            let path = host.directory.path().join(ak::FILE);
+            ak::load_or_create(&mut host.open(), &template(kind), &path, files)
+        };
+        let keys = start(&host, &data, &left).unwrap();
+        assert!(!keys.created);
+        assert_eq!(keys.ak.as_tpmt(), blobs.public);
+        assert_eq!(start(&host, &data, &[]).unwrap().ak, keys.ak, "saved");
+        assert_eq!(host.loaded(), [0; 0]);
+
+        // On another host it is refused: by the hash of the EK, and with a forged one by the TPM.
+        let error = start(&other, &data, &left).unwrap_err();
+        assert!(
+            matches!(error, AkError::AgentData(AgentDataError::OtherEk { .. })),
+            "{error}"
+        );
+        let foreign = Public::from_tpmt(&other.open().load_ek(kind).unwrap()).unwrap();
+        let mut forged = data.clone();
+        forged["ek_hash"] = AgentId::hash_ek(&foreign).as_str().as_bytes().into();
+        let error = start(&other, &forged, &left).unwrap_err();
+        assert!(
+            matches!(error, AkError::AgentData(AgentDataError::Refused { .. })),
+            "{error}"
+        );
+        assert!(!other.directory.path().join(ak::FILE).exists());
+        assert_eq!(other.loaded(), [0; 0]);
+    }
 }
 
 #[test]

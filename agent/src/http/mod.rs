@@ -246,7 +246,7 @@ mod tests {
         let keys = actor
             .handle()
             .call("AK", std::time::Duration::from_secs(5), move |tpm| {
-                Ok(ak::load_or_create(tpm, &template, &file).unwrap())
+                Ok(ak::load_or_create(tpm, &template, &file, &[]).unwrap())
             })
             .await
             .unwrap();

@@ -4,7 +4,10 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use serde::{Deserialize, Serialize};
 use troth_core::tpm::{Public, StructureError};
 
-use super::state::{self, StateError};
+use super::{
+    agent_data::{self, AgentDataError},
+    state::{self, StateError},
+};
 use crate::tpm::{AkTemplate, KeyBlobs, Tpm, TpmError};
 
 /// Name of the file in the state directory.
@@ -96,6 +99,9 @@ pub enum AkError {
         /// EK name of this TPM.
         found: String,
     },
+    /// An AK of Keylime's agent exists and cannot be taken over.
+    #[error(transparent)]
+    AgentData(#[from] AgentDataError),
     /// The TPM refuses the AK although it is of this EK.
     #[error("the TPM refuses the AK of {}: {source}. {}", path.display(), Advice(path))]
     Refused {
@@ -127,12 +133,14 @@ impl std::fmt::Display for Advice<'_> {
     }
 }
 
-/// Loads EK and AK. A new AK is made only when no file of an old one exists, and saved before it
-/// is used. The EK stays loaded; the AK is not.
+/// Loads EK and AK. Without `path`, the AK in the first of the `agent_data` files that exists is
+/// taken over. A new AK is made only when no file of an old one exists, and saved before it is
+/// used. Both keys stay loaded.
 pub fn load_or_create(
     tpm: &mut dyn Tpm,
     template: &AkTemplate,
     path: &Path,
+    agent_data: &[PathBuf],
 ) -> Result<Keys, AkError> {
     let public = |key, bytes: &[u8]| {
         Public::from_tpmt(bytes).map_err(|source| AkError::Public { key, source })
@@ -140,32 +148,35 @@ pub fn load_or_create(
     let ek = public("EK", &tpm.load_ek(template.kind)?)?;
     let ek_name = hex::encode(ek.name().as_bytes());
     let (blobs, created) = match state::read(path)? {
-        Some(content) => (saved(&content, template, &ek_name, path)?, false),
-        None => {
-            let blobs = tpm.create_ak(template)?;
-            let file = Saved {
-                version: VERSION,
-                algorithm: template.to_string(),
-                ek_name,
-                public: STANDARD.encode(&blobs.public),
-                private: STANDARD.encode(&blobs.private),
-            };
-            let text = serde_json::to_vec_pretty(&file)
-                .map_err(|error| damaged(path, error.to_string()))?;
-            state::write(path, &text)?;
-            (blobs, true)
-        }
-    };
-    match tpm.load_ak(&blobs) {
-        Ok(()) => {}
-        Err(source @ TpmError::WrongParent { .. }) => {
-            return Err(AkError::Refused {
+        Some(content) => {
+            let blobs = saved(&content, template, &ek_name, path)?;
+            load(tpm, &blobs, |source| AkError::Refused {
                 path: path.to_owned(),
                 source,
-            });
+            })?;
+            (blobs, false)
         }
-        Err(error) => return Err(error.into()),
-    }
+        None => match agent_data::find(agent_data, template, &ek)? {
+            Some(agent_data::Found { path: from, blobs }) => {
+                load(tpm, &blobs, |source| {
+                    let path = from.clone();
+                    AgentDataError::Refused { path, source }.into()
+                })?;
+                save(path, template, ek_name, &blobs)?;
+                tracing::info!(
+                    "this host's AK is that of Keylime's agent, {}",
+                    from.display()
+                );
+                (blobs, false)
+            }
+            None => {
+                let blobs = tpm.create_ak(template)?;
+                save(path, template, ek_name, &blobs)?;
+                tpm.load_ak(&blobs)?;
+                (blobs, true)
+            }
+        },
+    };
     let ak = public("AK", &blobs.public)?;
     Ok(Keys {
         ek,
@@ -173,6 +184,36 @@ pub fn load_or_create(
         blobs,
         created,
     })
+}
+
+/// TPM2_Load; `refused` tells that the key is not this TPM's.
+fn load(
+    tpm: &mut dyn Tpm,
+    blobs: &KeyBlobs,
+    refused: impl FnOnce(TpmError) -> AkError,
+) -> Result<(), AkError> {
+    tpm.load_ak(blobs).map_err(|error| match error {
+        TpmError::WrongParent { .. } => refused(error),
+        other => other.into(),
+    })
+}
+
+fn save(
+    path: &Path,
+    template: &AkTemplate,
+    ek_name: String,
+    blobs: &KeyBlobs,
+) -> Result<(), AkError> {
+    let file = Saved {
+        version: VERSION,
+        algorithm: template.to_string(),
+        ek_name,
+        public: STANDARD.encode(&blobs.public),
+        private: STANDARD.encode(&blobs.private),
+    };
+    let text =
+        serde_json::to_vec_pretty(&file).map_err(|error| damaged(path, error.to_string()))?;
+    Ok(state::write(path, &text)?)
 }
 
 fn saved(
@@ -256,7 +297,7 @@ mod tests {
         }
 
         fn start(&self) -> Result<Keys, AkError> {
-            load_or_create(&mut self.chip.open().unwrap(), &TEMPLATE, &self.path)
+            load_or_create(&mut self.chip.open().unwrap(), &TEMPLATE, &self.path, &[])
         }
     }
 
@@ -322,7 +363,7 @@ mod tests {
             ..TEMPLATE
         };
         let mut tpm = host.chip.open().unwrap();
-        let error = load_or_create(&mut tpm, &other, &host.path).unwrap_err();
+        let error = load_or_create(&mut tpm, &other, &host.path, &[]).unwrap_err();
         assert!(matches!(error, AkError::OtherAlgorithm { .. }), "{error}");
     }
 

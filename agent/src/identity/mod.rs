@@ -1,5 +1,7 @@
 //! Who this host is: its id, its AK, the key that secrets are sent to, its TLS certificate.
 
+/// The AK that Keylime's agent left, to be taken over.
+pub mod agent_data;
 /// The AK, made once, saved, reloaded, never silently replaced.
 pub mod ak;
 /// The agent id, from the EK, the host or the configuration.
