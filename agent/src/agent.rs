@@ -169,7 +169,7 @@ async fn prepare(config: &Config, tpm: &TpmHandle) -> Result<Service, AgentError
 
     notify::status("Waiting for the TPM");
     let Provisioned { keys, certificates } = provision(config, tpm, template).await?;
-    let id = id::agent_id(&config.uuid, &keys.ek)?;
+    let id = id::agent_id(&config.uuid, &keys.ek, &config.dmi_product_uuid_path)?;
     tracing::info!(
         "agent {id}, AK {template} {}",
         if keys.created { "made" } else { "loaded" }

@@ -22,8 +22,11 @@ use crate::{
 pub struct Config {
     /// Directory of keys and certificates; 0700.
     pub state_dir: PathBuf,
-    /// Agent id: `hash_ek`, `hostname`, `machine-id`, `generate`, or the id itself.
+    /// Agent id: `hash_ek`, `hostname`, `machine-id`, `dmidecode` (the firmware's product uuid),
+    /// `generate`, or the id itself.
     pub uuid: String,
+    /// The file with the product uuid. The kernel's own is readable by root only.
+    pub dmi_product_uuid_path: PathBuf,
     /// Address to listen on.
     pub ip: IpAddr,
     /// Port to listen on; 0 for any.
@@ -84,6 +87,7 @@ impl Default for Config {
         Self {
             state_dir: "/var/lib/troth".into(),
             uuid: "hash_ek".into(),
+            dmi_product_uuid_path: "/sys/class/dmi/id/product_uuid".into(),
             ip: IpAddr::from([127, 0, 0, 1]),
             port: 9002,
             contact_ip: None,

@@ -44,6 +44,8 @@ struct Book {
     refusals: Vec<u16>,
     /// Status of `/version`, for a registrar that has none.
     no_version: Option<u16>,
+    /// The id that the host must come with, if not the EK's hash.
+    id: Option<String>,
     /// Bodies of registrations and activations, in order of arrival.
     registrations: Vec<Value>,
     activated: Vec<String>,
@@ -82,7 +84,10 @@ impl Handler for Registrar {
                 };
                 let (ek, ak) = (key("ek_tpm"), key("aik_tpm"));
                 check_ak(&ak).unwrap();
-                assert_eq!(AgentId::hash_ek(&ek).as_str(), id);
+                if book.id.is_none() {
+                    assert_eq!(AgentId::hash_ek(&ek).as_str(), id);
+                }
+                assert_eq!(book.id.as_deref().unwrap_or(id), id);
                 let blob = make_credential(&ek, &ak.name(), CHALLENGE).unwrap();
                 book.registrations.push(body);
                 let blob = STANDARD.encode(blob.to_bytes());
@@ -446,6 +451,26 @@ async fn a_missing_ca_file_is_a_configuration_error_that_names_it() {
     let error = stage.run(config).await;
     assert!(error.to_string().contains("absent.crt"), "{error}");
     assert_eq!(error.exit_status(), agent::EX_CONFIG);
+}
+
+#[tokio::test]
+async fn the_product_uuid_is_the_id_and_needed_when_asked_for() {
+    let stage = Stage::new().await;
+    let config = Config {
+        uuid: "dmidecode".into(),
+        dmi_product_uuid_path: stage.path("product_uuid"),
+        ..stage.config()
+    };
+    let error = stage.run(config.clone()).await;
+    assert_eq!(error.exit_status(), agent::EX_CONFIG);
+    assert!(error.to_string().contains("product_uuid"), "{error}");
+
+    let uuid = "4c4c4544-0042-3510-8052-b4c04f564433";
+    std::fs::write(stage.path("product_uuid"), uuid.to_ascii_uppercase()).unwrap();
+    stage.registrar.0.lock().unwrap().id = Some(uuid.into());
+    let running = stage.start(config);
+    stage.activated(1).await;
+    running.stop().await;
 }
 
 #[tokio::test]

@@ -1,4 +1,8 @@
-use std::{fs, io};
+use std::{
+    fs::{self, File},
+    io::{self, Read},
+    path::{Path, PathBuf},
+};
 
 use aws_lc_rs::hmac;
 use rand::Rng;
@@ -13,6 +17,9 @@ const MACHINE_ID: &str = "/etc/machine-id";
 /// What the id derived from the machine id is an id of (machine-id(5): never expose the original).
 const APPLICATION: &[u8] = b"org.troth.Agent1";
 
+/// Bytes of the product uuid that are read: its text and room for blanks.
+const DMI_LIMIT: u64 = 64;
+
 /// Why there is no agent id.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -23,10 +30,33 @@ pub enum IdError {
     /// No machine id.
     #[error("uuid = \"machine-id\": {MACHINE_ID}: {0}")]
     MachineId(io::Error),
+    /// The product uuid cannot be read; the kernel lets only root.
+    #[error(
+        "uuid = \"dmidecode\": cannot read {}: {source}. Let this agent's user read it, or set \
+         dmi_product_uuid_path to a readable copy",
+        path.display()
+    )]
+    Dmi {
+        /// The file.
+        path: PathBuf,
+        /// The reason.
+        source: io::Error,
+    },
+    /// The file's text identifies nothing.
+    #[error(
+        "uuid = \"dmidecode\": {} says {text:?}, which identifies no machine; set another uuid",
+        path.display()
+    )]
+    DmiUnset {
+        /// The file.
+        path: PathBuf,
+        /// Its text.
+        text: String,
+    },
 }
 
-/// The agent id that `uuid` asks for.
-pub fn agent_id(uuid: &str, ek: &Public) -> Result<AgentId, IdError> {
+/// The agent id that `uuid` asks for. `product_uuid` is the file with the DMI product uuid.
+pub fn agent_id(uuid: &str, ek: &Public, product_uuid: &Path) -> Result<AgentId, IdError> {
     match uuid {
         "hash_ek" => Ok(AgentId::hash_ek(ek)),
         "hostname" => {
@@ -38,9 +68,35 @@ pub fn agent_id(uuid: &str, ek: &Public) -> Result<AgentId, IdError> {
             let text = fs::read_to_string(MACHINE_ID).map_err(IdError::MachineId)?;
             Ok(AgentId::new(&derived_uuid(text.trim()))?)
         }
+        "dmidecode" => Ok(AgentId::new(&dmi_uuid(product_uuid)?)?),
         literal if is_uuid(literal) => Ok(AgentId::new(&literal.to_ascii_lowercase())?),
         literal => Ok(AgentId::new(literal)?),
     }
+}
+
+/// The system's UUID as its firmware tells (SMBIOS 3.7, 7.2.1), lower case as all our UUIDs.
+fn dmi_uuid(path: &Path) -> Result<String, IdError> {
+    let mut content = Vec::new();
+    File::open(path)
+        .and_then(|file| file.take(DMI_LIMIT).read_to_end(&mut content))
+        .map_err(|source| IdError::Dmi {
+            path: path.to_owned(),
+            source,
+        })?;
+    let text = String::from_utf8_lossy(&content)
+        .trim()
+        .to_ascii_lowercase();
+    // All zeros and all ones mean "not set" and "not there"; hosts would share the id.
+    let mut digits = text.bytes().filter(|&byte| byte != b'-');
+    let first = digits.next();
+    let unset = matches!(first, Some(b'0' | b'f')) && digits.all(|byte| Some(byte) == first);
+    if unset || !is_uuid(&text) {
+        return Err(IdError::DmiUnset {
+            path: path.to_owned(),
+            text,
+        });
+    }
+    Ok(text)
 }
 
 fn random_uuid() -> String {
@@ -88,6 +144,35 @@ mod tests {
         let (one, two) = (random_uuid(), random_uuid());
         assert!(is_uuid(&one) && one.as_bytes()[14] == b'4', "{one}");
         assert_ne!(one, two);
+    }
+
+    #[test]
+    fn the_product_uuid_is_the_id_if_it_is_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("product_uuid");
+        let error = dmi_uuid(&path).unwrap_err().to_string();
+        assert!(
+            error.contains(path.to_str().unwrap()) && error.contains("dmi_product_uuid_path"),
+            "{error}"
+        );
+        fs::write(&path, "4C4C4544-0042-3510-8052-B4C04F564433\n").unwrap();
+        assert_eq!(
+            dmi_uuid(&path).unwrap(),
+            "4c4c4544-0042-3510-8052-b4c04f564433"
+        );
+        let long = "4".repeat(1000);
+        for bad in [
+            "",
+            "Not Settable\n",
+            "00000000-0000-0000-0000-000000000000\n",
+            "FFFFFFFF-FFFF-FFFF-FFFF-FFFFFFFFFFFF\n",
+            &long,
+        ] {
+            fs::write(&path, bad).unwrap();
+            let error = dmi_uuid(&path).unwrap_err();
+            assert!(matches!(error, IdError::DmiUnset { .. }), "{error}");
+            assert!(error.to_string().len() < 400, "{error}");
+        }
     }
 
     #[test]
