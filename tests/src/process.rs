@@ -1,4 +1,5 @@
 use std::fs::{File, read_to_string};
+use std::io::{self, Write};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -129,7 +130,13 @@ impl Drop for Process {
         }
         lock_running().retain(|id| *id != self.child.id());
         if std::thread::panicking() {
-            eprintln!("--- {}:\n{}", self.log.display(), self.log_tail());
+            // Not eprintln: a second panic, on a closed stream, would leave the others running.
+            let _ = writeln!(
+                io::stderr(),
+                "--- {}:\n{}",
+                self.log.display(),
+                self.log_tail()
+            );
         }
     }
 }

@@ -1,4 +1,5 @@
 use std::fmt::Display;
+use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -44,7 +45,9 @@ pub(crate) fn run_demo(yes: bool, release: bool) -> Result<ExitCode> {
     let programs = Programs::in_directory(&target.join(profile));
     let directory = tempfile::tempdir()?;
     let narrator = Narrator(Instant::now());
-    println!("One machine is attested, end to end: real processes, mTLS, a TPM in software.\n");
+    Narrator::line(
+        "One machine is attested, end to end: real processes, mTLS, a TPM in software.\n",
+    );
     let result = play(&narrator, &programs, directory.path());
     match &result {
         Ok(()) => narrator.say("Everything was as told. Nothing is left running."),
@@ -57,18 +60,23 @@ pub(crate) fn run_demo(yes: bool, release: bool) -> Result<ExitCode> {
     })
 }
 
-/// Tells each step with the time since the start.
+/// Tells each step with the time since the start. A reader that left ends nothing: the story is
+/// played, checked and cleaned up to its end.
 struct Narrator(Instant);
 
 impl Narrator {
     fn say(&self, what: impl Display) {
-        println!("[{:6.2} s] {what}", self.0.elapsed().as_secs_f64());
+        Self::line(format!("[{:6.2} s] {what}", self.0.elapsed().as_secs_f64()));
     }
 
     fn detail(&self, what: impl Display) {
         for line in what.to_string().lines() {
-            println!("{INDENT}{line}");
+            Self::line(format!("{INDENT}{line}"));
         }
+    }
+
+    fn line(line: impl Display) {
+        let _ = writeln!(io::stdout(), "{line}");
     }
 }
 

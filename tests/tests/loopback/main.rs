@@ -3,6 +3,8 @@
 
 /// Our agent, registrar and verifier: the way to trust.
 mod attestation;
+/// `cargo xtask demo`, as its reader sees it.
+mod demo;
 /// What is attested of a machine whose agent, logs or programs are not what they should be.
 mod intrusion;
 /// Keylime's registrar, verifier and tenant attest our agent.
