@@ -4,7 +4,7 @@
 use hyper::{Request, Response, StatusCode, header};
 use serde::Serialize;
 use troth_core::wire::{Envelope, ServerVersion};
-use troth_daemon::server::{Body, BodyError, Peer, json};
+use troth_daemon::server::{Body, BodyError, Peer, full, json};
 
 /// API versions of both servers, ascending. All of them answer alike.
 pub(crate) const VERSIONS: [&str; 7] = ["2.0", "2.1", "2.2", "2.3", "2.4", "2.5", "2.6"];
@@ -117,6 +117,18 @@ fn envelope<T: Serialize>(status: StatusCode, text: &str, results: T) -> Respons
 /// 200 with `results`.
 pub(crate) fn success<T: Serialize>(results: T) -> Response<Body> {
     envelope(StatusCode::OK, "Success", results)
+}
+
+/// 201 without results.
+pub(crate) fn created() -> Response<Body> {
+    envelope(StatusCode::CREATED, "Created", Empty {})
+}
+
+/// 204, which has no body.
+pub(crate) fn no_content() -> Response<Body> {
+    let mut response = Response::new(full(""));
+    *response.status_mut() = StatusCode::NO_CONTENT;
+    response
 }
 
 /// The answer to `GET /version`.

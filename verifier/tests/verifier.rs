@@ -36,6 +36,13 @@ use troth_verifier::{
 const PUBKEY: &str = "-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n";
 const ZERO: &str = "0000000000000000000000000000000000000000000000000000000000000000";
 
+/// Keylime's empty policy: no list is asked for.
+const NO_LIST: &str = concat!(
+    r#"{"meta": {"version": 1, "generator": 1}, "release": 0, "digests": {}, "excludes": [], "#,
+    r#""keyrings": {}, "ima-buf": {}, "verification-keys": "", "#,
+    r#""ima": {"ignored_keyrings": [], "log_hash_alg": "sha1", "dm_policy": null}}"#,
+);
+
 /// How the agent answers.
 #[derive(Clone, Copy, PartialEq)]
 enum Mode {
@@ -577,6 +584,215 @@ async fn policy_is_stored_once_and_shared_by_name() {
                 .unwrap()
                 .contains("runtime_policy needs")
     );
+    verifier.stop().await;
+}
+
+/// The policy that allows what `agent` has measured so far, as the API carries it.
+fn policy_body(agent: &Agent) -> Value {
+    let policy = RuntimePolicy::json_from_ima_list(&agent.list(), 1_700_000_000).unwrap();
+    json!({
+        "runtime_policy": STANDARD.encode(policy), "runtime_policy_key": "",
+        "tpm_policy": "{\"mask\": \"0x400\"}",
+    })
+}
+
+#[tokio::test]
+async fn runtime_policies_are_kept_by_name() {
+    let root = tempfile::tempdir().unwrap();
+    let (verifier, agent, listening) = stage(root.path()).await;
+    agent.measure("/usr/bin/a");
+    let fleet = "/v2.6/allowlists/fleet%201";
+    let policy = policy_body(&agent);
+    let (_, list) = verifier.call(Method::GET, "/v2.6/allowlists/", None).await;
+    assert_eq!(list["results"], json!({ "runtimepolicy names": [] }));
+    let (code, answer) = verifier.call(Method::GET, fleet, None).await;
+    assert_eq!(
+        (code, &answer["status"]),
+        (404, &json!("Runtime policy fleet 1 not found"))
+    );
+    let (code, answer) = verifier
+        .call(Method::PUT, fleet, Some(policy.clone()))
+        .await;
+    assert_eq!(
+        (code, &answer["status"]),
+        (
+            404,
+            &json!("Runtime policy fleet 1 does not already exist, use POST to create")
+        )
+    );
+    assert_eq!(verifier.call(Method::DELETE, fleet, None).await.0, 404);
+    let (code, answer) = verifier
+        .call(Method::POST, fleet, Some(policy.clone()))
+        .await;
+    assert_eq!((code, &answer["status"]), (201, &json!("Created")));
+    let (code, _) = verifier
+        .call(Method::POST, fleet, Some(policy.clone()))
+        .await;
+    assert_eq!(code, 409, "a name is not overwritten");
+    let (_, list) = verifier.call(Method::GET, "/v2/allowlists", None).await;
+    assert_eq!(
+        list["results"],
+        json!({ "runtimepolicy names": ["fleet 1"] })
+    );
+    let (_, shown) = verifier.call(Method::GET, fleet, None).await;
+    let sent = STANDARD
+        .decode(policy["runtime_policy"].as_str().unwrap())
+        .unwrap();
+    assert_eq!(
+        shown["results"],
+        json!({
+            "name": "fleet 1", "tmp_policy": null,
+            "runtime_policy": String::from_utf8(sent).unwrap(),
+        })
+    );
+    // A policy in use stays.
+    let mut body = enrolment(&agent, &listening);
+    body["tpm_policy"] = json!("{\"mask\": \"0x400\"}");
+    body["runtime_policy_name"] = json!("fleet 1");
+    assert_eq!(verifier.enrol("a", body).await.0, 200);
+    verifier.until_state("a", "trusted").await;
+    let (code, answer) = verifier.call(Method::DELETE, fleet, None).await;
+    assert_eq!(
+        (code, &answer["status"]),
+        (
+            409,
+            &json!("Can't delete allowlist as it's currently in use by agent a")
+        )
+    );
+    verifier.call(Method::DELETE, "/v2.6/agents/a", None).await;
+    let answer = verifier
+        .admin
+        .send(Method::DELETE, fleet, None)
+        .await
+        .unwrap();
+    assert_eq!((answer.status, answer.body.len()), (204, 0));
+    let (_, list) = verifier.call(Method::GET, "/v2.6/allowlists", None).await;
+    assert_eq!(list["results"], json!({ "runtimepolicy names": [] }));
+    verifier.stop().await;
+}
+
+#[tokio::test]
+async fn replaced_policy_holds_from_the_next_question_and_the_list_goes_on() {
+    let root = tempfile::tempdir().unwrap();
+    let (verifier, agent, listening) = stage(root.path()).await;
+    let fleet = "/v2.6/allowlists/fleet";
+    agent.measure("/usr/bin/a");
+    let first = policy_body(&agent);
+    let (code, _) = verifier
+        .call(Method::POST, fleet, Some(first.clone()))
+        .await;
+    assert_eq!(code, 201);
+    let mut body = enrolment(&agent, &listening);
+    body["tpm_policy"] = json!("{\"mask\": \"0x400\"}");
+    body["runtime_policy_name"] = json!("fleet");
+    assert_eq!(verifier.enrol("a", body).await.0, 200);
+    verifier.until_state("a", "trusted").await;
+    let mut next = agent.list();
+    next.push_str(&measurement("/usr/bin/b").0);
+    let next = RuntimePolicy::json_from_ima_list(&next, 1_700_000_000).unwrap();
+    let asked = agent.queries().len();
+    let (code, _) = verifier
+        .call(
+            Method::PUT,
+            fleet,
+            Some(json!({ "runtime_policy": STANDARD.encode(next) })),
+        )
+        .await;
+    assert_eq!(code, 201);
+    // The question that was under way may still be judged by the old policy.
+    let known = verifier.status("a").await["attestation_count"].as_u64();
+    verifier
+        .until("a", |s| {
+            s["attestation_count"].as_u64() >= known.map(|n| n + 2)
+        })
+        .await;
+    agent.measure("/usr/bin/b");
+    let status = verifier
+        .until("a", |s| s["troth"]["ima_entries"] != 1)
+        .await;
+    assert_eq!(
+        (&status["troth"]["state"], &status["troth"]["ima_entries"]),
+        (&json!("trusted"), &json!(2))
+    );
+    for query in &agent.queries()[asked..] {
+        assert!(!query.ends_with("ima_ml_entry=0"), "{query}");
+    }
+    // The first policy again: what has passed stays passed, but the next new file fails.
+    let (code, _) = verifier.call(Method::PUT, fleet, Some(first)).await;
+    assert_eq!(code, 201);
+    agent.measure("/usr/bin/c");
+    let status = verifier.until_state("a", "failed").await;
+    let place = &status["troth"]["findings"][0]["place"]["ima_entry"];
+    assert_eq!(place, &json!({"entry": 2, "path": "/usr/bin/c"}));
+    verifier.stop().await;
+}
+
+#[tokio::test]
+async fn unusable_runtime_policies_are_refused_with_the_reason() {
+    let root = tempfile::tempdir().unwrap();
+    let (verifier, agent, listening) = stage(root.path()).await;
+    let cases = [
+        (json!({}), "runtime_policy is missing"),
+        (json!({ "runtime_policy": "*" }), "base64"),
+        (
+            json!({ "runtime_policy": STANDARD.encode("{") }),
+            "Runtime policy is malformatted",
+        ),
+        (
+            json!({ "runtime_policy": "e30=", "runtime_policy_key": "AAAA" }),
+            "runtime_policy_key",
+        ),
+    ];
+    for (body, reason) in cases {
+        let (code, answer) = verifier
+            .call(Method::POST, "/v2.6/allowlists/x", Some(body))
+            .await;
+        let status = answer["status"].as_str().unwrap();
+        assert!(code == 400 && status.contains(reason), "{code} {status}");
+    }
+    let (code, answer) = verifier
+        .call(Method::POST, "/v2.6/allowlists/x", None)
+        .await;
+    assert_eq!(
+        (code, &answer["status"]),
+        (400, &json!("Expected non zero content length"))
+    );
+    agent.measure("/usr/bin/a");
+    let policy = policy_body(&agent);
+    for name in ["%00", "%ff", &"x".repeat(256)] {
+        let path = format!("/v2.6/allowlists/{name}");
+        let (code, _) = verifier
+            .call(Method::POST, &path, Some(policy.clone()))
+            .await;
+        assert_eq!(code, 400, "{name}");
+    }
+    let (code, _) = verifier
+        .call(Method::POST, "/v2.6/allowlists", Some(policy.clone()))
+        .await;
+    assert_eq!(code, 405);
+    // A node that reads no list cannot follow a policy about one; the old policy stays.
+    let nothing = json!({ "runtime_policy": STANDARD.encode(NO_LIST) });
+    let fleet = "/v2.6/allowlists/fleet";
+    let (code, answer) = verifier.call(Method::POST, fleet, Some(nothing)).await;
+    assert_eq!(code, 201, "{answer}");
+    let mut body = enrolment(&agent, &listening);
+    body["runtime_policy_name"] = json!("fleet");
+    let (code, answer) = verifier.enrol("a", body).await;
+    assert_eq!(code, 200, "{answer}");
+    let (code, answer) = verifier.call(Method::PUT, fleet, Some(policy)).await;
+    let status = answer["status"].as_str().unwrap();
+    assert!(
+        code == 400 && status.contains("agent a") && status.contains("the mask lacks PCRs"),
+        "{code} {status}"
+    );
+    let (_, shown) = verifier.call(Method::GET, fleet, None).await;
+    assert_eq!(shown["results"]["runtime_policy"], NO_LIST);
+    let stranger = operator(verifier.port, &root.path().join("cv_ca"), false);
+    for method in [Method::GET, Method::POST, Method::PUT, Method::DELETE] {
+        let (code, answer) = call(&stranger, method, fleet, None).await;
+        assert_eq!(code, 403);
+        assert_eq!(answer["errors"][0]["title"], "Forbidden");
+    }
     verifier.stop().await;
 }
 

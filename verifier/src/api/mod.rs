@@ -1,5 +1,8 @@
 //! The verifier's REST interface (Keylime API 2.x), over mTLS.
 
+/// Runtime policies by name.
+mod allowlists;
+
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 
 use hyper::{Method, Request, Response, StatusCode, body::Incoming};
@@ -105,6 +108,18 @@ impl Inner {
             (Method::PUT, ["agents", id, "stop"]) => {
                 admin("stop_agent")?;
                 told(self.fleet.stop(agent_id(id)?.as_str()).await)
+            }
+            (method, ["allowlists", name @ ..]) if name.len() <= 1 => {
+                let who = admin(allowlists::action(&method, !name.is_empty())?)?;
+                match name.first() {
+                    None => allowlists::list(&self.fleet).await,
+                    Some(name) => {
+                        let name = allowlists::name(name)?;
+                        let limit = self.max_upload_size;
+                        let body = request.into_body();
+                        allowlists::serve(&self.fleet, &method, &name, &who, body, limit).await
+                    }
+                }
             }
             (_, [] | ["agents"] | ["agents", _] | ["agents", _, "reactivate" | "stop"]) => {
                 Err(rest::wrong_method())

@@ -4,9 +4,8 @@ use std::{
     time::Duration,
 };
 
-use base64::{Engine, engine::general_purpose::STANDARD};
 use tokio::{
-    sync::{Mutex, mpsc, oneshot},
+    sync::{Mutex, RwLock as AsyncRwLock, mpsc, oneshot},
     task::JoinHandle,
     time::timeout,
 };
@@ -20,14 +19,16 @@ use troth_daemon::{client::LargeAnswers, tls::Identity};
 use super::{
     judge::{WorkerError, Workers},
     node::{Command, Enrolled, Node, NodeError, Shared, is_blank, rules},
-    policies::{PolicyCache, content_digest},
+    policies::{PolicyCache, TextError},
     state::{NodeRecord, Timing, now},
     writer::Writer,
 };
 use crate::{
     config::VerifierConfig,
     rest::{CURRENT_VERSION, VERSIONS},
-    store::{Enrolled as Inserted, NewNode, NewPolicy, NodeRow, PolicyChoice, Store, StoreError},
+    store::{
+        Enrolled as Inserted, NewNode, NewPolicy, NodeRow, PolicyChoice, Removed, Store, StoreError,
+    },
 };
 
 /// Commands that a node's task may have waiting.
@@ -41,6 +42,9 @@ pub struct Fleet {
     nodes: RwLock<BTreeMap<String, Entry>>,
     /// One enrolment or removal at a time, so that database and map agree.
     change: Mutex<()>,
+    /// Held for writing while a policy changes, for reading from the choice of a policy until the
+    /// node that uses it runs: no node misses a change. Taken before `change`.
+    policy_change: AsyncRwLock<()>,
     shared: Shared,
     store: Store,
     policies: Arc<PolicyCache>,
@@ -77,6 +81,7 @@ impl Fleet {
         let fleet = Self {
             nodes: RwLock::default(),
             change: Mutex::new(()),
+            policy_change: AsyncRwLock::new(()),
             shared,
             store,
             policies: Arc::default(),
@@ -186,6 +191,7 @@ impl Fleet {
         if self.node(id.as_str()).is_some() {
             return Err(EnrolError::NodeExists(id));
         }
+        let _unchanged = self.policy_change.read().await;
         let (choice, policy) = self.choose_policy(&id, &mut enrolment).await?;
         let version = match enrolment.supported_version.as_deref() {
             Some(version) if VERSIONS.contains(&version) => version.to_owned(),
@@ -261,27 +267,98 @@ impl Fleet {
         };
         let name = name.unwrap_or_else(|| id.as_str().to_owned());
         let policies = Arc::clone(&self.policies);
-        let compile = move || {
-            let text = STANDARD
-                .decode(encoded)
-                .ok()
-                .and_then(|bytes| String::from_utf8(bytes).ok())
-                .ok_or(EnrolError::PolicyEncoding)?;
-            let digest = content_digest(&text);
-            let policy = policies
-                .compile(&digest, &text)
-                .map_err(|source| NodeError::Policy {
-                    member: "runtime_policy",
-                    source,
-                })?;
-            let new = NewPolicy {
-                name,
-                digest,
-                body: text,
-            };
-            Ok::<_, EnrolError>((PolicyChoice::New(new), Some(policy)))
+        let receive = move || policies.receive(name, &encoded);
+        let (new, policy) = match self.shared.workers.run(receive).await? {
+            Ok(received) => received,
+            Err(TextError::Encoding) => return Err(EnrolError::PolicyEncoding),
+            Err(TextError::Policy(source)) => {
+                let member = "runtime_policy";
+                return Err(NodeError::Policy { member, source }.into());
+            }
         };
-        self.shared.workers.run(compile).await?
+        Ok((PolicyChoice::New(new), Some(policy)))
+    }
+
+    /// Names of all runtime policies, sorted.
+    pub async fn policy_names(&self) -> Result<Vec<String>, StoreError> {
+        self.store.policy_names().await
+    }
+
+    /// Text of the runtime policy of this name.
+    pub async fn policy_text(&self, name: &str) -> Result<Option<String>, StoreError> {
+        let _unchanged = self.policy_change.read().await;
+        match self.store.policy_digest(name).await? {
+            Some(digest) => self.store.policy_text(&digest).await,
+            None => Ok(None),
+        }
+    }
+
+    /// Stores a new runtime policy; `encoded` is base64 of its text.
+    pub async fn add_policy(&self, name: &str, encoded: String) -> Result<(), PolicyChangeError> {
+        let (new, _) = self.receive_policy(name, encoded).await?;
+        let _policies = self.policy_change.write().await;
+        let _change = self.change.lock().await;
+        if !self.store.insert_policy(&new).await? {
+            return Err(PolicyChangeError::Exists(new.name));
+        }
+        Ok(())
+    }
+
+    /// Gives a runtime policy another text. Its nodes are judged by that from their next question
+    /// on, and go on where they are in their lists.
+    pub async fn replace_policy(
+        &self,
+        name: &str,
+        encoded: String,
+    ) -> Result<(), PolicyChangeError> {
+        let (new, compiled) = self.receive_policy(name, encoded).await?;
+        let _policies = self.policy_change.write().await;
+        let _change = self.change.lock().await;
+        let mut changed = Vec::new();
+        for id in self.store.policy_users(name).await? {
+            // Not here: the node of another verifier on this database.
+            let Some(node) = self.node(&id) else {
+                continue;
+            };
+            if let Ok(rules) = node.rules() {
+                match rules.with_runtime(Arc::clone(&compiled)) {
+                    Ok(rules) => changed.push((node, rules)),
+                    Err(source) => return Err(PolicyChangeError::Node { id, source }),
+                }
+            }
+        }
+        if !self.store.replace_policy(&new).await? {
+            return Err(PolicyChangeError::Unknown(new.name));
+        }
+        for (node, rules) in changed {
+            node.adopt(rules);
+        }
+        Ok(())
+    }
+
+    /// Removes a runtime policy that no node uses.
+    pub async fn remove_policy(&self, name: &str) -> Result<(), PolicyChangeError> {
+        let _policies = self.policy_change.write().await;
+        let _change = self.change.lock().await;
+        match self.store.delete_policy(name).await? {
+            Removed::Done => Ok(()),
+            Removed::Unknown => Err(PolicyChangeError::NotFound(name.to_owned())),
+            Removed::InUse(id) => Err(PolicyChangeError::InUse(id)),
+        }
+    }
+
+    async fn receive_policy(
+        &self,
+        name: &str,
+        encoded: String,
+    ) -> Result<(NewPolicy, Arc<RuntimePolicy>), PolicyChangeError> {
+        let (policies, name) = (Arc::clone(&self.policies), name.to_owned());
+        let receive = move || policies.receive(name, &encoded);
+        match self.shared.workers.run(receive).await? {
+            Ok(received) => Ok(received),
+            Err(TextError::Encoding) => Err(PolicyChangeError::Encoding),
+            Err(TextError::Policy(source)) => Err(PolicyChangeError::Malformed(source)),
+        }
     }
 
     /// Forgets a node. `false`: it was not enrolled.
@@ -311,7 +388,7 @@ impl Fleet {
         let (sender, rules) = {
             let nodes = self.nodes.read().unwrap_or_else(PoisonError::into_inner);
             let entry = nodes.get(id).ok_or(CommandError::Unknown)?;
-            (entry.commands.clone(), entry.node.rules.clone())
+            (entry.commands.clone(), entry.node.rules())
         };
         if let Err(reason) = rules {
             return Err(CommandError::Broken(reason));
@@ -363,7 +440,7 @@ impl Fleet {
     fn status_of(&self, node: &Node) -> NodeStatus {
         let timing = &self.shared.timing;
         let enrolment = &node.enrolled.enrolment;
-        let (boot, runtime) = node.rules.as_ref().map_or((false, false), |rules| {
+        let (boot, runtime) = node.rules().map_or((false, false), |rules| {
             (rules.boot != BootPolicy::None, rules.runtime.is_some())
         });
         let record = node.shown();
@@ -435,6 +512,45 @@ pub enum CommandError {
     /// It is not enrolled.
     #[error("agent id not found")]
     Unknown,
+}
+
+/// Why a runtime policy was not stored, replaced or removed. The texts are Keylime's where it has
+/// one.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PolicyChangeError {
+    /// Not base64 of UTF-8 text.
+    #[error("runtime_policy is not base64 of a JSON text")]
+    Encoding,
+    /// The name is in use.
+    #[error("Runtime policy with name {0} already exists")]
+    Exists(String),
+    /// A node would be left without a policy.
+    #[error("Can't delete allowlist as it's currently in use by agent {0}")]
+    InUse(String),
+    /// Not a policy.
+    #[error("Runtime policy is malformatted: {0}")]
+    Malformed(PolicyError),
+    /// A node that uses the policy could not be judged by the new text.
+    #[error("agent {id} uses this policy: {source}")]
+    Node {
+        /// The node's agent id.
+        id: String,
+        /// The reason.
+        source: NodeError,
+    },
+    /// Nothing to remove.
+    #[error("Runtime policy {0} not found")]
+    NotFound(String),
+    /// The database failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Nothing to replace.
+    #[error("Runtime policy {0} does not already exist, use POST to create")]
+    Unknown(String),
+    /// A worker ended.
+    #[error(transparent)]
+    Worker(#[from] WorkerError),
 }
 
 /// Why nodes cannot be loaded.

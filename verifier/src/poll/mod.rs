@@ -18,6 +18,6 @@ mod state;
 /// The batched writer of verdicts.
 mod writer;
 
-pub use fleet::{CommandError, EnrolError, Fleet, FleetError};
+pub use fleet::{CommandError, EnrolError, Fleet, FleetError, PolicyChangeError};
 pub use node::NodeError;
 pub use state::{NodeRecord, State, Timing};

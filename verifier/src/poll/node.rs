@@ -1,5 +1,5 @@
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
     time::Duration,
 };
 
@@ -40,10 +40,10 @@ pub(super) struct Enrolled {
 }
 
 /// An enrolment, checked and compiled: everything a judgement needs beyond the evidence.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Rules {
     address: (String, u16),
-    pub(super) ak: AttestationKey,
+    pub(super) ak: Arc<AttestationKey>,
     pub(super) tpm: TpmPolicy,
     pub(super) runtime: Option<Arc<RuntimePolicy>>,
     pub(super) boot: BootPolicy,
@@ -83,7 +83,7 @@ pub(super) fn rules(
         .map_err(|_| NodeError::AkEncoding)?;
     let ak = Public::from_tpm2b(&ak).map_err(NodeError::AkStructure)?;
     check_ak(&ak).map_err(NodeError::AkUnsafe)?;
-    let ak = AttestationKey::new(&ak).map_err(NodeError::AkUnusable)?;
+    let ak = Arc::new(AttestationKey::new(&ak).map_err(NodeError::AkUnusable)?);
 
     let tpm = TpmPolicy::parse(&enrolment.tpm_policy).map_err(|source| NodeError::Policy {
         member: "tpm_policy",
@@ -101,14 +101,7 @@ pub(super) fn rules(
             missing,
         });
     }
-    let requires_ima = runtime.as_ref().is_some_and(|policy| policy.requires_ima());
-    if requires_ima && !tpm.mask().contains(IMA_PCR) {
-        let missing = PcrMask::default().with(IMA_PCR);
-        return Err(NodeError::Mask {
-            policy: "runtime_policy",
-            missing,
-        });
-    }
+    check_mask(runtime.as_deref(), &tpm)?;
     if !is_blank(enrolment.ima_sign_verification_keys.as_deref()) {
         return Err(NodeError::Unsupported("ima_sign_verification_keys"));
     }
@@ -144,7 +137,28 @@ pub(super) fn rules(
     })
 }
 
+/// A policy that needs the IMA list needs its PCR quoted.
+fn check_mask(runtime: Option<&RuntimePolicy>, tpm: &TpmPolicy) -> Result<(), NodeError> {
+    let requires_ima = runtime.is_some_and(RuntimePolicy::requires_ima);
+    if requires_ima && !tpm.mask().contains(IMA_PCR) {
+        return Err(NodeError::Mask {
+            policy: "runtime_policy",
+            missing: PcrMask::default().with(IMA_PCR),
+        });
+    }
+    Ok(())
+}
+
 impl Rules {
+    /// The same with another runtime policy.
+    pub(super) fn with_runtime(&self, runtime: Arc<RuntimePolicy>) -> Result<Self, NodeError> {
+        check_mask(Some(&runtime), &self.tpm)?;
+        Ok(Self {
+            runtime: Some(runtime),
+            ..self.clone()
+        })
+    }
+
     fn connect(&self, shared: &Shared) -> Client {
         let (host, port) = &self.address;
         Client::new(host, *port, self.tls.clone(), shared.request_timeout)
@@ -216,7 +230,7 @@ pub(super) enum Command {
 pub(super) struct Node {
     pub(super) enrolled: Enrolled,
     /// The reason when a stored enrolment cannot be judged by any more.
-    pub(super) rules: Result<Arc<Rules>, String>,
+    rules: RwLock<Result<Arc<Rules>, String>>,
     record: Mutex<NodeRecord>,
     /// The record as it is in the database: what a reader was shown is never lost.
     shown: Mutex<Arc<NodeRecord>>,
@@ -226,7 +240,7 @@ impl Node {
     pub(super) fn new(enrolled: Enrolled, rules: Rules, record: NodeRecord) -> Self {
         Self {
             enrolled,
-            rules: Ok(Arc::new(rules)),
+            rules: RwLock::new(Ok(Arc::new(rules))),
             shown: Mutex::new(Arc::new(record.clone())),
             record: Mutex::new(record),
         }
@@ -237,10 +251,21 @@ impl Node {
         record.broken(&reason);
         Self {
             enrolled,
-            rules: Err(reason),
+            rules: RwLock::new(Err(reason)),
             shown: Mutex::new(Arc::new(record.clone())),
             record: Mutex::new(record),
         }
+    }
+
+    /// What the node is judged by, or why it cannot be.
+    pub(super) fn rules(&self) -> Result<Arc<Rules>, String> {
+        let rules = self.rules.read().unwrap_or_else(PoisonError::into_inner);
+        rules.clone()
+    }
+
+    /// Judges by `rules` from the next question on; what was checked before stays checked.
+    pub(super) fn adopt(&self, rules: Rules) {
+        *self.rules.write().unwrap_or_else(PoisonError::into_inner) = Ok(Arc::new(rules));
     }
 
     /// The record to show.
@@ -296,11 +321,11 @@ impl Node {
                     let turn = async {
                         sleep_until(due_at).await;
                         // A node without rules is never due.
-                        let Ok(rules) = &self.rules else {
+                        let Ok(rules) = self.rules() else {
                             return (None, false);
                         };
                         let client = client.get_or_insert_with(|| rules.connect(&shared));
-                        self.attest(&shared, rules, client, full).await
+                        self.attest(&shared, &rules, client, full).await
                     };
                     tokio::select! {
                         biased;
@@ -321,7 +346,7 @@ impl Node {
                     due = None;
                     done
                 }
-                Some(Command::Reactivate(done)) if self.rules.is_err() => done,
+                Some(Command::Reactivate(done)) if self.rules().is_err() => done,
                 Some(Command::Reactivate(done)) => {
                     self.record().reactivate();
                     tracing::info!(node_id = %self.enrolled.id, "reactivated by an operator");

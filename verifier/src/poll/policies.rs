@@ -4,7 +4,10 @@ use std::{
 };
 
 use aws_lc_rs::digest::{SHA256, digest};
+use base64::{Engine, engine::general_purpose::STANDARD};
 use troth_core::policy::{PolicyError, RuntimePolicy};
+
+use crate::store::NewPolicy;
 
 /// Compiled runtime policies by content. A policy lives as long as a node uses it.
 #[derive(Debug, Default)]
@@ -34,6 +37,22 @@ impl PolicyCache {
         Ok(compiled)
     }
 
+    /// Takes in a policy as the API carries it, base64 of its text. Call it on a worker thread.
+    pub(super) fn receive(
+        &self,
+        name: String,
+        encoded: &str,
+    ) -> Result<(NewPolicy, Arc<RuntimePolicy>), TextError> {
+        let body = STANDARD
+            .decode(encoded)
+            .ok()
+            .and_then(|bytes| String::from_utf8(bytes).ok())
+            .ok_or(TextError::Encoding)?;
+        let digest = content_digest(&body);
+        let policy = self.compile(&digest, &body)?;
+        Ok((NewPolicy { name, digest, body }, policy))
+    }
+
     /// The compiled form, if some node uses it already.
     pub(super) fn get(&self, digest: &str) -> Option<Arc<RuntimePolicy>> {
         let map = self.compiled.lock().unwrap_or_else(PoisonError::into_inner);
@@ -41,7 +60,18 @@ impl PolicyCache {
     }
 }
 
+/// A policy that cannot be taken in.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum TextError {
+    /// Not base64 of UTF-8 text.
+    #[error("runtime_policy is not base64 of a JSON text")]
+    Encoding,
+    /// Not a policy.
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
+}
+
 /// Hex SHA-256 of a policy's text.
-pub(super) fn content_digest(text: &str) -> String {
+fn content_digest(text: &str) -> String {
     hex::encode(digest(&SHA256, text.as_bytes()))
 }

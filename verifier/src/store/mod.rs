@@ -26,7 +26,7 @@ use sqlx::{
 };
 
 pub use registrar::{Agent, Pending, Promotion};
-pub use verifier::{Enrolled, NewNode, NewPolicy, NodeRow, PolicyChoice, RecordUpdate};
+pub use verifier::{Enrolled, NewNode, NewPolicy, NodeRow, PolicyChoice, RecordUpdate, Removed};
 
 use crate::ca;
 
@@ -147,7 +147,7 @@ fn sqlite_path(url: &str) -> Option<PathBuf> {
 }
 
 /// The bytes that a URL's path stands for.
-fn percent_decoded(text: &str) -> Vec<u8> {
+pub(crate) fn percent_decoded(text: &str) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let Some((byte, after)) = rest.split_first() {

@@ -2,6 +2,10 @@ use sqlx::{Executor, Row};
 
 use super::{Store, StoreError, signed, unsigned};
 
+/// Texts live as long as a policy has them.
+const DELETE_UNNAMED_TEXTS: &str =
+    "DELETE FROM policy_texts WHERE digest NOT IN (SELECT digest FROM runtime_policies)";
+
 /// A node to enrol.
 #[derive(Clone, Debug)]
 pub struct NewNode {
@@ -69,6 +73,17 @@ pub struct RecordUpdate {
     pub operational_state: u8,
     /// JSON text.
     pub record: String,
+}
+
+/// What became of a policy that was to be removed.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Removed {
+    /// It is gone.
+    Done,
+    /// There is none of this name.
+    Unknown,
+    /// This node uses it.
+    InUse(String),
 }
 
 /// What became of an enrolment.
@@ -165,11 +180,7 @@ impl Store {
         .bind(id.to_owned())
         .execute(&mut *transaction)
         .await?;
-        sqlx::query(
-            "DELETE FROM policy_texts WHERE digest NOT IN (SELECT digest FROM runtime_policies)",
-        )
-        .execute(&mut *transaction)
-        .await?;
+        transaction.execute(DELETE_UNNAMED_TEXTS).await?;
         transaction.commit().await?;
         Ok(deleted.rows_affected() > 0)
     }
@@ -221,6 +232,97 @@ impl Store {
         row.map(|row| row.try_get(0))
             .transpose()
             .map_err(Into::into)
+    }
+
+    /// Names of all runtime policies, sorted.
+    pub async fn policy_names(&self) -> Result<Vec<String>, StoreError> {
+        let rows = sqlx::query("SELECT name FROM runtime_policies ORDER BY name")
+            .fetch_all(&self.pool)
+            .await?;
+        rows.iter()
+            .map(|row| row.try_get(0))
+            .collect::<Result<_, _>>()
+            .map_err(Into::into)
+    }
+
+    /// Ids of the nodes that use the runtime policy of this name, sorted.
+    pub async fn policy_users(&self, name: &str) -> Result<Vec<String>, StoreError> {
+        let rows = sqlx::query("SELECT agent_id FROM nodes WHERE policy_name = $1 ORDER BY 1")
+            .bind(name.to_owned())
+            .fetch_all(&self.pool)
+            .await?;
+        rows.iter()
+            .map(|row| row.try_get(0))
+            .collect::<Result<_, _>>()
+            .map_err(Into::into)
+    }
+
+    /// Stores a new runtime policy. `false`: the name is in use, nothing was changed.
+    pub async fn insert_policy(&self, policy: &NewPolicy) -> Result<bool, StoreError> {
+        self.name_policy(
+            policy,
+            "INSERT INTO runtime_policies (name, digest) VALUES ($1, $2) \
+             ON CONFLICT (name) DO NOTHING",
+        )
+        .await
+    }
+
+    /// Gives a stored runtime policy another text. `false`: there is none of this name.
+    pub async fn replace_policy(&self, policy: &NewPolicy) -> Result<bool, StoreError> {
+        self.name_policy(
+            policy,
+            "UPDATE runtime_policies SET digest = $2 WHERE name = $1",
+        )
+        .await
+    }
+
+    /// Stores a text, then gives it its name by `statement`; both or neither.
+    async fn name_policy(
+        &self,
+        policy: &NewPolicy,
+        statement: &'static str,
+    ) -> Result<bool, StoreError> {
+        let mut transaction = self.pool.begin().await?;
+        sqlx::query(
+            "INSERT INTO policy_texts (digest, body) VALUES ($1, $2) \
+             ON CONFLICT (digest) DO NOTHING",
+        )
+        .bind(policy.digest.clone())
+        .bind(policy.body.clone())
+        .execute(&mut *transaction)
+        .await?;
+        let named = sqlx::query(statement)
+            .bind(policy.name.clone())
+            .bind(policy.digest.clone())
+            .execute(&mut *transaction)
+            .await?;
+        if named.rows_affected() == 0 {
+            transaction.rollback().await?;
+            return Ok(false);
+        }
+        transaction.execute(DELETE_UNNAMED_TEXTS).await?;
+        transaction.commit().await?;
+        Ok(true)
+    }
+
+    /// Removes a runtime policy that no node uses.
+    pub async fn delete_policy(&self, name: &str) -> Result<Removed, StoreError> {
+        let mut transaction = self.pool.begin().await?;
+        let deleted = sqlx::query(
+            "DELETE FROM runtime_policies WHERE name = $1 \
+             AND NOT EXISTS (SELECT 1 FROM nodes WHERE policy_name = $1)",
+        )
+        .bind(name.to_owned())
+        .execute(&mut *transaction)
+        .await?;
+        if deleted.rows_affected() == 0 {
+            transaction.rollback().await?;
+            let user = self.policy_users(name).await?.into_iter().next();
+            return Ok(user.map_or(Removed::Unknown, Removed::InUse));
+        }
+        transaction.execute(DELETE_UNNAMED_TEXTS).await?;
+        transaction.commit().await?;
+        Ok(Removed::Done)
     }
 
     /// Writes a batch in one transaction. It survives a crash of this process, but for speed not
