@@ -21,7 +21,7 @@ use crate::{
         mtls::{self, MtlsError},
         transport::{self, TransportError, TransportKey},
     },
-    registration::{Backoff, Registrar, RegistrationError},
+    registration::{self, Backoff, Registrar, RegistrationError},
     resident::release_start_up_code,
     tpm::{
         Actor, AkTemplate, Tpm, TpmError, TpmHandle,
@@ -208,6 +208,7 @@ async fn prepare(config: &Config, tpm: &TpmHandle) -> Result<Service, AgentError
         client,
         id: id.clone(),
         kind: template.kind,
+        versions: versions.clone(),
         body: Registration {
             ek_tpm: Some(STANDARD.encode(keys.ek.to_tpm2b())),
             ekcert: Some(certificates.to_pem()),
@@ -356,7 +357,10 @@ async fn register(
         if error.is_final() || spent {
             return Err(error);
         }
-        let delay = backoff.next_delay();
+        let mut delay = backoff.next_delay();
+        if let Some(wait) = error.retry_after() {
+            delay = registration::spread(wait);
+        }
         let wait = delay.as_secs_f64();
         tracing::warn!("not registered: {error}; trying again in {wait:.1} s");
         notify::status(&format!(

@@ -59,7 +59,7 @@ pub struct Config {
     /// The file in which Keylime's agent keeps its AK, taken over when this agent has none yet.
     /// Empty: none. Default: `agent_data.json` in the state directory, else in /var/lib/keylime.
     pub agent_data_path: Option<PathBuf>,
-    /// API versions to serve. Default: all.
+    /// API versions to serve, and to register with. Default: all.
     pub api_versions: Option<Vec<String>>,
     /// Way to the TPM: `device:PATH`, `tabrmd`, `swtpm:host=H,port=N`. Default: `/dev/tpmrm0` if
     /// it exists, else tpm2-abrmd.
@@ -205,7 +205,7 @@ impl Config {
         Ok(AkTemplate { kind, hash, scheme })
     }
 
-    /// The API versions to serve, ascending.
+    /// The API versions to serve and to register with, ascending.
     pub fn versions(&self) -> Result<Vec<ApiVersion>, InvalidConfig> {
         let Some(names) = &self.api_versions else {
             return Ok(ApiVersion::ALL.to_vec());

@@ -42,6 +42,10 @@ struct Registrar(Arc<Mutex<Book>>);
 struct Book {
     /// Statuses for the next registrations.
     refusals: Vec<u16>,
+    /// Retry-After of the refusals.
+    retry_after: Option<&'static str>,
+    /// The version of the API, if not 2.6.
+    version: Option<&'static str>,
     /// Status of `/version`, for a registrar that has none.
     no_version: Option<u16>,
     /// The id that the host must come with, if not the EK's hash.
@@ -57,18 +61,22 @@ impl Handler for Registrar {
         let body = server::read_body(body, 1 << 20).await.unwrap();
         let body: Value = serde_json::from_slice(&body).unwrap_or_default();
         let mut book = self.0.lock().unwrap();
-        let path = match book.no_version {
-            None => "/v2.6/agents/",
-            Some(_) => "/v2.2/agents/",
+        let version = match book.no_version {
+            None => book.version.unwrap_or("2.6"),
+            Some(_) => book.version.unwrap_or("2.2"),
         };
-        let id = head.uri.path().strip_prefix(path).unwrap_or_default();
+        let path = format!("/v{version}/agents/");
+        let id = head.uri.path().strip_prefix(&path).unwrap_or_default();
         let envelope = |results| json!({ "code": 200, "status": "Success", "results": results });
         match head.method.as_str() {
             "GET" => {
                 if let Some(status) = book.no_version {
                     return json(StatusCode::from_u16(status).unwrap(), &json!({}));
                 }
-                let versions = json!({ "current_version": "2.6", "supported_versions": ["2.6"] });
+                let versions = json!({
+                    "current_version": "2.6",
+                    "supported_versions": ["2.1", "2.2", "2.3", "2.6"],
+                });
                 json(StatusCode::OK, &envelope(versions))
             }
             "POST" => {
@@ -76,7 +84,12 @@ impl Handler for Registrar {
                     let status = StatusCode::from_u16(book.refusals.remove(0)).unwrap();
                     let code = status.as_u16();
                     let text = json!({ "code": code, "status": "told to", "results": {} });
-                    return json(status, &text);
+                    let mut answer = json(status, &text);
+                    if let Some(wait) = book.retry_after {
+                        let headers = answer.headers_mut();
+                        headers.insert("retry-after", wait.parse().unwrap());
+                    }
+                    return answer;
                 }
                 let key = |name: &str| {
                     let bytes = STANDARD.decode(body[name].as_str().unwrap()).unwrap();
@@ -334,6 +347,55 @@ async fn a_registrar_that_does_not_know_its_version_is_an_old_one() {
         stage.activated(1).await;
         running.stop().await;
     }
+}
+
+#[tokio::test]
+async fn an_overloaded_registrar_says_when_to_come_back() {
+    let stage = Stage::new().await;
+    {
+        let mut book = stage.registrar.0.lock().unwrap();
+        (book.refusals, book.retry_after) = (vec![503], Some("1"));
+    }
+    let config = Config {
+        exponential_backoff_initial_delay: 60_000,
+        exponential_backoff_max_delay: 60_000,
+        ..stage.config()
+    };
+    let start = std::time::Instant::now();
+    let running = stage.start(config);
+    stage.activated(1).await;
+    assert!(start.elapsed() >= Duration::from_secs(1), "not before");
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn the_administrators_versions_are_those_of_registration() {
+    for (no_version, version) in [(None, "2.3"), (Some(404), "2.1")] {
+        let stage = Stage::new().await;
+        {
+            let mut book = stage.registrar.0.lock().unwrap();
+            (book.no_version, book.version) = (no_version, Some(version));
+        }
+        let config = Config {
+            api_versions: Some(vec!["2.1".into(), "2.3".into()]),
+            ..stage.config()
+        };
+        let running = stage.start(config);
+        stage.activated(1).await;
+        running.stop().await;
+    }
+    let stage = Stage::new().await;
+    stage.registrar.0.lock().unwrap().no_version = Some(404);
+    let config = Config {
+        api_versions: Some(vec!["2.4".into()]),
+        exponential_backoff_max_retries: Some(0),
+        ..stage.config()
+    };
+    let error = stage.run(config).await.to_string();
+    assert!(
+        error.contains("2.4") && error.contains("api_versions"),
+        "{error}"
+    );
 }
 
 #[tokio::test]

@@ -1,6 +1,10 @@
 //! HTTP/1.1 client: one target, one kept-alive connection, made again when it broke.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use bytes::{Bytes, BytesMut};
 use http_body_util::{BodyExt, Full};
@@ -215,8 +219,16 @@ impl Client {
                 }
             })?;
         let status = answer.status().as_u16();
+        let retry_after = answer
+            .headers()
+            .get(header::RETRY_AFTER)
+            .and_then(|value| retry_after(value.to_str().ok()?, SystemTime::now()));
         let body = self.read(answer.into_body(), sent_by).await?;
-        Ok(Answer { status, body })
+        Ok(Answer {
+            status,
+            retry_after,
+            body,
+        })
     }
 
     /// The whole body, until `deadline`. The time that a large one waits for its turn does not
@@ -328,6 +340,8 @@ struct Broken {
 pub struct Answer {
     /// HTTP status.
     pub status: u16,
+    /// How long the peer asks to be left alone (RFC 9110, 10.2.3), as it says: bound it.
+    pub retry_after: Option<Duration>,
     /// The whole body.
     pub body: Bytes,
 }
@@ -340,6 +354,17 @@ impl Answer {
             reason: error.to_string(),
         })
     }
+}
+
+/// The wait that a Retry-After header asks for: seconds, or until an HTTP date.
+fn retry_after(value: &str, now: SystemTime) -> Option<Duration> {
+    let value = value.trim();
+    if !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit()) {
+        // A number that does not fit is a very long wait all the same.
+        return Some(Duration::from_secs(value.parse().unwrap_or(u64::MAX)));
+    }
+    let date = httpdate::parse_http_date(value).ok()?;
+    Some(date.duration_since(now).unwrap_or_default())
 }
 
 /// A request without a usable answer.
@@ -407,4 +432,31 @@ fn error_chain(error: &dyn std::error::Error) -> String {
         source = error.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn retry_after_is_seconds_or_a_date() {
+        // RFC 9110, 5.6.7: the same moment in its three spellings.
+        let date = SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777);
+        let now = date - Duration::from_secs(90);
+        let wait = |value| retry_after(value, now).map(|wait| wait.as_secs());
+        assert_eq!(wait("120"), Some(120));
+        assert_eq!(wait(" 0 "), Some(0));
+        assert_eq!(wait("99999999999999999999999"), Some(u64::MAX));
+        for date in [
+            "Sun, 06 Nov 1994 08:49:37 GMT",
+            "Sunday, 06-Nov-94 08:49:37 GMT",
+            "Sun Nov  6 08:49:37 1994",
+        ] {
+            assert_eq!(wait(date), Some(90), "{date}");
+        }
+        assert_eq!(wait("Sun, 06 Nov 1983 08:49:37 GMT"), Some(0), "passed");
+        for bad in ["", "-1", "1.5", "soon", "Sun, 99 Nov 1994 08:49:37 GMT"] {
+            assert_eq!(wait(bad), None, "{bad}");
+        }
+    }
 }

@@ -23,10 +23,17 @@ use crate::{
     http::ApiVersion,
     tpm::{KeyKind, TpmError, TpmHandle},
 };
-pub use retry::Backoff;
+pub use retry::{Backoff, spread};
 
 /// Longest wait for an activation: an RSA EK may have to be made again first, seconds on some chips.
 const ACTIVATE_DEADLINE: Duration = Duration::from_secs(120);
+
+/// Bounds of what a registrar may ask for: never a storm of requests, never silence for days.
+const SHORTEST_RETRY_AFTER: Duration = Duration::from_secs(1);
+const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(3600);
+
+/// The newest version that a registrar without `/version` speaks; that came with 2.3.
+const BEFORE_NEGOTIATION: ApiVersion = ApiVersion::v2(2);
 
 /// What makes this host known.
 #[derive(Debug)]
@@ -37,6 +44,8 @@ pub struct Registrar {
     pub id: AgentId,
     /// Kind of the EK, to load it for the activation.
     pub kind: KeyKind,
+    /// API versions that may be used, ascending.
+    pub versions: Vec<ApiVersion>,
     /// The body of the registration.
     pub body: Registration,
 }
@@ -66,10 +75,17 @@ pub enum RegistrationError {
         status: u16,
         /// The registrar's text, or what is wrong with its answer.
         reason: String,
+        /// How long an overloaded registrar asks to be left alone.
+        retry_after: Option<Duration>,
     },
     /// Nothing in common.
-    #[error("the registrar speaks {0}; this agent registers with 2.1 to 2.6")]
-    NoCommonVersion(String),
+    #[error("the registrar speaks {offered}; this agent registers with {enabled} (api_versions)")]
+    NoCommonVersion {
+        /// The registrar's versions.
+        offered: String,
+        /// This agent's.
+        enabled: String,
+    },
     /// The challenge is not one.
     #[error("the registrar's challenge: {0}")]
     Challenge(#[from] CredentialError),
@@ -85,6 +101,16 @@ impl RegistrationError {
     /// Would the same request fail in the same way, until somebody intervenes?
     pub fn is_final(&self) -> bool {
         matches!(self, Self::Forbidden { .. })
+    }
+
+    /// The wait that the registrar asked for, within bounds.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Refused { retry_after, .. } => {
+                retry_after.map(|wait| wait.clamp(SHORTEST_RETRY_AFTER, LONGEST_RETRY_AFTER))
+            }
+            _ => None,
+        }
     }
 }
 
@@ -119,25 +145,37 @@ impl Registrar {
         Ok(version)
     }
 
-    /// The registrar's preferred version if this agent speaks it, else the newest that both do.
+    /// The registrar's preferred version if it is enabled here, else the newest that both know.
     async fn negotiate(&self) -> Result<ApiVersion, RegistrationError> {
         let answer = self.client.get("/version").await?;
         if matches!(answer.status, 400 | 404 | 405) {
-            // A registrar older than its /version, which came with 2.3.
-            return Ok(ApiVersion::v2(2));
+            let old = |version: &&ApiVersion| **version <= BEFORE_NEGOTIATION;
+            let newest = self.versions.iter().rev().find(old);
+            return newest.copied().ok_or_else(|| {
+                self.nothing_in_common(format!("{BEFORE_NEGOTIATION} or older, having no /version"))
+            });
         }
         let offered: ServerVersion = results("the version request", &answer)?;
-        choose(&offered).ok_or_else(|| {
-            RegistrationError::NoCommonVersion(offered.supported_versions.join(", "))
+        choose(&offered, &self.versions).ok_or_else(|| {
+            let offered = offered.supported_versions.join(", ");
+            self.nothing_in_common(offered.escape_debug().take(300).collect())
         })
+    }
+
+    fn nothing_in_common(&self, offered: String) -> RegistrationError {
+        let enabled: Vec<String> = self.versions.iter().map(ToString::to_string).collect();
+        RegistrationError::NoCommonVersion {
+            offered,
+            enabled: enabled.join(", "),
+        }
     }
 }
 
-fn choose(offered: &ServerVersion) -> Option<ApiVersion> {
+fn choose(offered: &ServerVersion, enabled: &[ApiVersion]) -> Option<ApiVersion> {
     let known = |text: &str| {
         text.parse::<ApiVersion>()
             .ok()
-            .filter(|version| ApiVersion::ALL.contains(version))
+            .filter(|version| enabled.contains(version))
     };
     known(&offered.current_version).or_else(|| {
         offered
@@ -163,6 +201,7 @@ fn results<T: DeserializeOwned>(
         what,
         status: answer.status,
         reason: "the answer has no results".into(),
+        retry_after: None,
     })
 }
 
@@ -178,6 +217,9 @@ fn accepted(what: &'static str, answer: &Answer) -> Result<(), RegistrationError
         what,
         status: answer.status,
         reason,
+        retry_after: answer
+            .retry_after
+            .filter(|_| matches!(answer.status, 429 | 503)),
     })
 }
 
@@ -207,20 +249,49 @@ mod tests {
     #[test]
     fn the_registrars_preference_wins_if_known() {
         assert_eq!(
-            choose(&offered("2.3", &["2.1", "2.3", "2.6"])),
+            choose(&offered("2.3", &["2.1", "2.3", "2.6"]), &ApiVersion::ALL),
             Some(ApiVersion::v2(3))
         );
         assert_eq!(
-            choose(&offered("3.0", &["1.0", "2.6", "2.5", "3.0"])),
+            choose(
+                &offered("3.0", &["1.0", "2.6", "2.5", "3.0"]),
+                &ApiVersion::ALL
+            ),
             Some(ApiVersion::v2(6))
         );
-        assert_eq!(choose(&offered("3.0", &["3.0"])), None);
+        assert_eq!(choose(&offered("3.0", &["3.0"]), &ApiVersion::ALL), None);
+    }
+
+    #[test]
+    fn only_enabled_versions_are_used() {
+        let offered = offered("2.6", &["2.1", "2.2", "2.3", "2.6"]);
+        let enabled = [ApiVersion::v2(1), ApiVersion::v2(2)];
+        assert_eq!(choose(&offered, &enabled), Some(ApiVersion::v2(2)));
+        assert_eq!(choose(&offered, &[ApiVersion::v2(5)]), None);
+    }
+
+    #[test]
+    fn an_overloaded_registrar_is_obeyed_within_bounds() {
+        let wait = |status, seconds| {
+            let answer = Answer {
+                status,
+                retry_after: Some(Duration::from_secs(seconds)),
+                body: Bytes::new(),
+            };
+            let wait = accepted("x", &answer).unwrap_err().retry_after();
+            wait.map(|wait| wait.as_secs())
+        };
+        assert_eq!(wait(429, 120), Some(120));
+        assert_eq!(wait(503, 0), Some(1));
+        assert_eq!(wait(503, u64::MAX), Some(3600));
+        assert_eq!(wait(500, 120), None, "says nothing about load");
     }
 
     #[test]
     fn an_identity_conflict_is_final_and_other_refusals_are_not() {
         let answer = |status, body: &'static str| Answer {
             status,
+            retry_after: None,
             body: Bytes::from(body),
         };
         let conflict = answer(403, r#"{"code":403,"status":"different TPM","results":{}}"#);

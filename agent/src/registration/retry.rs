@@ -39,9 +39,22 @@ impl Backoff {
     }
 }
 
+/// `wait` and up to a quarter more, because a registrar may ask the whole fleet for the same wait.
+pub fn spread(wait: Duration) -> Duration {
+    wait.mul_f64(rand::rng().random_range(1.0..=1.25))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_wait_that_was_asked_for_is_never_cut_short() {
+        let wait = Duration::from_secs(100);
+        for _ in 0..20 {
+            assert!((wait..=wait * 5 / 4).contains(&spread(wait)));
+        }
+    }
 
     #[test]
     fn waits_double_up_to_the_cap_and_are_jittered_below_it() {
