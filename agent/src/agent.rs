@@ -99,6 +99,7 @@ impl AgentError {
         match self {
             Self::Config(_) | Self::Id(_) => EX_CONFIG,
             Self::Ak(error) if !error.is_transient() => EX_CONFIG,
+            Self::Tpm(TpmError::EndorsementAuth { .. } | TpmError::EkHandle { .. }) => EX_CONFIG,
             Self::Transport(TransportError::NotRsa2048 { .. })
             | Self::Mtls(MtlsError::Half { .. } | MtlsError::Unusable { .. })
             | Self::Tls(_) => EX_CONFIG,
@@ -112,7 +113,11 @@ impl AgentError {
 pub async fn run(config: Config, shutdown: Shutdown) -> Result<(), AgentError> {
     let tcti = choose_tcti(config.tcti.as_deref());
     tracing::info!("TPM at {tcti}");
-    let open: Opener = Box::new(move || Ok(Box::new(EsysTpm::open(&tcti)?) as Box<dyn Tpm>));
+    let endorsement = config.endorsement()?;
+    let open: Opener = Box::new(move || {
+        let tpm = EsysTpm::open_with(&tcti, &endorsement)?;
+        Ok(Box::new(tpm) as Box<dyn Tpm>)
+    });
     run_with(config, open, shutdown).await
 }
 
@@ -315,7 +320,7 @@ async fn provision(
             }
             Err(error) => error,
         };
-        if backoff.tries() == PROVISION_TRIES || matches!(error, TpmError::Unsupported(_)) {
+        if backoff.tries() == PROVISION_TRIES || error.is_final() {
             return Err(error.into());
         }
         let delay = backoff.next_delay();

@@ -1,18 +1,21 @@
 //! `agent.toml`: what the administrator may set. Names follow Keylime's where it has the option.
 
 use std::{
+    fmt,
     net::{IpAddr, ToSocketAddrs, UdpSocket},
+    ops::RangeInclusive,
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer, de::Error as _};
 use troth_core::tpm::{HashAlgorithm, SignatureScheme};
+use zeroize::Zeroizing;
 
 use crate::{
     http::ApiVersion,
     identity::agent_data,
-    tpm::{AkTemplate, KeyKind},
+    tpm::{AkTemplate, Endorsement, KeyKind},
 };
 
 /// The configuration as written. Everything has a default that fits a host whose registrar and
@@ -64,6 +67,11 @@ pub struct Config {
     /// Way to the TPM: `device:PATH`, `tabrmd`, `swtpm:host=H,port=N`. Default: `/dev/tpmrm0` if
     /// it exists, else tpm2-abrmd.
     pub tcti: Option<String>,
+    /// Persistent handle of the EK in hex, such as `0x81010001`. Default: `generate`, from the
+    /// template of `tpm_encryption_alg`.
+    pub ek_handle: Option<String>,
+    /// Password of the TPM's **endorsement** hierarchy; `hex:` before one in hex. Default: none.
+    pub tpm_ownerpassword: Password,
     /// PCR bank, and hash of the AK.
     pub tpm_hash_alg: String,
     /// Kind of EK and AK: `rsa2048`, `rsa3072`, `rsa4096`, `ecc256`, `ecc384`, `ecc521`.
@@ -104,6 +112,8 @@ impl Default for Config {
             agent_data_path: None,
             api_versions: None,
             tcti: None,
+            ek_handle: None,
+            tpm_ownerpassword: Password::default(),
             tpm_hash_alg: "sha256".into(),
             tpm_encryption_alg: "rsa2048".into(),
             tpm_signing_alg: None,
@@ -113,6 +123,31 @@ impl Default for Config {
             exponential_backoff_max_delay: 300_000,
             exponential_backoff_max_retries: None,
         }
+    }
+}
+
+/// A password: never shown, and overwritten when dropped.
+#[derive(Clone, Default)]
+pub struct Password(Zeroizing<String>);
+
+impl From<&str> for Password {
+    fn from(text: &str) -> Self {
+        Self(Zeroizing::new(text.to_owned()))
+    }
+}
+
+impl fmt::Debug for Password {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Password(..)")
+    }
+}
+
+impl<'de> Deserialize<'de> for Password {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        // The error that serde would make shows what was there.
+        let text = String::deserialize(deserializer)
+            .map_err(|_| D::Error::custom("a password must be a text in quotes"))?;
+        Ok(Self(Zeroizing::new(text)))
     }
 }
 
@@ -143,6 +178,9 @@ pub enum InvalidConfig {
         /// The usual scheme of that kind.
         fitting: &'static str,
     },
+    /// The password cannot be one. Its text is not shown.
+    #[error("tpm_ownerpassword: {0}")]
+    Password(&'static str),
     /// A client CA file cannot be used.
     #[error("trusted_client_ca: {reason}; copy the verifier's CA certificate (cacert.crt) there")]
     ClientCa {
@@ -203,6 +241,34 @@ impl Config {
             });
         }
         Ok(AkTemplate { kind, hash, scheme })
+    }
+
+    /// The endorsement hierarchy: persistent EK and password.
+    pub fn endorsement(&self) -> Result<Endorsement, InvalidConfig> {
+        let ek_handle = match self.ek_handle.as_deref() {
+            None | Some("" | "generate") => None,
+            Some(text) => {
+                let digits = text.strip_prefix("0x").unwrap_or(text);
+                let handle = u32::from_str_radix(digits, 16).ok();
+                let handle = handle.filter(|handle| PERSISTENT.contains(handle));
+                Some(handle.ok_or_else(|| InvalidConfig::Value {
+                    option: "ek_handle",
+                    value: text.to_owned(),
+                    expected: "use \"generate\" or a persistent handle, 0x81000000 to 0x81ffffff",
+                })?)
+            }
+        };
+        let password = self.tpm_ownerpassword.0.as_str();
+        let auth = match password.strip_prefix("hex:") {
+            Some(digits) => hex::decode(digits)
+                .map_err(|_| InvalidConfig::Password("what follows hex: is not hexadecimal"))?,
+            None => password.as_bytes().to_vec(),
+        };
+        let auth = Zeroizing::new(auth);
+        if auth.len() > AUTH_LIMIT {
+            return Err(InvalidConfig::Password("longer than 64 bytes"));
+        }
+        Ok(Endorsement { ek_handle, auth })
     }
 
     /// The API versions to serve and to register with, ascending.
@@ -296,6 +362,12 @@ impl Config {
             .join(configured.unwrap_or_else(|| Path::new(name)))
     }
 }
+
+/// Handles of persistent objects (TPM 2.0 Part 2, 7.2, TPM_HT_PERSISTENT).
+const PERSISTENT: RangeInclusive<u32> = 0x8100_0000..=0x81FF_FFFF;
+
+/// Longest authValue in bytes: a digest of SHA-512 (TPM 2.0 Part 2, 10.4.5).
+const AUTH_LIMIT: usize = 64;
 
 /// Where the CA certificate of verifier and registrar is expected, in the state directory.
 const CA_FILE: &str = "cv_ca/cacert.crt";
@@ -428,6 +500,48 @@ mod tests {
         assert_eq!(files(Some("agent_data.json")), [Path::new(ours)]);
         assert_eq!(files(Some("/old/data.json")), [Path::new("/old/data.json")]);
         assert!(files(Some("")).is_empty());
+    }
+
+    #[test]
+    fn an_ek_handle_is_a_persistent_one() {
+        let handle = |text: &str| with(|c| c.ek_handle = Some(text.into())).endorsement();
+        for none in ["", "generate"] {
+            assert_eq!(handle(none).unwrap().ek_handle, None);
+        }
+        for text in ["0x81010001", "81010001"] {
+            assert_eq!(handle(text).unwrap().ek_handle, Some(0x8101_0001));
+        }
+        for bad in ["0x80000000", "0x82000000", "1", "ek", "0x181010001"] {
+            let error = handle(bad).unwrap_err().to_string();
+            assert!(
+                error.contains(bad) && error.contains("0x81000000"),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_password_is_text_or_hex_and_never_shown() {
+        let password = |text: &str| with(|c| c.tpm_ownerpassword = text.into());
+        let auth = |text: &str| password(text).endorsement().map(|e| e.auth.to_vec());
+        assert_eq!(auth("").unwrap(), b"");
+        assert_eq!(auth("s3cret").unwrap(), b"s3cret");
+        assert_eq!(auth("hex:00ff").unwrap(), [0x00, 0xFF]);
+        for bad in ["hex:s3cret".to_owned(), "s3cret".repeat(20)] {
+            let error = auth(&bad).unwrap_err();
+            let shown = format!("{error} {error:?}");
+            assert!(shown.contains("tpm_ownerpassword"), "{shown}");
+            assert!(!shown.contains("s3cret"), "{shown}");
+        }
+        let config = password("s3cret");
+        let shown = format!("{config:?} {:?}", config.endorsement().unwrap());
+        assert!(!shown.contains("s3cret"), "{shown}");
+        let error = serde_json::from_str::<Config>(r#"{"tpm_ownerpassword": 73570}"#);
+        let shown = error.unwrap_err().to_string();
+        assert!(
+            shown.contains("quotes") && !shown.contains("73570"),
+            "{shown}"
+        );
     }
 
     #[test]

@@ -6,6 +6,7 @@
 use std::{
     collections::BTreeSet,
     path::{Path, PathBuf},
+    process::Command,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -20,7 +21,8 @@ use troth_agent::{
         ak::{self, AkError, Keys},
     },
     tpm::{
-        Actor, AkTemplate, KeyKind, QuoteRequest, Tpm, TpmError, esys::EsysTpm, nv::ek_certificates,
+        Actor, AkTemplate, Endorsement, KeyKind, QuoteRequest, Tpm, TpmError, esys::EsysTpm,
+        nv::ek_certificates,
     },
 };
 use troth_core::{
@@ -65,6 +67,25 @@ impl Host {
         let tcti = self.swtpm.tcti();
         let open = move || Ok(Box::new(EsysTpm::open(&tcti)?) as Box<dyn Tpm>);
         Actor::start(Box::new(open)).unwrap()
+    }
+
+    fn open_with(&self, ek_handle: Option<u32>, auth: &[u8]) -> EsysTpm {
+        let auth = auth.to_vec().into();
+        let endorsement = Endorsement { ek_handle, auth };
+        EsysTpm::open_with(&self.swtpm.tcti(), &endorsement).unwrap()
+    }
+
+    /// Runs a program of tpm2-tools on this TPM, in this host's directory.
+    fn tool(&self, command: &str) {
+        let mut words = command.split_whitespace();
+        let output = Command::new(words.next().unwrap())
+            .args(words)
+            .current_dir(self.directory.path())
+            .env("TPM2TOOLS_TCTI", self.swtpm.tcti())
+            .output()
+            .expect("tpm2-tools is needed: run `cargo xtask setup`");
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{command}: {errors}");
     }
 
     fn loaded(&self) -> Vec<u32> {
@@ -341,6 +362,95 @@ fn the_ak_of_keylimes_agent_is_taken_over() {
         assert!(!other.directory.path().join(ak::FILE).exists());
         assert_eq!(other.loaded(), [0; 0]);
     }
+}
+
+/// The AK is made, saved, loaded again and proves itself to a registrar.
+fn lives(host: &Host, kind: KeyKind, open: impl Fn() -> EsysTpm) -> Keys {
+    let directory = host.directory.path().join("life");
+    keys(&mut open(), kind, &directory).unwrap();
+    let mut tpm = open();
+    let again = keys(&mut tpm, kind, &directory).unwrap();
+    assert!(!again.created);
+    let blob = make_credential(&again.ek, &again.ak.name(), b"the challenge").unwrap();
+    assert_eq!(tpm.activate(&blob).unwrap().as_slice(), b"the challenge");
+    tpm.flush_ek();
+    tpm.load_ek(kind).unwrap();
+    tpm.quote(NONCE, BANK, PcrMask::from_bits(1).unwrap())
+        .unwrap();
+    drop(tpm);
+    assert_eq!(host.loaded(), [0; 0]);
+    again
+}
+
+#[test]
+fn a_persistent_ek_is_used_and_stays() {
+    let host = Host::new();
+    for (kind, algorithm, handle) in [
+        (KeyKind::Rsa2048, "rsa", 0x8101_1001),
+        (KeyKind::EccP256, "ecc", 0x8101_1002),
+    ] {
+        host.tool(&format!(
+            "tpm2_createek -c {handle:#x} -G {algorithm} -u {algorithm}.pub"
+        ));
+        host.tool("tpm2_flushcontext -t");
+        let host_directory = host.directory.path().join("life");
+        let _ = std::fs::remove_dir_all(host_directory);
+        let keys = lives(&host, kind, || host.open_with(Some(handle), b""));
+        host.tool(&format!("tpm2_readpublic -c {handle:#x} -n name"));
+        let name = std::fs::read(host.directory.path().join("name")).unwrap();
+        assert_eq!(keys.ek.name().as_bytes(), name);
+    }
+}
+
+#[test]
+fn what_is_no_ek_at_the_handle_is_refused() {
+    let host = Host::new();
+    host.tool("tpm2_createek -c 0x81011002 -G ecc -u ek.pub");
+    host.tool(
+        "tpm2_createprimary -C o -G ecc:ecdsa -c signer.ctx \
+         -a sign|fixedtpm|fixedparent|sensitivedataorigin|userwithauth",
+    );
+    host.tool("tpm2_evictcontrol -C o -c signer.ctx 0x81011003");
+    host.tool("tpm2_flushcontext -t");
+    for (kind, handle, told) in [
+        (KeyKind::EccP256, 0x8101_1003, "not an endorsement key"),
+        (KeyKind::Rsa2048, 0x8101_1002, "ecc256"),
+        (KeyKind::Rsa2048, 0x8101_1077, "0x81011077"),
+    ] {
+        let mut tpm = host.open_with(Some(handle), b"");
+        let error = tpm.load_ek(kind).unwrap_err();
+        assert!(
+            matches!(error, TpmError::EkHandle { .. }) && error.is_final(),
+            "{error}"
+        );
+        assert!(error.to_string().contains(told), "{error}");
+    }
+    assert_eq!(host.loaded(), [0; 0]);
+}
+
+#[test]
+fn the_endorsement_hierarchy_may_have_a_password() {
+    let host = Host::new();
+    host.tool("tpm2_createek -c 0x81011001 -G rsa -u ek.pub");
+    host.tool("tpm2_flushcontext -t");
+    host.tool("tpm2_changeauth -c e hex:00ff10");
+    for wrong in [&b""[..], b"wrong"] {
+        let error = host.open_with(None, wrong).load_ek(KeyKind::EccP256);
+        let error = error.unwrap_err();
+        assert!(
+            matches!(error, TpmError::EndorsementAuth { .. }) && error.is_final(),
+            "{error}"
+        );
+        // Reading a persistent EK takes no password, using it does.
+        let mut tpm = host.open_with(Some(0x8101_1001), wrong);
+        tpm.load_ek(KeyKind::Rsa2048).unwrap();
+        let error = tpm.create_ak(&template(KeyKind::Rsa2048)).unwrap_err();
+        assert!(matches!(error, TpmError::EndorsementAuth { .. }), "{error}");
+    }
+    assert_eq!(host.loaded(), [0; 0]);
+    lives(&host, KeyKind::EccP256, || {
+        host.open_with(None, &[0x00, 0xFF, 0x10])
+    });
 }
 
 #[test]

@@ -115,7 +115,7 @@ pub enum AkError {
 impl AkError {
     /// May the same call succeed later, without anybody's help?
     pub fn is_transient(&self) -> bool {
-        matches!(self, Self::Tpm(error) if !matches!(error, TpmError::Unsupported(_)))
+        matches!(self, Self::Tpm(error) if !error.is_final())
     }
 }
 

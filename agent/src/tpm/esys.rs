@@ -1,13 +1,17 @@
 use std::{path::Path, str::FromStr};
 
-use troth_core::tpm::{CredentialBlob, Digest, HashAlgorithm, PcrMask, PcrValues, SignatureScheme};
+use troth_core::{
+    identity::check_ek,
+    tpm::{CredentialBlob, Digest, HashAlgorithm, PcrMask, PcrValues, SignatureScheme},
+};
 use tss_esapi::{
     Context, Error,
     abstraction::{AsymmetricAlgorithmSelection, ek, nv},
     attributes::{ObjectAttributesBuilder, SessionAttributesBuilder},
     constants::{CapabilityType, PropertyTag, SessionType, response_code::Tss2ResponseCodeKind},
     handles::{
-        AuthHandle, KeyHandle, NvIndexTpmHandle, ObjectHandle, PcrHandle, SessionHandle, TpmHandle,
+        AuthHandle, KeyHandle, NvIndexTpmHandle, ObjectHandle, PcrHandle, PersistentTpmHandle,
+        SessionHandle, TpmHandle,
     },
     interface_types::{
         algorithm::{HashingAlgorithm, PublicAlgorithm},
@@ -17,8 +21,8 @@ use tss_esapi::{
         session_handles::{AuthSession, PolicySession},
     },
     structures::{
-        CapabilityData, Data, Digest as TssDigest, DigestList, DigestValues, EccPoint, EccScheme,
-        EncryptedSecret, HashScheme, IdObject, KeyDerivationFunctionScheme, Nonce,
+        Auth, CapabilityData, Data, Digest as TssDigest, DigestList, DigestValues, EccPoint,
+        EccScheme, EncryptedSecret, HashScheme, IdObject, KeyDerivationFunctionScheme, Nonce,
         PcrSelectionList, PcrSlot, Private, Public, PublicBuilder, PublicEccParametersBuilder,
         PublicKeyRsa, PublicRsaParametersBuilder, RsaExponent, RsaScheme,
         SignatureScheme as TssSignatureScheme, SymmetricDefinition, SymmetricDefinitionObject,
@@ -28,7 +32,7 @@ use tss_esapi::{
 };
 use zeroize::Zeroizing;
 
-use super::{AkTemplate, KeyBlobs, KeyKind, RawQuote, Tpm, TpmError};
+use super::{AkTemplate, Endorsement, KeyBlobs, KeyKind, RawQuote, Tpm, TpmError};
 
 /// The kernel's resource manager: shared use, transient objects flushed when the file is closed.
 const RESOURCE_MANAGER: &str = "/dev/tpmrm0";
@@ -50,21 +54,33 @@ fn tcti_or_default(configured: Option<&str>, resource_manager: &Path) -> String 
 #[derive(Debug)]
 pub struct EsysTpm {
     context: Context,
+    /// Persistent handle of the EK, if it has one.
+    ek_handle: Option<u32>,
     ek: Option<(KeyKind, KeyHandle, Vec<u8>)>,
     ak: Option<KeyHandle>,
 }
 
 impl EsysTpm {
     /// Opens the TPM at `tcti` (`device:PATH`, `tabrmd[:...]`, `swtpm:host=H,port=N`, `mssim:...`).
+    /// The EK is made from its template; the endorsement hierarchy has no password.
     pub fn open(tcti: &str) -> Result<Self, TpmError> {
+        Self::open_with(tcti, &Endorsement::default())
+    }
+
+    /// As [`EsysTpm::open`], with the endorsement hierarchy as the administrator has set it up.
+    pub fn open_with(tcti: &str, endorsement: &Endorsement) -> Result<Self, TpmError> {
         let open = |error: Error| TpmError::Open {
             tcti: tcti.to_owned(),
             reason: text(&error),
         };
         let name = TctiNameConf::from_str(tcti).map_err(open)?;
-        let context = Context::new(name).map_err(open)?;
+        let mut context = Context::new(name).map_err(open)?;
+        Auth::try_from(endorsement.auth.as_slice())
+            .and_then(|auth| context.tr_set_auth(ObjectHandle::Endorsement, auth))
+            .map_err(|error| classify("Esys_TR_SetAuth", &error))?;
         Ok(Self {
             context,
+            ek_handle: endorsement.ek_handle,
             ek: None,
             ak: None,
         })
@@ -142,7 +158,7 @@ impl EsysTpm {
         self.bare("TPM2_StartAuthSession", |context| {
             context.tr_sess_set_attributes(session, attributes, mask)
         })?;
-        self.password("TPM2_PolicySecret", |context| {
+        self.password(POLICY_SECRET, |context| {
             context.policy_secret(
                 policy,
                 AuthHandle::Endorsement,
@@ -164,6 +180,48 @@ impl EsysTpm {
         Ok(())
     }
 
+    /// The EK at a persistent handle, if it is a storage key of this kind, and its public area.
+    fn persistent_ek(
+        &mut self,
+        kind: KeyKind,
+        handle: u32,
+    ) -> Result<(KeyHandle, Vec<u8>), TpmError> {
+        let unusable = |reason: String| TpmError::EkHandle { handle, reason };
+        let persistent =
+            PersistentTpmHandle::new(handle).map_err(|error| unusable(text(&error)))?;
+        let object = self
+            .bare(READ_PUBLIC, |context| {
+                context.tr_from_tpm_public(TpmHandle::Persistent(persistent))
+            })
+            .map_err(|error| match error {
+                TpmError::Command { reason, .. } => unusable(reason),
+                other => other,
+            })?;
+        let key = KeyHandle::from(object);
+        let checked = self
+            .bare(READ_PUBLIC, |context| context.read_public(key))
+            .and_then(|(public, _, _)| marshal(READ_PUBLIC, &public))
+            .and_then(|public| {
+                check_persistent_ek(kind, &public).map_err(unusable)?;
+                Ok(public)
+            });
+        match checked {
+            Ok(public) => Ok((key, public)),
+            Err(error) => {
+                self.close(key);
+                Err(error)
+            }
+        }
+    }
+
+    /// Forgets a persistent key; the TPM keeps it.
+    fn close(&mut self, key: KeyHandle) {
+        let mut object = key.into();
+        if let Err(error) = self.bare("Esys_TR_Close", |context| context.tr_close(&mut object)) {
+            tracing::warn!("the EK's handle stays open: {error}");
+        }
+    }
+
     fn flush(&mut self, key: KeyHandle) {
         if let Err(error) = self.bare("TPM2_FlushContext", |context| {
             context.flush_context(key.into())
@@ -181,19 +239,27 @@ impl Tpm for EsysTpm {
             return Ok(public.clone());
         }
         self.flush_ek();
+        if let Some(handle) = self.ek_handle {
+            let (key, public) = self.persistent_ek(kind, handle)?;
+            self.ek = Some((kind, key, public.clone()));
+            return Ok(public);
+        }
         let template = ek::create_ek_public_from_default_template_2(selection(kind), None)
             .map_err(|error| classify("EK template", &error))?;
-        let created = self.password("TPM2_CreatePrimary", |context| {
+        let created = self.password(CREATE_PRIMARY, |context| {
             context.create_primary(Hierarchy::Endorsement, template, None, None, None, None)
         })?;
-        let public = marshal("TPM2_CreatePrimary", &created.out_public)?;
+        let public = marshal(CREATE_PRIMARY, &created.out_public)?;
         self.ek = Some((kind, created.key_handle, public.clone()));
         Ok(public)
     }
 
     fn flush_ek(&mut self) {
-        if let Some((_, key, _)) = self.ek.take() {
-            self.flush(key);
+        match self.ek.take() {
+            // What is persistent belongs to the administrator.
+            Some((_, key, _)) if self.ek_handle.is_some() => self.close(key),
+            Some((_, key, _)) => self.flush(key),
+            None => {}
         }
     }
 
@@ -377,6 +443,9 @@ impl Tpm for EsysTpm {
     }
 }
 
+const READ_PUBLIC: &str = "TPM2_ReadPublic";
+const CREATE_PRIMARY: &str = "TPM2_CreatePrimary";
+const POLICY_SECRET: &str = "TPM2_PolicySecret";
 const LOAD: &str = "TPM2_Load";
 
 /// Layer of a tpm2-tss response code (TSS 2.0 Overview, "Response code layers").
@@ -394,6 +463,11 @@ fn classify(command: &'static str, error: &Error) -> TpmError {
         _ => {}
     }
     match code.kind() {
+        Some(Kind::BadAuth | Kind::AuthFail)
+            if matches!(command, CREATE_PRIMARY | POLICY_SECRET) =>
+        {
+            TpmError::EndorsementAuth { command }
+        }
         Some(Kind::Lockout) => TpmError::Lockout { command },
         Some(Kind::ReferenceH0 | Kind::ReferenceH1) => TpmError::HandleGone { command, reason },
         Some(Kind::Integrity | Kind::Binding) if command == LOAD => {
@@ -427,6 +501,25 @@ fn text(error: &Error) -> String {
 
 fn marshal(command: &'static str, value: &impl Marshall) -> Result<Vec<u8>, TpmError> {
     value.marshall().map_err(|error| classify(command, &error))
+}
+
+/// Is this public area that of an EK of this kind? Says what it is instead.
+fn check_persistent_ek(kind: KeyKind, public: &[u8]) -> Result<(), String> {
+    let ek = troth_core::tpm::Public::from_tpmt(public).map_err(|error| error.to_string())?;
+    check_ek(&ek).map_err(|error| format!("not an endorsement key: {error}"))?;
+    let (found, wanted) = (ek.enc_alg(), kind.name());
+    if found != wanted {
+        return Err(format!(
+            "the key there is {found}, but tpm_encryption_alg asks for {wanted}"
+        ));
+    }
+    if ek.name_alg() != kind.ek_name_alg() {
+        return Err(format!(
+            "the key there has the nameAlg {}, which no EK template for {wanted} has",
+            ek.name_alg().name()
+        ));
+    }
+    Ok(())
 }
 
 fn hashing(hash: HashAlgorithm) -> HashingAlgorithm {

@@ -23,6 +23,23 @@ pub use templates::{AkTemplate, KeyKind};
 use troth_core::tpm::{CredentialBlob, Digest, HashAlgorithm, PcrMask, PcrValues, StructureError};
 use zeroize::Zeroizing;
 
+/// What the administrator has set up in the TPM's endorsement hierarchy.
+#[derive(Clone, Default)]
+pub struct Endorsement {
+    /// Persistent handle of the EK; without, the EK is made from its template.
+    pub ek_handle: Option<u32>,
+    /// authValue of the hierarchy, at most 64 bytes.
+    pub auth: Zeroizing<Vec<u8>>,
+}
+
+impl std::fmt::Debug for Endorsement {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Endorsement")
+            .field("ek_handle", &self.ek_handle)
+            .finish_non_exhaustive()
+    }
+}
+
 /// An object as TPM2_Create returns it: what TPM2_Load takes.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct KeyBlobs {
@@ -146,6 +163,26 @@ pub enum TpmError {
         /// Name of the bank.
         bank: &'static str,
     },
+    /// The endorsement hierarchy has another authValue.
+    #[error(
+        "the TPM refuses the password of its endorsement hierarchy ({command}); set \
+         `tpm_ownerpassword` to the one that `tpm2_changeauth -c e` has set"
+    )]
+    EndorsementAuth {
+        /// The command under way.
+        command: &'static str,
+    },
+    /// What is at the configured handle is no EK to use.
+    #[error(
+        "ek_handle {handle:#010x}: {reason}; `tpm2_getcap handles-persistent` lists what is there, \
+         `ek_handle = \"generate\"` needs none"
+    )]
+    EkHandle {
+        /// The handle.
+        handle: u32,
+        /// What is wrong.
+        reason: String,
+    },
     /// Neither this TPM's templates nor tpm2-tss can do what was asked for.
     #[error("not supported: {0}")]
     Unsupported(String),
@@ -172,6 +209,14 @@ pub enum TpmError {
 }
 
 impl TpmError {
+    /// Will asking again fail in the same way, until somebody intervenes?
+    pub fn is_final(&self) -> bool {
+        matches!(
+            self,
+            Self::Unsupported(_) | Self::EndorsementAuth { .. } | Self::EkHandle { .. }
+        )
+    }
+
     /// Must the connection be opened and the keys loaded again before the next request?
     pub(crate) fn needs_reopening(&self) -> bool {
         matches!(self, Self::Lost { .. } | Self::HandleGone { .. })
