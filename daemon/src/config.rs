@@ -90,11 +90,11 @@ fn merge<T: DeserializeOwned>(
         // Each file is checked by itself, so that an error names the file and its line.
         toml::from_str::<T>(&text).map_err(|source| ConfigError::Parse {
             path: path.clone(),
-            reason: source.to_string().trim_end().to_owned(),
+            reason: where_and_what(&text, &source),
         })?;
         let table = text.parse::<Table>().map_err(|source| ConfigError::Parse {
             path: path.clone(),
-            reason: source.to_string().trim_end().to_owned(),
+            reason: where_and_what(&text, &source),
         })?;
         overlay(&mut merged, table);
     }
@@ -109,6 +109,18 @@ fn merge<T: DeserializeOwned>(
             variables: variables.join(", "),
             reason: source.to_string().trim_end().to_owned(),
         })
+}
+
+/// Position and message. The line itself, which toml would show, may hold a password.
+fn where_and_what(text: &str, error: &toml::de::Error) -> String {
+    let before = error.span().and_then(|span| text.get(..span.start));
+    match before {
+        Some(before) => {
+            let line = before.matches('\n').count() + 1;
+            format!("line {line}: {}", error.message())
+        }
+        None => error.message().to_owned(),
+    }
 }
 
 fn overlay(below: &mut Table, above: Table) {
@@ -259,5 +271,20 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("prot"), "{text}");
+    }
+
+    #[test]
+    fn a_broken_line_is_named_and_not_shown() {
+        let root = tempfile::tempdir().unwrap();
+        for broken in ["name = 's3cret\n", "name = s3cret\n", "name = 's3cret' x\n"] {
+            write(root.path(), "agent.toml", &format!("port = 1\n{broken}"));
+            let path = root.path().join("agent.toml");
+            let error = merge::<Sample>(&[path], "TROTH_AGENT_", std::iter::empty()).unwrap_err();
+            let text = error.to_string();
+            assert!(
+                text.contains("line 2") && !text.contains("s3cret"),
+                "{text}"
+            );
+        }
     }
 }
