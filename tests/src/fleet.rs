@@ -57,6 +57,22 @@ pub struct Fleet {
     ports: Ports,
 }
 
+/// URLs of the daemons' databases; a file in the state directory where there is none.
+#[derive(Clone, Debug, Default)]
+pub struct Databases {
+    /// The registrar's.
+    pub registrar: Option<String>,
+    /// The verifier's.
+    pub verifier: Option<String>,
+}
+
+impl Databases {
+    /// The line of a configuration file.
+    fn line(url: Option<&str>) -> String {
+        url.map_or_else(String::new, |url| format!("database_url = {url:?}\n"))
+    }
+}
+
 #[derive(Clone, Copy, Debug)]
 struct Ports {
     registrar: u16,
@@ -71,6 +87,16 @@ pub const QUOTE_INTERVAL: Duration = Duration::from_millis(500);
 impl Fleet {
     /// Starts both daemons with state in `directory`, and waits until they serve.
     pub fn start(programs: &Programs, directory: &Path, interval: Duration) -> Result<Self> {
+        Self::start_on(programs, directory, interval, &Databases::default())
+    }
+
+    /// [`Fleet::start`] with other databases than files in `directory`.
+    pub fn start_on(
+        programs: &Programs,
+        directory: &Path,
+        interval: Duration,
+        databases: &Databases,
+    ) -> Result<Self> {
         fs::create_dir_all(directory)?;
         let ports = Ports {
             registrar: stable_port()?,
@@ -81,17 +107,20 @@ impl Fleet {
         fs::write(
             directory.join("registrar.toml"),
             format!(
-                "state_dir = {state:?}\nport = {}\ntls_port = {}\n",
-                ports.registrar, ports.registrar_tls
+                "state_dir = {state:?}\nport = {}\ntls_port = {}\n{}",
+                ports.registrar,
+                ports.registrar_tls,
+                Databases::line(databases.registrar.as_deref())
             ),
         )?;
         fs::write(
             directory.join("verifier.toml"),
             format!(
                 "state_dir = {state:?}\nport = {}\nquote_interval = {}\nretry_interval = 0.2\n\
-                 exponential_backoff = false\nrequest_timeout = 10.0\n",
+                 exponential_backoff = false\nrequest_timeout = 10.0\n{}",
                 ports.verifier,
-                interval.as_secs_f64()
+                interval.as_secs_f64(),
+                Databases::line(databases.verifier.as_deref())
             ),
         )?;
         let registrar = start_daemon(programs, "troth-registrar", directory, &[])?;

@@ -12,6 +12,8 @@ pub mod bus;
 pub mod fleet;
 /// Keylime's registrar, verifier and tenant as the other side.
 pub mod keylime;
+/// A PostgreSQL server that is nobody else's.
+pub mod postgres;
 /// Processes that do not outlive their value, and ports they can listen on.
 pub mod process;
 /// An agent that lies: what a man in the middle with the agent's TLS key could do.

@@ -28,7 +28,7 @@ pub struct Process {
 
 impl Process {
     /// Starts `command` without standard input, its output appended to `directory/NAME.log`.
-    /// Settings of the caller's environment for our daemons and Keylime's are not passed on.
+    /// Settings of the caller's environment for our daemons, Keylime's and PostgreSQL are not passed on.
     pub fn start(name: &str, directory: &Path, command: &mut Command) -> Result<Self> {
         let log = directory.join(format!("{name}.log"));
         let output = File::options()
@@ -88,6 +88,12 @@ impl Process {
     /// SIGTERM, then waits for the end. An error when that takes longer than [`PATIENCE`].
     pub fn terminate(&mut self) -> Result<ExitStatus> {
         self.signal(Signal::TERM)?;
+        self.wait()
+    }
+
+    /// Waits for the end of a process that was told to end. An error when that takes longer than
+    /// [`PATIENCE`].
+    pub fn wait(&mut self) -> Result<ExitStatus> {
         let start = Instant::now();
         while start.elapsed() < PATIENCE {
             if let Some(status) = self.child.try_wait()? {
@@ -95,7 +101,7 @@ impl Process {
             }
             std::thread::sleep(Duration::from_millis(5));
         }
-        bail!("{} ignores SIGTERM:\n{}", self.name, self.log_tail())
+        bail!("{} does not end:\n{}", self.name, self.log_tail())
     }
 
     /// SIGKILL, as a power cut would have it.
@@ -195,6 +201,7 @@ fn isolate(command: &mut Command) {
         let ours = text.starts_with("TROTH_")
             || text.starts_with("KEYLIME")
             || text.starts_with("TSS2_")
+            || text.starts_with("PG")
             || ["TCTI", "NOTIFY_SOCKET", "JOURNAL_STREAM"].contains(&text.as_ref());
         if ours && !set.contains(&key) {
             command.env_remove(&key);

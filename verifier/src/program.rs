@@ -11,6 +11,10 @@ use crate::server::StartError;
 /// sysexits(3): the configuration cannot be used.
 const EX_CONFIG: u8 = 78;
 
+/// sqlx warns of a malformed line in PGPASSFILE by showing it, password and all; and each start
+/// finds that the table of migrations is there already.
+const LOG_LEVEL: &str = "info,sqlx_postgres::options=error,sqlx::postgres::notice=warn";
+
 const EXIT_STATUS: &str = "\
 Exit status:
   0   stopped by SIGTERM or SIGINT
@@ -36,7 +40,7 @@ pub fn run<C: DeserializeOwned>(
 ) -> ExitCode {
     let matches = Arguments::command().name(name).about(about).get_matches();
     let arguments = Arguments::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
-    logging::init("info");
+    logging::init(LOG_LEVEL);
     let configuration = name.trim_start_matches("troth-");
     let config = match config::load(configuration, arguments.config.as_deref()) {
         Ok(config) => config,

@@ -244,7 +244,13 @@ async fn bind(ip: IpAddr, port: u16) -> Result<TcpListener, StartError> {
 impl StartError {
     /// Is it the configuration that has to change?
     pub fn is_configuration(&self) -> bool {
-        matches!(self, Self::Address(_) | Self::Store(StoreError::Scheme(_)))
+        matches!(
+            self,
+            Self::Address(_)
+                | Self::Store(
+                    StoreError::Occupied { .. } | StoreError::Parameter(_) | StoreError::Scheme(_)
+                )
+        )
     }
 }
 

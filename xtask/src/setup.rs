@@ -4,6 +4,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 use troth_tests::keylime::{VERSION as KEYLIME, installation_place};
+use troth_tests::postgres;
 use troth_tests::process::{cache, find_program};
 
 use crate::workspace::{display, in_ci, run};
@@ -47,6 +48,7 @@ enum Probe {
     Library(&'static str),
     PkgConfig(&'static [&'static str]),
     PythonVenv,
+    PostgreSql,
 }
 
 /// Something a package manager provides, with its package's name in each.
@@ -153,6 +155,14 @@ const SYSTEM_NEEDS: &[SystemNeed] = &[
         zypper: "libefivar1",
         dnf: "efivar-libs",
     },
+    SystemNeed {
+        scope: Scope::Test,
+        probe: Probe::PostgreSql,
+        // Debian's starts a cluster of the system; tests make their own and never touch it.
+        apt: "postgresql",
+        zypper: "postgresql-server",
+        dnf: "postgresql-server",
+    },
 ];
 
 impl Probe {
@@ -166,6 +176,7 @@ impl Probe {
             Self::PythonVenv => {
                 succeeds(Command::new("python3").args(["-c", "import ensurepip, venv"]))
             }
+            Self::PostgreSql => postgres::programs().is_some(),
         }
     }
 
@@ -174,6 +185,7 @@ impl Probe {
             Self::Program(name) | Self::Library(name) => name.to_owned(),
             Self::PkgConfig(modules) => format!("headers of {}", modules.join(", ")),
             Self::PythonVenv => "python3 with venv".to_owned(),
+            Self::PostgreSql => "PostgreSQL's server".to_owned(),
         }
     }
 }

@@ -12,15 +12,16 @@ use crate::workspace::{cargo, display, in_ci, run};
 /// The package whose integration tests are the loopback tier.
 const LOOPBACK_PACKAGE: &str = "troth-tests";
 
-/// Integration tests of other packages that belong there as well: they talk to a TPM.
-const LOOPBACK_TARGETS: [&str; 2] = ["notify", "swtpm"];
+/// Integration tests of other packages that belong there as well: they talk to a TPM or to
+/// PostgreSQL.
+const LOOPBACK_TARGETS: [&str; 3] = ["notify", "store_postgres", "swtpm"];
 
 /// What is real in a run of the tests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Tier {
     /// Pure functions, captured logs, one daemon's parts: needs nothing but the compiler
     Unit,
-    /// Processes, mTLS, swtpm, tpm2-abrmd on a private bus, Keylime as the other side
+    /// Processes, mTLS, swtpm, tpm2-abrmd on a private bus, Keylime as the other side, PostgreSQL
     Loopback,
 }
 

@@ -9,6 +9,8 @@ mod demo;
 mod intrusion;
 /// Keylime's registrar, verifier and tenant attest our agent.
 mod keylime;
+/// Registrar and verifier with their databases in a PostgreSQL server.
+mod postgres;
 /// Daemons that are stopped, killed and started again.
 mod restart;
 /// The stage itself: a captured boot in a software TPM.
@@ -20,7 +22,7 @@ use std::time::Duration;
 use serde_json::Value;
 use tempfile::TempDir;
 use troth_tests::boot::Machine;
-use troth_tests::fleet::{Agent, AgentOptions, Fleet, Programs, QUOTE_INTERVAL};
+use troth_tests::fleet::{Agent, AgentOptions, Databases, Fleet, Programs, QUOTE_INTERVAL};
 
 /// A machine that has booted, a fleet for it, and a place for all their files.
 struct Stage {
@@ -37,10 +39,15 @@ impl Stage {
     }
 
     fn with_interval(interval: Duration) -> Self {
+        Self::with_databases(interval, &Databases::default())
+    }
+
+    fn with_databases(interval: Duration, databases: &Databases) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let programs = Programs::beside_this().unwrap();
         let machine = Machine::booted(&directory.path().join("machine")).unwrap();
-        let fleet = Fleet::start(&programs, &directory.path().join("fleet"), interval).unwrap();
+        let place = directory.path().join("fleet");
+        let fleet = Fleet::start_on(&programs, &place, interval, databases).unwrap();
         Self {
             fleet,
             machine,

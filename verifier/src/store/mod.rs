@@ -1,8 +1,9 @@
 //! Everything that outlives a process, behind one [`store::Store`].
 //!
 //! The SQL is what SQLite and PostgreSQL share: `$1` parameters, BIGINT and TEXT, `ON CONFLICT`,
-//! `RETURNING`. What a decision and its write must not be separated by is one statement or begins
-//! its transaction with a write, so that no engine needs to upgrade a read.
+//! `RETURNING`; the migrations are the same text. A decision and its write are one statement, or
+//! one transaction that begins with a write: SQLite then has no other writer, and PostgreSQL is
+//! told so by `Store::begin`. Lists are sorted here, as collations differ between databases.
 
 /// Registrations: active agents and unanswered challenges.
 mod registrar;
@@ -20,8 +21,8 @@ use std::{
 };
 
 use sqlx::{
-    AnyPool, Executor, SqlSafeStr,
-    any::AnyPoolOptions,
+    Any, AnyPool, Executor, Row, SqlSafeStr, Transaction,
+    any::{AnyPoolOptions, AnyRow},
     migrate::{MigrateError, Migration, MigrationType, Migrator},
 };
 
@@ -30,7 +31,8 @@ pub use verifier::{Enrolled, NewNode, NewPolicy, NodeRow, PolicyChoice, RecordUp
 
 use crate::ca;
 
-/// Connections of one pool. SQLite has one writer at a time anyhow.
+/// Connections of one pool. SQLite has one writer at a time anyhow, and the verifier's verdicts
+/// share their transactions.
 const CONNECTIONS: u32 = 4;
 /// How long a statement waits for another connection's write.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -68,6 +70,25 @@ impl Schema {
     }
 }
 
+/// A table whose writers take turns.
+#[derive(Clone, Copy, Debug)]
+enum Table {
+    /// Of the registrar: their number is bounded.
+    Pending,
+    /// Of the verifier: kept for as long as something names them.
+    RuntimePolicies,
+}
+
+impl Table {
+    /// Readers are not kept out.
+    fn lock(self) -> &'static str {
+        match self {
+            Self::Pending => "LOCK TABLE pending IN SHARE ROW EXCLUSIVE MODE",
+            Self::RuntimePolicies => "LOCK TABLE runtime_policies IN SHARE ROW EXCLUSIVE MODE",
+        }
+    }
+}
+
 /// A database with its schema in place. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Store {
@@ -76,7 +97,8 @@ pub struct Store {
 }
 
 impl Store {
-    /// Opens `url`, makes a missing SQLite file (mode 0600), and applies missing migrations.
+    /// Opens `url` (`sqlite:` or `postgres:`), makes a missing SQLite file (mode 0600), and applies
+    /// missing migrations.
     pub async fn open(url: &str, schema: Schema) -> Result<Self, StoreError> {
         static DRIVERS: Once = Once::new();
         DRIVERS.call_once(sqlx::any::install_default_drivers);
@@ -86,6 +108,10 @@ impl Store {
                 true
             }
             None if url.starts_with("sqlite:") => true,
+            None if is_postgres(url) => {
+                check_parameters(url)?;
+                false
+            }
             None => {
                 let scheme = url.split(':').next().unwrap_or_default();
                 return Err(StoreError::Scheme(scheme.to_owned()));
@@ -118,11 +144,26 @@ impl Store {
         Migrator::with_migrations(schema.migrations())
             .run(&pool)
             .await
-            .map_err(|source| StoreError::Migrate {
-                url: redacted(url),
-                source,
+            .map_err(|source| match source {
+                // Each schema's first migration has the number 1.
+                MigrateError::VersionMismatch(1) => StoreError::Occupied { url: redacted(url) },
+                source => StoreError::Migrate {
+                    url: redacted(url),
+                    source,
+                },
             })?;
         Ok(Self { pool, sqlite })
+    }
+
+    /// Begins a transaction that nobody else writes `table` beside, in which a decision may
+    /// therefore rest on what was read. Its first statement must be a write: with that SQLite
+    /// admits no other writer.
+    async fn begin(&self, table: Table) -> Result<Transaction<'static, Any>, StoreError> {
+        let mut transaction = self.pool.begin().await?;
+        if !self.sqlite {
+            transaction.execute(table.lock()).await?;
+        }
+        Ok(transaction)
     }
 
     /// Does the database answer?
@@ -193,14 +234,67 @@ fn make_private(path: &Path) -> Result<(), StoreError> {
         .map_err(failed)
 }
 
-/// The URL without a password.
-fn redacted(url: &str) -> String {
-    match (url.find("://"), url.rfind('@')) {
-        (Some(scheme), Some(at)) if at > scheme => {
-            format!("{}://...{}", &url[..scheme], &url[at..])
+fn is_postgres(url: &str) -> bool {
+    url.starts_with("postgres:") || url.starts_with("postgresql:")
+}
+
+/// What may follow the `?` of a PostgreSQL URL. No password: a URL's query is not where one is
+/// looked for when a URL is passed on.
+const PARAMETERS: [&str; 11] = [
+    "application_name",
+    "dbname",
+    "host",
+    "hostaddr",
+    "options",
+    "port",
+    "sslcert",
+    "sslkey",
+    "sslmode",
+    "sslrootcert",
+    "user",
+];
+
+/// Refuses what sqlx would ignore with a warning that has the value: a misspelt `sslmode` would
+/// mean no TLS, and a misspelt password would be in the journal.
+fn check_parameters(url: &str) -> Result<(), StoreError> {
+    let query = url.split_once('?').map_or("", |(_, query)| query);
+    let query = query.split('#').next().unwrap_or(query);
+    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+        let key = pair.split('=').next().unwrap_or(pair);
+        if !PARAMETERS.contains(&key) {
+            return Err(StoreError::Parameter(key.to_owned()));
         }
-        _ => url.to_owned(),
     }
+    Ok(())
+}
+
+/// The URL without what may be secret: user, password and parameters.
+fn redacted(url: &str) -> String {
+    if !is_postgres(url) {
+        return url.to_owned();
+    }
+    let (scheme, rest) = url.split_once("://").unwrap_or(("postgres", ""));
+    // A password may hold any character when nobody has escaped it, so the last `@` counts.
+    match rest.rfind('@') {
+        Some(at) => {
+            let place = &rest[at + 1..];
+            format!(
+                "{scheme}://...@{}",
+                place.split('?').next().unwrap_or(place)
+            )
+        }
+        None => format!("{scheme}://{}", rest.split('?').next().unwrap_or(rest)),
+    }
+}
+
+/// The first column of each row.
+fn sorted_texts(rows: &[AnyRow]) -> Result<Vec<String>, StoreError> {
+    let mut texts: Vec<String> = rows
+        .iter()
+        .map(|row| row.try_get(0))
+        .collect::<Result<_, _>>()?;
+    texts.sort_unstable();
+    Ok(texts)
 }
 
 /// Seconds or milliseconds from the database; a negative one cannot have been written by us.
@@ -246,6 +340,15 @@ pub enum StoreError {
         /// The reason.
         source: MigrateError,
     },
+    /// The database has the other server's tables.
+    #[error(
+        "{url} holds the tables of another server or of another version: give registrar and \
+         verifier a database each"
+    )]
+    Occupied {
+        /// The database, without password.
+        url: String,
+    },
     /// No connection.
     #[error("opening {url}: {source}")]
     Open {
@@ -254,8 +357,14 @@ pub enum StoreError {
         /// The reason.
         source: sqlx::Error,
     },
+    /// A parameter of a PostgreSQL URL that has no meaning; its name.
+    #[error("database_url: unknown parameter {0:?}; there are {known}", known = PARAMETERS.join(", "))]
+    Parameter(String),
     /// An engine that this build does not know.
-    #[error("database_url: no engine for {0:?}; use sqlite:///PATH")]
+    #[error(
+        "database_url: no engine for {0:?}; use sqlite:///PATH or \
+         postgres://USER@HOST:PORT/DATABASE"
+    )]
     Scheme(String),
 }
 
@@ -289,14 +398,29 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn unknown_engine_is_refused_by_name_and_passwords_are_not_shown() {
+    async fn unknown_parts_of_a_url_are_refused_by_name_and_passwords_are_not_shown() {
         let error = Store::open("mysql://u:p@host/db", Schema::Verifier)
             .await
             .unwrap_err();
         assert!(error.to_string().contains("mysql"), "{error}");
+        for url in [
+            "postgresql://u:secret@host:5432/db",
+            "postgresql://u:se@cret/?#x@host:5432/db?sslmode=require",
+        ] {
+            assert_eq!(redacted(url), "postgresql://...@host:5432/db");
+        }
         assert_eq!(
-            redacted("postgresql://u:secret@host/db"),
-            "postgresql://...@host/db"
+            redacted("postgres://host/db?options=secret"),
+            "postgres://host/db"
+        );
+        assert_eq!(redacted("sqlite:///a@b"), "sqlite:///a@b");
+        let url = "postgres://u@host/db?sslmode=require&passwort=secret";
+        let error = Store::open(url, Schema::Verifier).await.unwrap_err();
+        let text = error.to_string();
+        assert!(matches!(error, StoreError::Parameter(_)), "{text}");
+        assert!(
+            text.contains("\"passwort\"") && !text.contains("secret"),
+            "{text}"
         );
     }
 }

@@ -1,7 +1,7 @@
 use sqlx::{Row, any::AnyRow};
 use zeroize::Zeroizing;
 
-use super::{Store, StoreError, signed, unsigned};
+use super::{Store, StoreError, Table, signed, sorted_texts, unsigned};
 
 /// What an agent says about itself, checked for form.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -72,13 +72,10 @@ impl Store {
 
     /// Ids of all activated agents, sorted.
     pub async fn agent_ids(&self) -> Result<Vec<String>, StoreError> {
-        let rows = sqlx::query("SELECT agent_id FROM agents ORDER BY agent_id")
+        let rows = sqlx::query("SELECT agent_id FROM agents")
             .fetch_all(&self.pool)
             .await?;
-        rows.iter()
-            .map(|row| row.try_get(0))
-            .collect::<Result<_, _>>()
-            .map_err(Into::into)
+        sorted_texts(&rows)
     }
 
     /// Another activated agent with this AK.
@@ -123,7 +120,7 @@ impl Store {
         expired_before: u64,
         max_pending: u32,
     ) -> Result<bool, StoreError> {
-        let mut transaction = self.pool.begin().await?;
+        let mut transaction = self.begin(Table::Pending).await?;
         sqlx::query("DELETE FROM pending WHERE created_at < $1 OR agent_id = $2")
             .bind(signed(expired_before))
             .bind(pending.agent.agent_id.clone())
@@ -213,145 +210,4 @@ fn agent(row: &AnyRow) -> Result<Agent, sqlx::Error> {
         mtls_cert: row.try_get("mtls_cert")?,
         regcount: unsigned(row.try_get("regcount")?),
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::store::Schema;
-
-    fn sample(id: &str) -> Agent {
-        Agent {
-            agent_id: id.into(),
-            ek_tpm: "ek".into(),
-            ekcert: None,
-            aik_tpm: "ak".into(),
-            ip: "::1".into(),
-            port: 9002,
-            mtls_cert: Some("disabled".into()),
-            regcount: 0,
-        }
-    }
-
-    fn pending(agent: Agent, created_at: u64) -> Pending {
-        Pending {
-            agent,
-            challenge: Zeroizing::new(vec![1, 2, 3]),
-            created_at,
-        }
-    }
-
-    async fn open(root: &tempfile::TempDir) -> Store {
-        let url = format!("sqlite://{}", root.path().join("r.sqlite").display());
-        Store::open(&url, Schema::Registrar).await.unwrap()
-    }
-
-    #[tokio::test]
-    async fn activation_survives_a_restart_and_counts() {
-        let root = tempfile::tempdir().unwrap();
-        let store = open(&root).await;
-        for _ in 0..2 {
-            assert_eq!(
-                store.promote(&sample("a"), 5).await.unwrap(),
-                Promotion::Done
-            );
-        }
-        store.close().await;
-        let store = open(&root).await;
-        let expected = Agent {
-            regcount: 2,
-            ..sample("a")
-        };
-        assert_eq!(store.agent("a").await.unwrap(), Some(expected));
-        assert_eq!(store.agent_ids().await.unwrap(), ["a"]);
-        assert_eq!(
-            store.agent_with_ak("ak", "b").await.unwrap().as_deref(),
-            Some("a")
-        );
-        assert!(store.delete_agent("a").await.unwrap());
-        assert!(!store.delete_agent("a").await.unwrap());
-    }
-
-    #[tokio::test]
-    async fn promotion_never_replaces_another_tpm() {
-        let root = tempfile::tempdir().unwrap();
-        let store = open(&root).await;
-        store.promote(&sample("a"), 5).await.unwrap();
-        let with_certificate = Agent {
-            ekcert: Some("c".into()),
-            ..sample("a")
-        };
-        assert_eq!(
-            store.promote(&with_certificate, 6).await.unwrap(),
-            Promotion::Done
-        );
-        // Left out: the one that is known stays.
-        assert_eq!(
-            store.promote(&sample("a"), 7).await.unwrap(),
-            Promotion::Done
-        );
-        for other in [
-            Agent {
-                ek_tpm: "x".into(),
-                ..sample("a")
-            },
-            Agent {
-                aik_tpm: "x".into(),
-                ..sample("a")
-            },
-            Agent {
-                ekcert: Some("x".into()),
-                ..sample("a")
-            },
-        ] {
-            assert_eq!(
-                store.promote(&other, 8).await.unwrap(),
-                Promotion::OtherIdentity
-            );
-        }
-        let agent = store.agent("a").await.unwrap().unwrap();
-        assert_eq!((agent.ekcert.as_deref(), agent.regcount), (Some("c"), 3));
-    }
-
-    #[tokio::test]
-    async fn challenge_is_taken_once_expires_and_is_bounded() {
-        let root = tempfile::tempdir().unwrap();
-        let store = open(&root).await;
-        let evil = "x'; DROP TABLE agents; --";
-        assert!(
-            store
-                .put_pending(&pending(sample(evil), 100), 0, 2)
-                .await
-                .unwrap()
-        );
-        assert!(
-            store
-                .put_pending(&pending(sample("b"), 101), 0, 2)
-                .await
-                .unwrap()
-        );
-        assert!(
-            store
-                .put_pending(&pending(sample("b"), 102), 0, 2)
-                .await
-                .unwrap()
-        );
-        assert!(
-            !store
-                .put_pending(&pending(sample("c"), 103), 0, 2)
-                .await
-                .unwrap()
-        );
-        let taken = store.take_pending(evil).await.unwrap().unwrap();
-        assert_eq!((&*taken.challenge, taken.created_at), (&vec![1, 2, 3], 100));
-        assert!(store.take_pending(evil).await.unwrap().is_none());
-        assert!(
-            store
-                .put_pending(&pending(sample("d"), 200), 150, 2)
-                .await
-                .unwrap()
-        );
-        assert!(store.take_pending("b").await.unwrap().is_none());
-        assert!(store.agent_ids().await.unwrap().is_empty());
-    }
 }

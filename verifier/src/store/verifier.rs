@@ -1,6 +1,6 @@
 use sqlx::{Executor, Row};
 
-use super::{Store, StoreError, signed, unsigned};
+use super::{Store, StoreError, Table, signed, sorted_texts, unsigned};
 
 /// Texts live as long as a policy has them.
 const DELETE_UNNAMED_TEXTS: &str =
@@ -105,7 +105,7 @@ impl Store {
         node: &NewNode,
         policy: &PolicyChoice,
     ) -> Result<Enrolled, StoreError> {
-        let mut transaction = self.pool.begin().await?;
+        let mut transaction = self.begin(Table::RuntimePolicies).await?;
         let policy_name = match policy {
             PolicyChoice::None => None,
             PolicyChoice::Named(name) => Some(name.clone()),
@@ -168,7 +168,7 @@ impl Store {
 
     /// Forgets a node, with the policy that is named after it.
     pub async fn delete_node(&self, id: &str) -> Result<bool, StoreError> {
-        let mut transaction = self.pool.begin().await?;
+        let mut transaction = self.begin(Table::RuntimePolicies).await?;
         let deleted = sqlx::query("DELETE FROM nodes WHERE agent_id = $1")
             .bind(id.to_owned())
             .execute(&mut *transaction)
@@ -185,12 +185,12 @@ impl Store {
         Ok(deleted.rows_affected() > 0)
     }
 
-    /// All nodes of this verifier.
+    /// All nodes of this verifier, sorted by id.
     pub async fn nodes(&self, verifier_id: &str) -> Result<Vec<NodeRow>, StoreError> {
         let rows = sqlx::query(
             "SELECT n.agent_id, n.generation, n.enrolment, n.operational_state, n.record, \
              p.digest FROM nodes n LEFT JOIN runtime_policies p ON p.name = n.policy_name \
-             WHERE n.verifier_id = $1 ORDER BY n.agent_id",
+             WHERE n.verifier_id = $1",
         )
         .bind(verifier_id.to_owned())
         .fetch_all(&self.pool)
@@ -206,10 +206,9 @@ impl Store {
                 record: row.try_get("record")?,
             })
         };
-        rows.iter()
-            .map(row)
-            .collect::<Result<_, _>>()
-            .map_err(Into::into)
+        let mut nodes: Vec<_> = rows.iter().map(row).collect::<Result<_, _>>()?;
+        nodes.sort_unstable_by(|a, b| a.agent_id.cmp(&b.agent_id));
+        Ok(nodes)
     }
 
     /// Digest of the runtime policy of this name.
@@ -236,25 +235,19 @@ impl Store {
 
     /// Names of all runtime policies, sorted.
     pub async fn policy_names(&self) -> Result<Vec<String>, StoreError> {
-        let rows = sqlx::query("SELECT name FROM runtime_policies ORDER BY name")
+        let rows = sqlx::query("SELECT name FROM runtime_policies")
             .fetch_all(&self.pool)
             .await?;
-        rows.iter()
-            .map(|row| row.try_get(0))
-            .collect::<Result<_, _>>()
-            .map_err(Into::into)
+        sorted_texts(&rows)
     }
 
     /// Ids of the nodes that use the runtime policy of this name, sorted.
     pub async fn policy_users(&self, name: &str) -> Result<Vec<String>, StoreError> {
-        let rows = sqlx::query("SELECT agent_id FROM nodes WHERE policy_name = $1 ORDER BY 1")
+        let rows = sqlx::query("SELECT agent_id FROM nodes WHERE policy_name = $1")
             .bind(name.to_owned())
             .fetch_all(&self.pool)
             .await?;
-        rows.iter()
-            .map(|row| row.try_get(0))
-            .collect::<Result<_, _>>()
-            .map_err(Into::into)
+        sorted_texts(&rows)
     }
 
     /// Stores a new runtime policy. `false`: the name is in use, nothing was changed.
@@ -282,7 +275,7 @@ impl Store {
         policy: &NewPolicy,
         statement: &'static str,
     ) -> Result<bool, StoreError> {
-        let mut transaction = self.pool.begin().await?;
+        let mut transaction = self.begin(Table::RuntimePolicies).await?;
         sqlx::query(
             "INSERT INTO policy_texts (digest, body) VALUES ($1, $2) \
              ON CONFLICT (digest) DO NOTHING",
@@ -307,7 +300,7 @@ impl Store {
 
     /// Removes a runtime policy that no node uses.
     pub async fn delete_policy(&self, name: &str) -> Result<Removed, StoreError> {
-        let mut transaction = self.pool.begin().await?;
+        let mut transaction = self.begin(Table::RuntimePolicies).await?;
         let deleted = sqlx::query(
             "DELETE FROM runtime_policies WHERE name = $1 \
              AND NOT EXISTS (SELECT 1 FROM nodes WHERE policy_name = $1)",
@@ -359,135 +352,4 @@ async fn write_records(
     }
     transaction.commit().await?;
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::store::Schema;
-
-    fn node(id: &str, generation: u64) -> NewNode {
-        NewNode {
-            agent_id: id.into(),
-            generation,
-            verifier_id: "default".into(),
-            enrolment: "{}".into(),
-            operational_state: 1,
-            record: "{}".into(),
-        }
-    }
-
-    fn policy(name: &str) -> PolicyChoice {
-        PolicyChoice::New(NewPolicy {
-            name: name.into(),
-            digest: "00ff".into(),
-            body: "policy".into(),
-        })
-    }
-
-    async fn open(root: &tempfile::TempDir) -> Store {
-        let url = format!("sqlite://{}", root.path().join("v.sqlite").display());
-        Store::open(&url, Schema::Verifier).await.unwrap()
-    }
-
-    #[tokio::test]
-    async fn enrolment_is_all_or_nothing() {
-        let root = tempfile::tempdir().unwrap();
-        let store = open(&root).await;
-        let done = store
-            .insert_node(&node("a", 1), &policy("shared"))
-            .await
-            .unwrap();
-        assert_eq!(done, Enrolled::Done);
-        let again = store
-            .insert_node(&node("a", 2), &PolicyChoice::None)
-            .await
-            .unwrap();
-        assert_eq!(again, Enrolled::NodeExists);
-        let taken = store
-            .insert_node(&node("b", 3), &policy("shared"))
-            .await
-            .unwrap();
-        assert_eq!(taken, Enrolled::PolicyExists);
-        let named = PolicyChoice::Named("shared".into());
-        assert_eq!(
-            store.insert_node(&node("b", 4), &named).await.unwrap(),
-            Enrolled::Done
-        );
-        let nodes = store.nodes("default").await.unwrap();
-        let seen: Vec<_> = nodes
-            .iter()
-            .map(|n| {
-                (
-                    n.agent_id.as_str(),
-                    n.generation,
-                    n.policy_digest.as_deref(),
-                )
-            })
-            .collect();
-        assert_eq!(seen, [("a", 1, Some("00ff")), ("b", 4, Some("00ff"))]);
-        assert!(store.nodes("other").await.unwrap().is_empty());
-    }
-
-    #[tokio::test]
-    async fn own_policy_goes_with_the_node_and_a_shared_one_stays() {
-        let root = tempfile::tempdir().unwrap();
-        let store = open(&root).await;
-        store
-            .insert_node(&node("a", 1), &policy("a"))
-            .await
-            .unwrap();
-        store
-            .insert_node(&node("b", 2), &policy("shared"))
-            .await
-            .unwrap();
-        assert!(store.delete_node("a").await.unwrap());
-        assert!(!store.delete_node("a").await.unwrap());
-        assert_eq!(store.policy_digest("a").await.unwrap(), None);
-        assert_eq!(
-            store.policy_digest("shared").await.unwrap().as_deref(),
-            Some("00ff")
-        );
-        assert_eq!(
-            store.policy_text("00ff").await.unwrap().as_deref(),
-            Some("policy")
-        );
-        assert!(store.delete_node("b").await.unwrap());
-        assert_eq!(
-            store.policy_digest("shared").await.unwrap().as_deref(),
-            Some("00ff")
-        );
-    }
-
-    #[tokio::test]
-    async fn late_update_of_a_removed_node_does_not_touch_its_successor() {
-        let root = tempfile::tempdir().unwrap();
-        let store = open(&root).await;
-        store
-            .insert_node(&node("a", 1), &PolicyChoice::None)
-            .await
-            .unwrap();
-        store.delete_node("a").await.unwrap();
-        store
-            .insert_node(&node("a", 2), &PolicyChoice::None)
-            .await
-            .unwrap();
-        let update = |generation, operational_state| RecordUpdate {
-            agent_id: "a".into(),
-            generation,
-            operational_state,
-            record: format!("{{\"g\":{generation}}}"),
-        };
-        store.update_records(&[update(1, 9)]).await.unwrap();
-        assert_eq!(
-            store.nodes("default").await.unwrap()[0].operational_state,
-            1
-        );
-        store.update_records(&[update(2, 3)]).await.unwrap();
-        let row = &store.nodes("default").await.unwrap()[0];
-        assert_eq!(
-            (row.operational_state, row.record.as_str()),
-            (3, "{\"g\":2}")
-        );
-    }
 }

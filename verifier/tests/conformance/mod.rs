@@ -1,0 +1,498 @@
+//! What registrar and verifier rely on their store for, whichever engine it is on: each case is
+//! a function of an empty database's URL, and [`conformance!`] makes a test of each.
+#![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
+
+use troth_verifier::store::{
+    Agent, Enrolled, NewNode, NewPolicy, Pending, PolicyChoice, Promotion, RecordUpdate, Removed,
+    Schema, Store, StoreError,
+};
+use zeroize::Zeroizing;
+
+/// Tests of all cases. `$engine` makes an empty database, which lasts as long as its value, and
+/// whose `url()` opens it.
+macro_rules! conformance {
+    ($engine:expr) => {
+        $crate::conformance::conformance!(@ $engine;
+            activation_survives_a_restart_and_counts
+            promotion_never_replaces_another_tpm
+            challenge_is_taken_once_expires_and_is_bounded
+            enrolment_is_all_or_nothing
+            own_policy_goes_with_the_node_and_a_shared_one_stays
+            late_update_of_a_removed_node_does_not_touch_its_successor
+            ids_are_sorted_by_bytes_and_differ_by_case
+            what_is_optional_may_be_absent
+            large_texts_and_numbers_come_back_as_they_were
+            a_policy_of_many_megabytes_is_kept_once
+            a_batch_is_written_whole_and_by_its_owner
+            concurrent_registrations_stay_within_their_bound
+            a_challenge_is_taken_by_one_of_many
+            nodes_come_and_go_with_a_shared_policy_text
+            the_other_servers_database_is_refused
+            policies_have_names_of_their_own_and_texts_go_with_the_last
+        );
+    };
+    (@ $engine:expr; $($case:ident)*) => {
+        $(
+            #[tokio::test]
+            async fn $case() {
+                let database = $engine;
+                conformance::$case(&database.url()).await;
+            }
+        )*
+    };
+}
+pub(crate) use conformance;
+
+fn sample(id: &str) -> Agent {
+    Agent {
+        agent_id: id.into(),
+        ek_tpm: "ek".into(),
+        ekcert: None,
+        aik_tpm: "ak".into(),
+        ip: "::1".into(),
+        port: 9002,
+        mtls_cert: Some("disabled".into()),
+        regcount: 0,
+    }
+}
+
+fn pending(agent: Agent, created_at: u64) -> Pending {
+    Pending {
+        agent,
+        challenge: Zeroizing::new(vec![1, 2, 3]),
+        created_at,
+    }
+}
+
+pub(crate) async fn activation_survives_a_restart_and_counts(url: &str) {
+    let store = open(url, Schema::Registrar).await;
+    for _ in 0..2 {
+        assert_eq!(
+            store.promote(&sample("a"), 5).await.unwrap(),
+            Promotion::Done
+        );
+    }
+    store.close().await;
+    let store = open(url, Schema::Registrar).await;
+    let expected = Agent {
+        regcount: 2,
+        ..sample("a")
+    };
+    assert_eq!(store.agent("a").await.unwrap(), Some(expected));
+    assert_eq!(store.agent_ids().await.unwrap(), ["a"]);
+    assert_eq!(
+        store.agent_with_ak("ak", "b").await.unwrap().as_deref(),
+        Some("a")
+    );
+    assert!(store.delete_agent("a").await.unwrap());
+    assert!(!store.delete_agent("a").await.unwrap());
+}
+
+pub(crate) async fn promotion_never_replaces_another_tpm(url: &str) {
+    let store = open(url, Schema::Registrar).await;
+    store.promote(&sample("a"), 5).await.unwrap();
+    let with_certificate = Agent {
+        ekcert: Some("c".into()),
+        ..sample("a")
+    };
+    assert_eq!(
+        store.promote(&with_certificate, 6).await.unwrap(),
+        Promotion::Done
+    );
+    // Left out: the one that is known stays.
+    assert_eq!(
+        store.promote(&sample("a"), 7).await.unwrap(),
+        Promotion::Done
+    );
+    for other in [
+        Agent {
+            ek_tpm: "x".into(),
+            ..sample("a")
+        },
+        Agent {
+            aik_tpm: "x".into(),
+            ..sample("a")
+        },
+        Agent {
+            ekcert: Some("x".into()),
+            ..sample("a")
+        },
+    ] {
+        assert_eq!(
+            store.promote(&other, 8).await.unwrap(),
+            Promotion::OtherIdentity
+        );
+    }
+    let agent = store.agent("a").await.unwrap().unwrap();
+    assert_eq!((agent.ekcert.as_deref(), agent.regcount), (Some("c"), 3));
+}
+
+pub(crate) async fn challenge_is_taken_once_expires_and_is_bounded(url: &str) {
+    let store = open(url, Schema::Registrar).await;
+    let evil = "x'; DROP TABLE agents; --";
+    assert!(
+        store
+            .put_pending(&pending(sample(evil), 100), 0, 2)
+            .await
+            .unwrap()
+    );
+    assert!(
+        store
+            .put_pending(&pending(sample("b"), 101), 0, 2)
+            .await
+            .unwrap()
+    );
+    assert!(
+        store
+            .put_pending(&pending(sample("b"), 102), 0, 2)
+            .await
+            .unwrap()
+    );
+    assert!(
+        !store
+            .put_pending(&pending(sample("c"), 103), 0, 2)
+            .await
+            .unwrap()
+    );
+    let taken = store.take_pending(evil).await.unwrap().unwrap();
+    assert_eq!((&*taken.challenge, taken.created_at), (&vec![1, 2, 3], 100));
+    assert!(store.take_pending(evil).await.unwrap().is_none());
+    assert!(
+        store
+            .put_pending(&pending(sample("d"), 200), 150, 2)
+            .await
+            .unwrap()
+    );
+    assert!(store.take_pending("b").await.unwrap().is_none());
+    assert!(store.agent_ids().await.unwrap().is_empty());
+}
+
+fn node(id: &str, generation: u64) -> NewNode {
+    NewNode {
+        agent_id: id.into(),
+        generation,
+        verifier_id: "default".into(),
+        enrolment: "{}".into(),
+        operational_state: 1,
+        record: "{}".into(),
+    }
+}
+
+fn policy(name: &str) -> PolicyChoice {
+    PolicyChoice::New(NewPolicy {
+        name: name.into(),
+        digest: "00ff".into(),
+        body: "policy".into(),
+    })
+}
+
+pub(crate) async fn enrolment_is_all_or_nothing(url: &str) {
+    let store = open(url, Schema::Verifier).await;
+    let done = store
+        .insert_node(&node("a", 1), &policy("shared"))
+        .await
+        .unwrap();
+    assert_eq!(done, Enrolled::Done);
+    let again = store
+        .insert_node(&node("a", 2), &PolicyChoice::None)
+        .await
+        .unwrap();
+    assert_eq!(again, Enrolled::NodeExists);
+    let taken = store
+        .insert_node(&node("b", 3), &policy("shared"))
+        .await
+        .unwrap();
+    assert_eq!(taken, Enrolled::PolicyExists);
+    let named = PolicyChoice::Named("shared".into());
+    assert_eq!(
+        store.insert_node(&node("b", 4), &named).await.unwrap(),
+        Enrolled::Done
+    );
+    let nodes = store.nodes("default").await.unwrap();
+    let seen: Vec<_> = nodes
+        .iter()
+        .map(|n| {
+            (
+                n.agent_id.as_str(),
+                n.generation,
+                n.policy_digest.as_deref(),
+            )
+        })
+        .collect();
+    assert_eq!(seen, [("a", 1, Some("00ff")), ("b", 4, Some("00ff"))]);
+    assert!(store.nodes("other").await.unwrap().is_empty());
+}
+
+pub(crate) async fn own_policy_goes_with_the_node_and_a_shared_one_stays(url: &str) {
+    let store = open(url, Schema::Verifier).await;
+    store
+        .insert_node(&node("a", 1), &policy("a"))
+        .await
+        .unwrap();
+    store
+        .insert_node(&node("b", 2), &policy("shared"))
+        .await
+        .unwrap();
+    assert!(store.delete_node("a").await.unwrap());
+    assert!(!store.delete_node("a").await.unwrap());
+    assert_eq!(store.policy_digest("a").await.unwrap(), None);
+    assert_eq!(
+        store.policy_digest("shared").await.unwrap().as_deref(),
+        Some("00ff")
+    );
+    assert_eq!(
+        store.policy_text("00ff").await.unwrap().as_deref(),
+        Some("policy")
+    );
+    assert!(store.delete_node("b").await.unwrap());
+    assert_eq!(
+        store.policy_digest("shared").await.unwrap().as_deref(),
+        Some("00ff")
+    );
+}
+
+pub(crate) async fn late_update_of_a_removed_node_does_not_touch_its_successor(url: &str) {
+    let store = open(url, Schema::Verifier).await;
+    store
+        .insert_node(&node("a", 1), &PolicyChoice::None)
+        .await
+        .unwrap();
+    store.delete_node("a").await.unwrap();
+    store
+        .insert_node(&node("a", 2), &PolicyChoice::None)
+        .await
+        .unwrap();
+    let update = |generation, operational_state| RecordUpdate {
+        agent_id: "a".into(),
+        generation,
+        operational_state,
+        record: format!("{{\"g\":{generation}}}"),
+    };
+    store.update_records(&[update(1, 9)]).await.unwrap();
+    assert_eq!(
+        store.nodes("default").await.unwrap()[0].operational_state,
+        1
+    );
+    store.update_records(&[update(2, 3)]).await.unwrap();
+    let row = &store.nodes("default").await.unwrap()[0];
+    assert_eq!(
+        (row.operational_state, row.record.as_str()),
+        (3, "{\"g\":2}")
+    );
+}
+
+pub(crate) async fn ids_are_sorted_by_bytes_and_differ_by_case(url: &str) {
+    let store = open(url, Schema::Registrar).await;
+    let mut ids = ["b", "B", "a-1", "a.1", "a", "a_1", "A"];
+    for id in ids {
+        assert_eq!(
+            store.promote(&sample(id), 5).await.unwrap(),
+            Promotion::Done
+        );
+    }
+    ids.sort_unstable();
+    assert_eq!(store.agent_ids().await.unwrap(), ids);
+}
+
+pub(crate) async fn what_is_optional_may_be_absent(url: &str) {
+    let store = open(url, Schema::Registrar).await;
+    let bare = Agent {
+        ekcert: None,
+        mtls_cert: None,
+        regcount: 1,
+        ..sample("a")
+    };
+    store.promote(&bare, 5).await.unwrap();
+    assert_eq!(store.agent("a").await.unwrap(), Some(bare));
+    assert_eq!(store.agent("b").await.unwrap(), None);
+}
+
+pub(crate) async fn large_texts_and_numbers_come_back_as_they_were(url: &str) {
+    let store = open(url, Schema::Registrar).await;
+    // As long as ids may be, with keys of RSA 4096 and a chain of certificates.
+    let id = text(255);
+    let agent = Agent {
+        ek_tpm: text(1_500),
+        aik_tpm: text(1_500),
+        ekcert: Some(text(100_000)),
+        mtls_cert: Some(text(100_000)),
+        port: u16::MAX,
+        regcount: 1,
+        ..sample(&id)
+    };
+    store.promote(&agent, u64::MAX).await.unwrap();
+    assert_eq!(store.agent(&id).await.unwrap(), Some(agent));
+}
+
+pub(crate) async fn a_policy_of_many_megabytes_is_kept_once(url: &str) {
+    let store = open(url, Schema::Verifier).await;
+    let body = text(20 << 20);
+    for name in ["a", "\u{1f512} \u{e9}'\"--"] {
+        let policy = PolicyChoice::New(NewPolicy {
+            name: name.into(),
+            digest: "00ff".into(),
+            body: body.clone(),
+        });
+        let done = store.insert_node(&node(name, 1), &policy).await.unwrap();
+        assert_eq!(done, Enrolled::Done);
+        let digest = store.policy_digest(name).await.unwrap();
+        assert_eq!(digest.as_deref(), Some("00ff"));
+    }
+    assert!(store.policy_text("00ff").await.unwrap() == Some(body));
+}
+
+pub(crate) async fn a_batch_is_written_whole_and_by_its_owner(url: &str) {
+    let store = open(url, Schema::Verifier).await;
+    let ids: Vec<_> = (0..1024).map(|n| format!("node-{n:04}")).collect();
+    for id in &ids {
+        let of = node(id, u64::MAX >> 1);
+        store.insert_node(&of, &PolicyChoice::None).await.unwrap();
+    }
+    let updates: Vec<_> = ids
+        .iter()
+        .map(|id| RecordUpdate {
+            agent_id: id.clone(),
+            generation: u64::MAX >> 1,
+            operational_state: 3,
+            record: format!("{{\"of\":\"{id}\"}}"),
+        })
+        .collect();
+    store.update_records(&updates).await.unwrap();
+    store.close().await;
+    let nodes = open(url, Schema::Verifier)
+        .await
+        .nodes("default")
+        .await
+        .unwrap();
+    assert_eq!(nodes.len(), ids.len());
+    for (row, update) in nodes.iter().zip(&updates) {
+        assert_eq!(
+            (&row.agent_id, &row.record),
+            (&update.agent_id, &update.record)
+        );
+    }
+}
+
+pub(crate) async fn concurrent_registrations_stay_within_their_bound(url: &str) {
+    let store = open(url, Schema::Registrar).await;
+    let tasks: Vec<_> = (0..60)
+        .map(|n| {
+            let store = store.clone();
+            // Some of them for one id.
+            let id = format!("agent-{}", n % 30);
+            tokio::spawn(async move {
+                let pending = pending(sample(&id), 100);
+                store.put_pending(&pending, 50, 10).await.unwrap();
+            })
+        })
+        .collect();
+    for task in tasks {
+        task.await.unwrap();
+    }
+    let mut taken = 0;
+    for n in 0..30 {
+        let pending = store.take_pending(&format!("agent-{n}")).await.unwrap();
+        taken += u32::from(pending.is_some());
+    }
+    assert_eq!(taken, 10);
+}
+
+pub(crate) async fn a_challenge_is_taken_by_one_of_many(url: &str) {
+    let store = open(url, Schema::Registrar).await;
+    let stored = store.put_pending(&pending(sample("a"), 100), 0, 1).await;
+    assert!(stored.unwrap());
+    let tasks: Vec<_> = (0..20)
+        .map(|_| {
+            let store = store.clone();
+            tokio::spawn(async move { store.take_pending("a").await.unwrap().is_some() })
+        })
+        .collect();
+    let mut winners = 0;
+    for task in tasks {
+        winners += u32::from(task.await.unwrap());
+    }
+    assert_eq!(winners, 1);
+}
+
+pub(crate) async fn nodes_come_and_go_with_a_shared_policy_text(url: &str) {
+    let store = open(url, Schema::Verifier).await;
+    let tasks: Vec<_> = (0..8)
+        .map(|n| {
+            let store = store.clone();
+            tokio::spawn(async move {
+                let id = format!("node-{n}");
+                for generation in 0..10 {
+                    // One text for all: removing one's last name for it meets others' first.
+                    let done = store
+                        .insert_node(&node(&id, generation), &policy(&id))
+                        .await;
+                    assert_eq!(done.unwrap(), Enrolled::Done);
+                    assert!(store.delete_node(&id).await.unwrap());
+                }
+            })
+        })
+        .collect();
+    for task in tasks {
+        task.await.unwrap();
+    }
+    assert!(store.nodes("default").await.unwrap().is_empty());
+    assert_eq!(store.policy_text("00ff").await.unwrap(), None);
+}
+
+pub(crate) async fn the_other_servers_database_is_refused(url: &str) {
+    open(url, Schema::Verifier).await.close().await;
+    let error = Store::open(url, Schema::Registrar).await.unwrap_err();
+    assert!(matches!(error, StoreError::Occupied { .. }), "{error}");
+    assert!(error.to_string().contains("a database each"), "{error}");
+}
+
+pub(crate) async fn policies_have_names_of_their_own_and_texts_go_with_the_last(url: &str) {
+    let store = open(url, Schema::Verifier).await;
+    let named = |name: &str, digest: &str| NewPolicy {
+        name: name.into(),
+        digest: digest.into(),
+        body: format!("policy {digest}"),
+    };
+    for name in ["b", "B", "a.b", "ab"] {
+        assert!(store.insert_policy(&named(name, "00")).await.unwrap());
+    }
+    assert!(!store.insert_policy(&named("b", "01")).await.unwrap());
+    assert_eq!(store.policy_text("01").await.unwrap(), None);
+    let names = store.policy_names().await.unwrap();
+    assert_eq!(names, ["B", "a.b", "ab", "b"]);
+
+    assert!(store.replace_policy(&named("b", "02")).await.unwrap());
+    assert!(!store.replace_policy(&named("c", "03")).await.unwrap());
+    assert_eq!(store.policy_text("03").await.unwrap(), None);
+    for id in ["n-2", "n-1"] {
+        let choice = PolicyChoice::Named("b".into());
+        let done = store.insert_node(&node(id, 1), &choice).await.unwrap();
+        assert_eq!(done, Enrolled::Done);
+    }
+    assert_eq!(store.policy_users("b").await.unwrap(), ["n-1", "n-2"]);
+    let in_use = Removed::InUse("n-1".into());
+    assert_eq!(store.delete_policy("b").await.unwrap(), in_use);
+    assert_eq!(store.delete_policy("c").await.unwrap(), Removed::Unknown);
+    for name in ["B", "a.b", "ab"] {
+        assert!(store.policy_text("00").await.unwrap().is_some());
+        assert_eq!(store.delete_policy(name).await.unwrap(), Removed::Done);
+    }
+    assert_eq!(store.policy_text("00").await.unwrap(), None);
+}
+
+/// Text that does not compress.
+fn text(length: usize) -> String {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    (0..length)
+        .map(|_| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            char::from(b'!' + u8::try_from(state % 94).unwrap())
+        })
+        .collect()
+}
+
+async fn open(url: &str, schema: Schema) -> Store {
+    Store::open(url, schema).await.unwrap()
+}
