@@ -170,6 +170,7 @@ pub struct Keylime {
     directory: PathBuf,
     programs: PathBuf,
     registrar_port: u16,
+    registrar_tls_port: u16,
     servers: Vec<Group>,
 }
 
@@ -183,10 +184,11 @@ impl Keylime {
         fs::create_dir_all(directory.join("state"))?;
         fs::copy(ek_issuer, store.join("issuer.pem"))?;
         let registrar_port = stable_port()?;
+        let registrar_tls_port = stable_port()?;
         let values = [
             ("{verifier_port}", stable_port()?.to_string()),
             ("{registrar_port}", registrar_port.to_string()),
-            ("{registrar_tls_port}", stable_port()?.to_string()),
+            ("{registrar_tls_port}", registrar_tls_port.to_string()),
             ("{tpm_cert_store}", store.display().to_string()),
         ];
         for (name, template) in [
@@ -206,6 +208,7 @@ impl Keylime {
             directory: directory.to_owned(),
             programs,
             registrar_port,
+            registrar_tls_port,
             servers: Vec::new(),
         };
         // In this order: the registrar needs the CA that the verifier makes.
@@ -223,6 +226,11 @@ impl Keylime {
     /// Plain HTTP port of the registrar.
     pub fn registrar_port(&self) -> u16 {
         self.registrar_port
+    }
+
+    /// TLS port of the registrar.
+    pub fn registrar_tls_port(&self) -> u16 {
+        self.registrar_tls_port
     }
 
     /// The CA directory that agents trust.

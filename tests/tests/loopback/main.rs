@@ -9,6 +9,8 @@ mod demo;
 mod intrusion;
 /// Keylime's registrar, verifier and tenant attest our agent.
 mod keylime;
+/// A Keylime site whose servers are replaced by ours.
+mod migration;
 /// Registrar and verifier with their databases in a PostgreSQL server.
 mod postgres;
 /// Daemons that are stopped, killed and started again.

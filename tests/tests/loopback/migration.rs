@@ -1,0 +1,88 @@
+use std::fs;
+use std::path::Path;
+
+use troth_tests::boot::Machine;
+use troth_tests::fleet::{Agent, AgentOptions, Fleet, Programs, QUOTE_INTERVAL};
+use troth_tests::keylime::Keylime;
+
+const ID: &str = "d432fbb3-d2f1-4a97-9ef7-75bd81c00000";
+
+/// docs/compatibility.md, "Move the verifier" and "Move the registrar", step by step: our servers
+/// start on the CA that Keylime's verifier made, so that no agent and no operator needs a new
+/// certificate.
+#[test]
+fn our_servers_take_the_place_of_keylimes_one_after_the_other() {
+    let directory = tempfile::tempdir().unwrap();
+    let programs = Programs::beside_this().unwrap();
+    let machine = Machine::booted(&directory.path().join("machine")).unwrap();
+    let keylime = Keylime::start(
+        &directory.path().join("keylime"),
+        &machine.tpm().ek_issuer(),
+    )
+    .unwrap();
+    let agent_place = directory.path().join("agent");
+    let options = AgentOptions::with_id(ID);
+    let start_agent = |registrar_port| {
+        let ca = keylime.ca_dir();
+        Agent::start(
+            &programs,
+            &agent_place,
+            &machine,
+            registrar_port,
+            &ca,
+            &options,
+        )
+        .unwrap()
+    };
+    let mut agent = start_agent(keylime.registrar_port());
+    let policy = machine.write_runtime_policy().unwrap();
+    let policy = policy.to_str().unwrap();
+    keylime
+        .tenant(&["-c", "add", "-u", ID, "--runtime-policy", policy])
+        .unwrap();
+    keylime.wait_for_attestations(ID, 1).unwrap();
+
+    // The verifier: a copy of the CA directory; registrar and agent stay as they are.
+    let place = directory.path().join("fleet");
+    copy_files(&keylime.ca_dir(), &place.join("state/cv_ca"));
+    let fleet = Fleet::start(&programs, &place, QUOTE_INTERVAL).unwrap();
+    let keylimes_registrar = format!("https://127.0.0.1:{}", keylime.registrar_tls_port());
+    fleet
+        .trothctl(&[
+            "--registrar",
+            &keylimes_registrar,
+            "agent",
+            "add",
+            ID,
+            "--runtime-policy",
+            policy,
+        ])
+        .unwrap()
+        .success()
+        .unwrap();
+    fleet.wait_for_state(ID, "trusted").unwrap();
+    keylime.tenant(&["-c", "delete", "-u", ID]).unwrap();
+
+    // The registrar: the agent is pointed to the new one and started again, with the keys it has.
+    agent.process().terminate().unwrap();
+    let _agent = start_agent(fleet.registrar_port());
+    fleet.wait_registered(ID).unwrap();
+    fleet.wait_for_state(ID, "trusted").unwrap();
+
+    machine
+        .run_program("/usr/local/bin/miner", b"mine\n")
+        .unwrap();
+    let node = fleet.wait_for_state(ID, "failed").unwrap();
+    assert_eq!(
+        node["findings"][0]["place"]["ima_entry"]["path"],
+        "/usr/local/bin/miner"
+    );
+}
+
+fn copy_files(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+    }
+}
