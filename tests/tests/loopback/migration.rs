@@ -1,6 +1,7 @@
 use std::fs;
 use std::path::Path;
 
+use serde_json::Value;
 use troth_tests::boot::Machine;
 use troth_tests::fleet::{Agent, AgentOptions, Fleet, Programs, QUOTE_INTERVAL};
 use troth_tests::keylime::Keylime;
@@ -21,20 +22,15 @@ fn our_servers_take_the_place_of_keylimes_one_after_the_other() {
     )
     .unwrap();
     let agent_place = directory.path().join("agent");
-    let options = AgentOptions::with_id(ID);
-    let start_agent = |registrar_port| {
-        let ca = keylime.ca_dir();
-        Agent::start(
-            &programs,
-            &agent_place,
-            &machine,
-            registrar_port,
-            &ca,
-            &options,
-        )
-        .unwrap()
-    };
-    let mut agent = start_agent(keylime.registrar_port());
+    let mut agent = Agent::start(
+        &programs,
+        &agent_place,
+        &machine,
+        keylime.registrar_port(),
+        &keylime.ca_dir(),
+        &AgentOptions::with_id(ID),
+    )
+    .unwrap();
     let policy = machine.write_runtime_policy().unwrap();
     let policy = policy.to_str().unwrap();
     keylime
@@ -65,9 +61,19 @@ fn our_servers_take_the_place_of_keylimes_one_after_the_other() {
 
     // The registrar: the agent is pointed to the new one and started again, with the keys it has.
     agent.process().terminate().unwrap();
-    let _agent = start_agent(fleet.registrar_port());
+    let configuration = agent_place.join("agent.toml");
+    let text = fs::read_to_string(&configuration).unwrap();
+    let option = |port| format!("registrar_port = {port}\n");
+    let (old, new) = (keylime.registrar_port(), fleet.registrar_port());
+    fs::write(&configuration, text.replace(&option(old), &option(new))).unwrap();
+    agent.start_again().unwrap();
     fleet.wait_registered(ID).unwrap();
-    fleet.wait_for_state(ID, "trusted").unwrap();
+    let before = attestations(&fleet.status(ID).unwrap());
+    fleet
+        .wait_for(ID, "is attested again", |node| {
+            node["state"] == "trusted" && attestations(node) > before
+        })
+        .unwrap();
 
     machine
         .run_program("/usr/local/bin/miner", b"mine\n")
@@ -77,6 +83,10 @@ fn our_servers_take_the_place_of_keylimes_one_after_the_other() {
         node["findings"][0]["place"]["ima_entry"]["path"],
         "/usr/local/bin/miner"
     );
+}
+
+fn attestations(node: &Value) -> u64 {
+    node["attestation_count"].as_u64().unwrap()
 }
 
 fn copy_files(from: &Path, to: &Path) {
