@@ -6,7 +6,8 @@
 //!    exists replaces the others, as for unit files;
 //! 2. `NAME.toml.d/*.toml` of the same directories, sorted by file name over all of them; a file
 //!    in `/etc` hides one of the same name in `/run` or `/usr/lib`;
-//! 3. environment variables `TROTH_NAME_KEY`, with `__` between the parts of a nested key.
+//! 3. environment variables `TROTH_NAME_KEY`, with `__` between the parts of a nested key
+//!    (`TROTH_CTL_KEY` for `trothctl`).
 
 use std::{
     collections::BTreeMap,
@@ -20,7 +21,7 @@ use toml::{Table, Value};
 /// Directories from weakest to strongest.
 const DIRECTORIES: [&str; 3] = ["/usr/lib/troth", "/run/troth", "/etc/troth"];
 
-/// Loads the configuration `name` (`agent`, `verifier`, ...). `file` stands for all files of the
+/// Loads the configuration `name` (`agent`, `verifier`, `trothctl`, ...). `file` stands for all files of the
 /// directories; the environment applies in any case.
 ///
 /// `T` should be `#[serde(default, deny_unknown_fields)]`: an unknown key is then an error that
@@ -30,7 +31,8 @@ pub fn load<T: DeserializeOwned>(name: &str, file: Option<&Path>) -> Result<T, C
         Some(file) => vec![file.to_owned()],
         None => layers(name, &DIRECTORIES.map(PathBuf::from))?,
     };
-    let prefix = format!("TROTH_{}_", name.to_ascii_uppercase());
+    let component = name.strip_prefix("troth").unwrap_or(name);
+    let prefix = format!("TROTH_{}_", component.to_ascii_uppercase());
     let environment = env::vars_os().filter_map(|(key, value)| {
         let key = key.to_str()?.strip_prefix(&prefix)?.to_ascii_lowercase();
         Some((key, value.to_string_lossy().into_owned()))

@@ -9,6 +9,8 @@ pub mod config;
 pub mod logging;
 /// sd_notify(3): READY, STATUS, WATCHDOG.
 pub mod notify;
+/// Spans of time in configuration files.
+pub mod seconds;
 /// HTTP server: accept loop that knows its peer's certificate.
 pub mod server;
 /// Stop requests: SIGTERM, SIGINT, or a test's trigger.
