@@ -1,7 +1,7 @@
 //! The verifier's REST interface (Keylime API 2.x), over mTLS.
 
-/// Runtime policies by name.
-mod allowlists;
+/// Policies by name.
+mod policies;
 
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 
@@ -109,17 +109,18 @@ impl Inner {
                 admin("stop_agent")?;
                 told(self.fleet.stop(agent_id(id)?.as_str()).await)
             }
-            (method, ["allowlists", name @ ..]) if name.len() <= 1 => {
-                let who = admin(allowlists::action(&method, !name.is_empty())?)?;
-                match name.first() {
-                    None => allowlists::list(&self.fleet).await,
-                    Some(name) => {
-                        let name = allowlists::name(name)?;
-                        let limit = self.max_upload_size;
-                        let body = request.into_body();
-                        allowlists::serve(&self.fleet, &method, &name, &who, body, limit).await
-                    }
-                }
+            (method, [first, name @ ..])
+                if name.len() <= 1
+                    && let Some(kind) = policies::kind(first) =>
+            {
+                let who = admin(policies::action(kind, &method, !name.is_empty())?)?;
+                let Some(name) = name.first() else {
+                    return policies::list(&self.fleet, kind).await;
+                };
+                let name = policies::name(name)?;
+                let limit = self.max_upload_size;
+                let body = request.into_body();
+                policies::serve(&self.fleet, kind, &method, &name, &who, body, limit).await
             }
             (_, [] | ["agents"] | ["agents", _] | ["agents", _, "reactivate" | "stop"]) => {
                 Err(rest::wrong_method())
@@ -164,13 +165,14 @@ impl Inner {
         match self.fleet.enrol(id, enrolment).await {
             Ok(()) => Ok(rest::success(Empty {})),
             Err(error) => Err(match &error {
-                EnrolError::NodeExists(_) | EnrolError::PolicyExists(_) => {
+                EnrolError::NodeExists(_) | EnrolError::PolicyExists { .. } => {
                     Refusal::new(StatusCode::CONFLICT, error.to_string())
                 }
-                EnrolError::NoSuchPolicy(_) => Refusal::not_found(error.to_string()),
-                EnrolError::Node(_) | EnrolError::PolicyEncoding => {
-                    Refusal::bad_request(error.to_string())
-                }
+                EnrolError::NoSuchPolicy { .. } => Refusal::not_found(error.to_string()),
+                EnrolError::Malformed { .. }
+                | EnrolError::Node(_)
+                | EnrolError::PolicyEncoding
+                | EnrolError::PolicyName(_) => Refusal::bad_request(error.to_string()),
                 _ => Refusal::internal(&error),
             }),
         }

@@ -9,7 +9,7 @@ use troth_daemon::client::{Answer, Client, ClientError};
 
 use super::{
     judge::{self, Workers, judge},
-    node::Rules,
+    rules::Rules,
     state::Outcome,
 };
 use crate::rest::VERSIONS;

@@ -8,7 +8,7 @@ use troth_core::{
 };
 
 use super::{
-    node::Rules,
+    rules::Rules,
     state::{Algorithms, Outcome},
 };
 
@@ -71,8 +71,8 @@ pub(super) fn judge(rules: &Rules, nonce: &str, state: &NodeState, body: &Bytes)
     };
     let policies = Policies {
         tpm: &rules.tpm,
-        runtime: rules.runtime.as_deref(),
-        boot: &rules.boot,
+        runtime: rules.named.runtime.as_deref(),
+        boot: &rules.named.boot,
         accept: &rules.accept,
     };
     let appraisal = appraise(&rules.ak, &challenge, &evidence, &policies, state);

@@ -9,15 +9,18 @@ mod ask;
 mod fleet;
 /// The worker pool that checks evidence.
 mod judge;
-/// One node: its enrolment, its record, its task.
+/// One node: its record and its task.
 mod node;
-/// Runtime policies, compiled once per content.
+/// Policies that have names, compiled; runtime policies once per content.
 mod policies;
+/// What a node is judged by: its enrolment, checked and compiled.
+mod rules;
 /// The operational states: pure transitions.
 mod state;
 /// The batched writer of verdicts.
 mod writer;
 
 pub use fleet::{CommandError, EnrolError, Fleet, FleetError, PolicyChangeError};
-pub use node::NodeError;
+pub use policies::{PolicyName, PolicyNameError, SentPolicy};
+pub use rules::NodeError;
 pub use state::{NodeRecord, State, Timing};

@@ -117,7 +117,7 @@ impl Batch {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::{NewNode, PolicyChoice, Schema};
+    use crate::store::{NewNode, PolicyChoices, Schema};
 
     #[tokio::test]
     async fn newest_record_of_every_node_is_in_the_database_when_its_write_returns() {
@@ -133,7 +133,10 @@ mod tests {
                 operational_state: 1,
                 record: "{}".into(),
             };
-            store.insert_node(&node, &PolicyChoice::None).await.unwrap();
+            store
+                .insert_node(&node, &PolicyChoices::default())
+                .await
+                .unwrap();
         }
         let (writer, task) = Writer::start(store.clone());
         let write = |id: &str, count: usize| {

@@ -5,10 +5,12 @@
 //! one transaction that begins with a write: SQLite then has no other writer, and PostgreSQL is
 //! told so by `Store::begin`. Lists are sorted here, as collations differ between databases.
 
+/// Enrolled nodes.
+mod nodes;
+/// Policies by name.
+mod policies;
 /// Registrations: active agents and unanswered challenges.
 mod registrar;
-/// Enrolled nodes and their policies.
-mod verifier;
 
 use std::{
     borrow::Cow,
@@ -26,8 +28,9 @@ use sqlx::{
     migrate::{MigrateError, Migration, MigrationType, Migrator},
 };
 
+pub use nodes::{Enrolled, NewNode, NodeRow, RecordUpdate};
+pub use policies::{NewPolicy, PolicyChoice, PolicyChoices, PolicyKind, Removed};
 pub use registrar::{Agent, Pending, Promotion};
-pub use verifier::{Enrolled, NewNode, NewPolicy, NodeRow, PolicyChoice, RecordUpdate, Removed};
 
 use crate::ca;
 
@@ -47,26 +50,34 @@ pub enum Schema {
 }
 
 impl Schema {
+    /// In order; each number once.
     fn migrations(self) -> Vec<Migration> {
-        let (version, description, sql) = match self {
-            Self::Registrar => (
-                1,
+        let steps: &[(&'static str, &'static str)] = match self {
+            Self::Registrar => &[(
                 "agents",
                 include_str!("../../migrations/registrar/0001_agents.sql"),
-            ),
-            Self::Verifier => (
-                1,
-                "nodes",
-                include_str!("../../migrations/verifier/0001_nodes.sql"),
-            ),
+            )],
+            Self::Verifier => &[
+                (
+                    "nodes",
+                    include_str!("../../migrations/verifier/0001_nodes.sql"),
+                ),
+                (
+                    "boot policies",
+                    include_str!("../../migrations/verifier/0002_boot_policies.sql"),
+                ),
+            ],
         };
-        vec![Migration::new(
-            version,
-            Cow::Borrowed(description),
-            MigrationType::Simple,
-            sql.into_sql_str(),
-            false,
-        )]
+        let migration = |(version, (description, sql)): (i64, &(&'static str, &'static str))| {
+            Migration::new(
+                version,
+                Cow::Borrowed(*description),
+                MigrationType::Simple,
+                sql.into_sql_str(),
+                false,
+            )
+        };
+        (1..).zip(steps).map(migration).collect()
     }
 }
 
@@ -75,8 +86,8 @@ impl Schema {
 enum Table {
     /// Of the registrar: their number is bounded.
     Pending,
-    /// Of the verifier: kept for as long as something names them.
-    RuntimePolicies,
+    /// Of the verifier: texts are kept for as long as a policy of some kind has them.
+    Policies,
 }
 
 impl Table {
@@ -84,7 +95,7 @@ impl Table {
     fn lock(self) -> &'static str {
         match self {
             Self::Pending => "LOCK TABLE pending IN SHARE ROW EXCLUSIVE MODE",
-            Self::RuntimePolicies => "LOCK TABLE runtime_policies IN SHARE ROW EXCLUSIVE MODE",
+            Self::Policies => "LOCK TABLE policy_texts IN SHARE ROW EXCLUSIVE MODE",
         }
     }
 }
@@ -145,8 +156,10 @@ impl Store {
             .run(&pool)
             .await
             .map_err(|source| match source {
-                // Each schema's first migration has the number 1.
-                MigrateError::VersionMismatch(1) => StoreError::Occupied { url: redacted(url) },
+                // Each schema's first migration has the number 1; one of them has more.
+                MigrateError::VersionMismatch(1) | MigrateError::VersionMissing(_) => {
+                    StoreError::Occupied { url: redacted(url) }
+                }
                 source => StoreError::Migrate {
                     url: redacted(url),
                     source,
@@ -340,7 +353,7 @@ pub enum StoreError {
         /// The reason.
         source: MigrateError,
     },
-    /// The database has the other server's tables.
+    /// The database has the other server's tables, or those of a newer version.
     #[error(
         "{url} holds the tables of another server or of another version: give registrar and \
          verifier a database each"

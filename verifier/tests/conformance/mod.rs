@@ -3,8 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
 use troth_verifier::store::{
-    Agent, Enrolled, NewNode, NewPolicy, Pending, PolicyChoice, Promotion, RecordUpdate, Removed,
-    Schema, Store, StoreError,
+    Agent, Enrolled, NewNode, NewPolicy, Pending, PolicyChoice, PolicyChoices, PolicyKind,
+    Promotion, RecordUpdate, Removed, Schema, Store, StoreError,
 };
 use zeroize::Zeroizing;
 
@@ -29,6 +29,7 @@ macro_rules! conformance {
             nodes_come_and_go_with_a_shared_policy_text
             the_other_servers_database_is_refused
             policies_have_names_of_their_own_and_texts_go_with_the_last
+            kinds_of_policies_share_texts_but_not_names
         );
     };
     (@ $engine:expr; $($case:ident)*) => {
@@ -178,12 +179,19 @@ fn node(id: &str, generation: u64) -> NewNode {
     }
 }
 
-fn policy(name: &str) -> PolicyChoice {
-    PolicyChoice::New(NewPolicy {
+fn policy(name: &str) -> PolicyChoices {
+    runtime(PolicyChoice::New(NewPolicy {
         name: name.into(),
         digest: "00ff".into(),
         body: "policy".into(),
-    })
+    }))
+}
+
+fn runtime(runtime: PolicyChoice) -> PolicyChoices {
+    PolicyChoices {
+        runtime,
+        boot: PolicyChoice::None,
+    }
 }
 
 pub(crate) async fn enrolment_is_all_or_nothing(url: &str) {
@@ -194,7 +202,7 @@ pub(crate) async fn enrolment_is_all_or_nothing(url: &str) {
         .unwrap();
     assert_eq!(done, Enrolled::Done);
     let again = store
-        .insert_node(&node("a", 2), &PolicyChoice::None)
+        .insert_node(&node("a", 2), &PolicyChoices::default())
         .await
         .unwrap();
     assert_eq!(again, Enrolled::NodeExists);
@@ -202,8 +210,8 @@ pub(crate) async fn enrolment_is_all_or_nothing(url: &str) {
         .insert_node(&node("b", 3), &policy("shared"))
         .await
         .unwrap();
-    assert_eq!(taken, Enrolled::PolicyExists);
-    let named = PolicyChoice::Named("shared".into());
+    assert_eq!(taken, Enrolled::PolicyExists(PolicyKind::Runtime));
+    let named = runtime(PolicyChoice::Named("shared".into()));
     assert_eq!(
         store.insert_node(&node("b", 4), &named).await.unwrap(),
         Enrolled::Done
@@ -215,7 +223,7 @@ pub(crate) async fn enrolment_is_all_or_nothing(url: &str) {
             (
                 n.agent_id.as_str(),
                 n.generation,
-                n.policy_digest.as_deref(),
+                n.runtime_digest.as_deref(),
             )
         })
         .collect();
@@ -235,9 +243,16 @@ pub(crate) async fn own_policy_goes_with_the_node_and_a_shared_one_stays(url: &s
         .unwrap();
     assert!(store.delete_node("a").await.unwrap());
     assert!(!store.delete_node("a").await.unwrap());
-    assert_eq!(store.policy_digest("a").await.unwrap(), None);
     assert_eq!(
-        store.policy_digest("shared").await.unwrap().as_deref(),
+        store.policy_digest(PolicyKind::Runtime, "a").await.unwrap(),
+        None
+    );
+    assert_eq!(
+        store
+            .policy_digest(PolicyKind::Runtime, "shared")
+            .await
+            .unwrap()
+            .as_deref(),
         Some("00ff")
     );
     assert_eq!(
@@ -246,7 +261,11 @@ pub(crate) async fn own_policy_goes_with_the_node_and_a_shared_one_stays(url: &s
     );
     assert!(store.delete_node("b").await.unwrap());
     assert_eq!(
-        store.policy_digest("shared").await.unwrap().as_deref(),
+        store
+            .policy_digest(PolicyKind::Runtime, "shared")
+            .await
+            .unwrap()
+            .as_deref(),
         Some("00ff")
     );
 }
@@ -254,12 +273,12 @@ pub(crate) async fn own_policy_goes_with_the_node_and_a_shared_one_stays(url: &s
 pub(crate) async fn late_update_of_a_removed_node_does_not_touch_its_successor(url: &str) {
     let store = open(url, Schema::Verifier).await;
     store
-        .insert_node(&node("a", 1), &PolicyChoice::None)
+        .insert_node(&node("a", 1), &PolicyChoices::default())
         .await
         .unwrap();
     store.delete_node("a").await.unwrap();
     store
-        .insert_node(&node("a", 2), &PolicyChoice::None)
+        .insert_node(&node("a", 2), &PolicyChoices::default())
         .await
         .unwrap();
     let update = |generation, operational_state| RecordUpdate {
@@ -328,14 +347,17 @@ pub(crate) async fn a_policy_of_many_megabytes_is_kept_once(url: &str) {
     let store = open(url, Schema::Verifier).await;
     let body = text(20 << 20);
     for name in ["a", "\u{1f512} \u{e9}'\"--"] {
-        let policy = PolicyChoice::New(NewPolicy {
+        let policy = runtime(PolicyChoice::New(NewPolicy {
             name: name.into(),
             digest: "00ff".into(),
             body: body.clone(),
-        });
+        }));
         let done = store.insert_node(&node(name, 1), &policy).await.unwrap();
         assert_eq!(done, Enrolled::Done);
-        let digest = store.policy_digest(name).await.unwrap();
+        let digest = store
+            .policy_digest(PolicyKind::Runtime, name)
+            .await
+            .unwrap();
         assert_eq!(digest.as_deref(), Some("00ff"));
     }
     assert!(store.policy_text("00ff").await.unwrap() == Some(body));
@@ -346,7 +368,10 @@ pub(crate) async fn a_batch_is_written_whole_and_by_its_owner(url: &str) {
     let ids: Vec<_> = (0..1024).map(|n| format!("node-{n:04}")).collect();
     for id in &ids {
         let of = node(id, u64::MAX >> 1);
-        store.insert_node(&of, &PolicyChoice::None).await.unwrap();
+        store
+            .insert_node(&of, &PolicyChoices::default())
+            .await
+            .unwrap();
     }
     let updates: Vec<_> = ids
         .iter()
@@ -454,30 +479,114 @@ pub(crate) async fn policies_have_names_of_their_own_and_texts_go_with_the_last(
         body: format!("policy {digest}"),
     };
     for name in ["b", "B", "a.b", "ab"] {
-        assert!(store.insert_policy(&named(name, "00")).await.unwrap());
+        assert!(
+            store
+                .insert_policy(PolicyKind::Runtime, &named(name, "00"))
+                .await
+                .unwrap()
+        );
     }
-    assert!(!store.insert_policy(&named("b", "01")).await.unwrap());
+    assert!(
+        !store
+            .insert_policy(PolicyKind::Runtime, &named("b", "01"))
+            .await
+            .unwrap()
+    );
     assert_eq!(store.policy_text("01").await.unwrap(), None);
-    let names = store.policy_names().await.unwrap();
+    let names = store.policy_names(PolicyKind::Runtime).await.unwrap();
     assert_eq!(names, ["B", "a.b", "ab", "b"]);
 
-    assert!(store.replace_policy(&named("b", "02")).await.unwrap());
-    assert!(!store.replace_policy(&named("c", "03")).await.unwrap());
+    assert!(
+        store
+            .replace_policy(PolicyKind::Runtime, &named("b", "02"))
+            .await
+            .unwrap()
+    );
+    assert!(
+        !store
+            .replace_policy(PolicyKind::Runtime, &named("c", "03"))
+            .await
+            .unwrap()
+    );
     assert_eq!(store.policy_text("03").await.unwrap(), None);
     for id in ["n-2", "n-1"] {
-        let choice = PolicyChoice::Named("b".into());
+        let choice = runtime(PolicyChoice::Named("b".into()));
         let done = store.insert_node(&node(id, 1), &choice).await.unwrap();
         assert_eq!(done, Enrolled::Done);
     }
-    assert_eq!(store.policy_users("b").await.unwrap(), ["n-1", "n-2"]);
+    assert_eq!(
+        store.policy_users(PolicyKind::Runtime, "b").await.unwrap(),
+        ["n-1", "n-2"]
+    );
     let in_use = Removed::InUse("n-1".into());
-    assert_eq!(store.delete_policy("b").await.unwrap(), in_use);
-    assert_eq!(store.delete_policy("c").await.unwrap(), Removed::Unknown);
+    assert_eq!(
+        store.delete_policy(PolicyKind::Runtime, "b").await.unwrap(),
+        in_use
+    );
+    assert_eq!(
+        store.delete_policy(PolicyKind::Runtime, "c").await.unwrap(),
+        Removed::Unknown
+    );
     for name in ["B", "a.b", "ab"] {
         assert!(store.policy_text("00").await.unwrap().is_some());
-        assert_eq!(store.delete_policy(name).await.unwrap(), Removed::Done);
+        assert_eq!(
+            store
+                .delete_policy(PolicyKind::Runtime, name)
+                .await
+                .unwrap(),
+            Removed::Done
+        );
     }
     assert_eq!(store.policy_text("00").await.unwrap(), None);
+}
+
+pub(crate) async fn kinds_of_policies_share_texts_but_not_names(url: &str) {
+    let store = open(url, Schema::Verifier).await;
+    let (runtime, boot) = (PolicyKind::Runtime, PolicyKind::Boot);
+    let new = NewPolicy {
+        name: "a".into(),
+        digest: "00".into(),
+        body: "{}".into(),
+    };
+    assert!(store.insert_policy(runtime, &new).await.unwrap());
+    let own = PolicyChoices {
+        runtime: PolicyChoice::Named("a".into()),
+        boot: PolicyChoice::New(new.clone()),
+    };
+    let done = store.insert_node(&node("a", 1), &own).await.unwrap();
+    assert_eq!(done, Enrolled::Done);
+    let taken = PolicyChoices {
+        boot: PolicyChoice::New(new.clone()),
+        ..policy("b")
+    };
+    let refused = store.insert_node(&node("b", 2), &taken).await.unwrap();
+    assert_eq!(refused, Enrolled::PolicyExists(boot));
+    assert_eq!(store.policy_names(runtime).await.unwrap(), ["a"]);
+    assert_eq!(store.policy_names(boot).await.unwrap(), ["a"]);
+    let replaced = NewPolicy {
+        digest: "01".into(),
+        body: "{ }".into(),
+        ..new
+    };
+    assert!(store.replace_policy(boot, &replaced).await.unwrap());
+    let rows = store.nodes("default").await.unwrap();
+    let digests = (
+        rows[0].runtime_digest.as_deref(),
+        rows[0].boot_digest.as_deref(),
+    );
+    assert_eq!(digests, (Some("00"), Some("01")));
+    assert_eq!(store.policy_users(boot, "a").await.unwrap(), ["a"]);
+    // Both are named after the node.
+    assert!(store.delete_node("a").await.unwrap());
+    for kind in [runtime, boot] {
+        assert_eq!(
+            store.delete_policy(kind, "a").await.unwrap(),
+            Removed::Unknown
+        );
+    }
+    for digest in ["00", "01"] {
+        assert_eq!(store.policy_text(digest).await.unwrap(), None);
+    }
 }
 
 /// Text that does not compress.

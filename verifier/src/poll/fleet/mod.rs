@@ -1,0 +1,310 @@
+/// Taking nodes in.
+mod enrol;
+/// Policies by name, and the nodes that use them.
+mod named;
+/// What is shown of nodes.
+mod status;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
+
+use tokio::{
+    sync::{Mutex, RwLock as AsyncRwLock, mpsc, oneshot},
+    task::JoinHandle,
+    time::timeout,
+};
+use troth_core::{identity::AgentId, policy::PolicyError, wire::Enrolment};
+use troth_daemon::{client::LargeAnswers, tls::Identity};
+
+pub use self::{enrol::EnrolError, named::PolicyChangeError};
+use super::{
+    judge::{WorkerError, Workers},
+    node::{Command, Enrolled, Node, Shared},
+    policies::{Compiled, Named, PolicyCache},
+    rules::{NodeError, rules},
+    state::{NodeRecord, Timing},
+    writer::Writer,
+};
+use crate::{
+    config::VerifierConfig,
+    rest::CURRENT_VERSION,
+    store::{NodeRow, PolicyKind, Store, StoreError},
+};
+
+/// Commands that a node's task may have waiting.
+const COMMANDS: usize = 8;
+/// How long the last verdicts may take into the database at a stop.
+const LAST_WRITE: Duration = Duration::from_secs(10);
+
+/// All nodes of this verifier, each with its running task.
+#[derive(Debug)]
+pub struct Fleet {
+    nodes: RwLock<BTreeMap<String, Entry>>,
+    /// One enrolment or removal at a time, so that database and map agree.
+    change: Mutex<()>,
+    /// Held for writing while a policy changes, for reading from the choice of a policy until the
+    /// node that uses it runs: no node misses a change. Taken before `change`.
+    policy_change: AsyncRwLock<()>,
+    shared: Shared,
+    store: Store,
+    policies: Arc<PolicyCache>,
+    identity: Arc<Identity>,
+    writing: Mutex<Option<JoinHandle<()>>>,
+    verifier_id: String,
+    mtls_only: bool,
+}
+
+/// Dropping an entry ends the node's task.
+#[derive(Debug)]
+struct Entry {
+    node: Arc<Node>,
+    commands: mpsc::Sender<Command>,
+}
+
+impl Fleet {
+    /// Loads the nodes of this verifier and begins to ask them, spread over one interval.
+    /// `identity` is what agents see of the verifier.
+    pub async fn start(
+        store: Store,
+        config: &VerifierConfig,
+        identity: Identity,
+    ) -> Result<Self, FleetError> {
+        let (writer, writing) = Writer::start(store.clone());
+        let shared = Shared {
+            timing: Timing::new(config),
+            workers: Workers::new(config.max_workers),
+            writer,
+            request_timeout: config.request_timeout.0,
+            max_answer_size: config.max_answer_size,
+            large_answers: LargeAnswers::new(config.max_large_answers),
+        };
+        let fleet = Self {
+            nodes: RwLock::default(),
+            change: Mutex::new(()),
+            policy_change: AsyncRwLock::new(()),
+            shared,
+            store,
+            policies: Arc::default(),
+            identity: Arc::new(identity),
+            writing: Mutex::new(Some(writing)),
+            verifier_id: config.uuid.clone(),
+            mtls_only: config.enable_agent_mtls,
+        };
+        fleet.load().await?;
+        Ok(fleet)
+    }
+
+    async fn load(&self) -> Result<(), FleetError> {
+        let rows = self.store.nodes(&self.verifier_id).await?;
+        // Held here, so that each text is read and compiled once for all its nodes.
+        let mut policies = HashMap::new();
+        let mut loaded = 0_usize;
+        for row in rows {
+            let named = self.stored_policies(&row, &mut policies).await;
+            let Ok(id) = AgentId::new(&row.agent_id) else {
+                tracing::error!(node_id = row.agent_id, "stored agent id is not one");
+                continue;
+            };
+            let interval = self.shared.timing.interval;
+            self.spawn(
+                self.restore(id, row, named),
+                interval.mul_f64(rand::random::<f64>()),
+            );
+            loaded += 1;
+        }
+        if loaded > 0 {
+            tracing::info!(
+                nodes = loaded,
+                "resumed the attestation of all enrolled nodes"
+            );
+        }
+        Ok(())
+    }
+
+    /// The named policies of a stored node.
+    async fn stored_policies(
+        &self,
+        row: &NodeRow,
+        held: &mut HashMap<(PolicyKind, String), Compiled>,
+    ) -> Result<Named, FleetError> {
+        let mut named = Named::NONE;
+        for (kind, digest) in [
+            (PolicyKind::Runtime, &row.runtime_digest),
+            (PolicyKind::Boot, &row.boot_digest),
+        ] {
+            let Some(digest) = digest else {
+                continue;
+            };
+            let key = (kind, digest.clone());
+            let policy = match held.get(&key) {
+                Some(policy) => policy.clone(),
+                None => {
+                    let policy = self.stored_policy(kind, digest).await?;
+                    held.insert(key, policy.clone());
+                    policy
+                }
+            };
+            named = named.with(policy);
+        }
+        Ok(named)
+    }
+
+    async fn stored_policy(&self, kind: PolicyKind, digest: &str) -> Result<Compiled, FleetError> {
+        if kind == PolicyKind::Runtime
+            && let Some(policy) = self.policies.get(digest)
+        {
+            return Ok(Compiled::Runtime(policy));
+        }
+        let text = self.store.policy_text(digest).await?;
+        let text = text.ok_or_else(|| FleetError::PolicyMissing(digest.to_owned()))?;
+        let (policies, digest) = (Arc::clone(&self.policies), digest.to_owned());
+        let compile = move || policies.compile(kind, &digest, &text);
+        let compiled = self.shared.workers.run(compile).await?;
+        compiled.map_err(|source| FleetError::Policy { kind, source })
+    }
+
+    /// A stored node; one that cannot be judged any more stays visible with the reason.
+    fn restore(&self, id: AgentId, row: NodeRow, named: Result<Named, FleetError>) -> Node {
+        let content = |what, source| StoreError::Content {
+            what,
+            id: row.agent_id.clone(),
+            source,
+        };
+        let record = serde_json::from_str::<NodeRecord>(&row.record)
+            .map_err(|error| FleetError::from(content("record", error)));
+        let enrolment = serde_json::from_str::<Enrolment>(&row.enrolment)
+            .map_err(|error| FleetError::from(content("enrolment", error)));
+        let enrolled = Enrolled {
+            id,
+            generation: row.generation,
+            enrolment: enrolment.as_ref().cloned().unwrap_or_default(),
+        };
+        let checked = enrolment
+            .and_then(|enrolment| Ok(rules(&enrolment, named?, &self.identity, self.mtls_only)?));
+        let error = match (checked, record) {
+            (Ok(rules), Ok(mut record)) => {
+                record.resume();
+                return Node::new(enrolled, rules, record);
+            }
+            (Err(error), Ok(record)) => (error, record),
+            (_, Err(error)) => (error, NodeRecord::new(CURRENT_VERSION.to_owned())),
+        };
+        let (error, record) = error;
+        tracing::error!(node_id = %enrolled.id, %error, "stored node cannot be attested");
+        Node::broken(enrolled, error.to_string(), record)
+    }
+
+    fn spawn(&self, node: Node, first_wait: Duration) {
+        let node = Arc::new(node);
+        let (commands, receiver) = mpsc::channel(COMMANDS);
+        tokio::spawn(Arc::clone(&node).run(self.shared.clone(), receiver, first_wait));
+        let id = node.enrolled.id.as_str().to_owned();
+        let mut nodes = self.nodes.write().unwrap_or_else(PoisonError::into_inner);
+        nodes.insert(id, Entry { node, commands });
+    }
+
+    /// Forgets a node. `false`: it was not enrolled.
+    pub async fn remove(&self, id: &str) -> Result<bool, StoreError> {
+        let _change = self.change.lock().await;
+        // The row first: when that fails the node goes on as before.
+        let deleted = self.store.delete_node(id).await?;
+        let mut nodes = self.nodes.write().unwrap_or_else(PoisonError::into_inner);
+        Ok(nodes.remove(id).is_some() || deleted)
+    }
+
+    /// Stops asking a node until it is reactivated.
+    pub async fn stop(&self, id: &str) -> Result<(), CommandError> {
+        self.command(id, Command::Stop).await
+    }
+
+    /// Asks a node now, from the first entry of its list.
+    pub async fn reactivate(&self, id: &str) -> Result<(), CommandError> {
+        self.command(id, Command::Reactivate).await
+    }
+
+    async fn command(
+        &self,
+        id: &str,
+        command: impl FnOnce(oneshot::Sender<()>) -> Command,
+    ) -> Result<(), CommandError> {
+        let (sender, rules) = {
+            let nodes = self.nodes.read().unwrap_or_else(PoisonError::into_inner);
+            let entry = nodes.get(id).ok_or(CommandError::Unknown)?;
+            (entry.commands.clone(), entry.node.rules())
+        };
+        if let Err(reason) = rules {
+            return Err(CommandError::Broken(reason));
+        }
+        let (done, stored) = oneshot::channel();
+        // A task that is gone means that the node was removed meanwhile.
+        sender
+            .send(command(done))
+            .await
+            .map_err(|_| CommandError::Unknown)?;
+        stored.await.map_err(|_| CommandError::Unknown)
+    }
+
+    fn node(&self, id: &str) -> Option<Arc<Node>> {
+        let nodes = self.nodes.read().unwrap_or_else(PoisonError::into_inner);
+        nodes.get(id).map(|entry| Arc::clone(&entry.node))
+    }
+
+    /// Ends all tasks; what they recorded is in the database when this returns, unless the
+    /// database takes nothing: a stop does not wait for that for ever.
+    pub async fn close(&self) {
+        {
+            let mut nodes = self.nodes.write().unwrap_or_else(PoisonError::into_inner);
+            nodes.clear();
+        }
+        if timeout(LAST_WRITE, self.shared.writer.flush())
+            .await
+            .is_err()
+        {
+            tracing::error!("the last verdicts were not written: their nodes are judged again");
+        }
+        let writing = self.writing.lock().await.take();
+        if let Some(writing) = writing {
+            writing.abort();
+        }
+    }
+}
+
+/// Why a node was not told what to do.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum CommandError {
+    /// Its stored enrolment cannot be judged by any more.
+    #[error("the node cannot be attested: {0}; remove it and enrol it again")]
+    Broken(String),
+    /// It is not enrolled.
+    #[error("agent id not found")]
+    Unknown,
+}
+
+/// Why nodes cannot be loaded.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum FleetError {
+    /// A stored enrolment that is no longer accepted.
+    #[error(transparent)]
+    Node(#[from] NodeError),
+    /// A stored policy that does not compile any more.
+    #[error("stored {kind}: {source}")]
+    Policy {
+        /// Of which kind.
+        kind: PolicyKind,
+        /// The reason.
+        source: PolicyError,
+    },
+    /// A policy that nodes refer to, but which is not there.
+    #[error("no stored policy has digest {0}")]
+    PolicyMissing(String),
+    /// The database failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A worker ended.
+    #[error(transparent)]
+    Worker(#[from] WorkerError),
+}

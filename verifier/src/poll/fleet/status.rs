@@ -1,0 +1,88 @@
+use std::{collections::BTreeMap, sync::PoisonError};
+
+use troth_core::{policy::BootPolicy, wire::NodeStatus};
+
+use super::Fleet;
+use crate::poll::{node::Node, state::now};
+
+/// What is shown of nodes.
+impl Fleet {
+    /// Ids of all nodes, sorted.
+    pub fn ids(&self) -> Vec<String> {
+        let nodes = self.nodes.read().unwrap_or_else(PoisonError::into_inner);
+        nodes.keys().cloned().collect()
+    }
+
+    /// How many nodes are in which state, for people.
+    pub fn summary(&self) -> String {
+        let nodes = self.nodes.read().unwrap_or_else(PoisonError::into_inner);
+        let now = now();
+        let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+        for entry in nodes.values() {
+            let state = entry.node.shown().shown_state(now, &self.shared.timing);
+            *counts.entry(state).or_default() += 1;
+        }
+        if counts.is_empty() {
+            return String::from("No nodes enrolled");
+        }
+        let counts: Vec<_> = counts
+            .iter()
+            .map(|(state, n)| format!("{n} {state}"))
+            .collect();
+        format!("Nodes: {}", counts.join(", "))
+    }
+
+    /// The status of a node, as of now.
+    pub fn status(&self, id: &str) -> Option<NodeStatus> {
+        self.node(id).map(|node| self.status_of(&node))
+    }
+
+    fn status_of(&self, node: &Node) -> NodeStatus {
+        let timing = &self.shared.timing;
+        let enrolment = &node.enrolled.enrolment;
+        let (boot, runtime) = node.rules().map_or((false, false), |rules| {
+            (
+                rules.named.boot != BootPolicy::None,
+                rules.named.runtime.is_some(),
+            )
+        });
+        let record = node.shown();
+        let troth = record.status(now(), timing);
+        // Keylime's PASS must not outlive what Troth itself would say.
+        let attestation_status = match (record.operational, troth.state.as_str()) {
+            (3, "trusted") => "PASS",
+            (7 | 9 | 10, _) => "FAIL",
+            (_, "stale") => "TIMEOUT",
+            _ => "PENDING",
+        };
+        let seconds = timing.interval.as_secs();
+        NodeStatus {
+            operational_state: Some(record.operational),
+            v: enrolment.v.clone(),
+            ip: enrolment.cloudagent_ip.clone(),
+            port: enrolment.cloudagent_port,
+            tpm_policy: enrolment.tpm_policy.clone(),
+            meta_data: enrolment.metadata.clone(),
+            has_mb_refstate: u8::from(boot),
+            has_runtime_policy: u8::from(runtime),
+            accept_tpm_hash_algs: enrolment.accept_tpm_hash_algs.clone(),
+            accept_tpm_encryption_algs: enrolment.accept_tpm_encryption_algs.clone(),
+            accept_tpm_signing_algs: enrolment.accept_tpm_signing_algs.clone(),
+            hash_alg: record.algorithms.hash.clone(),
+            enc_alg: record.algorithms.encryption.clone(),
+            sign_alg: record.algorithms.signing.clone(),
+            verifier_id: self.verifier_id.clone(),
+            verifier_ip: String::new(),
+            verifier_port: 0,
+            severity_level: record.severity_level,
+            last_event_id: record.last_event_id.clone(),
+            attestation_count: record.attestation_count,
+            last_received_quote: record.last_received_quote,
+            last_successful_attestation: record.last_successful_attestation,
+            attestation_status: attestation_status.to_owned(),
+            attestation_period: format!("{seconds}s"),
+            maximum_attestation_interval: format!("{}s", timing.stale_after().as_secs()),
+            troth: Some(troth),
+        }
+    }
+}

@@ -1,0 +1,206 @@
+use sqlx::{Executor, Row};
+
+use super::{
+    Store, StoreError, Table,
+    policies::{self, PolicyChoice, PolicyChoices, PolicyKind},
+    signed, unsigned,
+};
+
+/// A node to enrol.
+#[derive(Clone, Debug)]
+pub struct NewNode {
+    /// Agent id.
+    pub agent_id: String,
+    /// Tells this enrolment from an earlier one of the same id.
+    pub generation: u64,
+    /// Which verifier it belongs to.
+    pub verifier_id: String,
+    /// What the operator said, JSON text.
+    pub enrolment: String,
+    /// State of Keylime's API.
+    pub operational_state: u8,
+    /// What the verifier knows, JSON text.
+    pub record: String,
+}
+
+/// An enrolled node as it is stored.
+#[derive(Clone, Debug)]
+pub struct NodeRow {
+    /// Agent id.
+    pub agent_id: String,
+    /// Tells this enrolment from an earlier one of the same id.
+    pub generation: u64,
+    /// JSON text.
+    pub enrolment: String,
+    /// Digest of its runtime policy.
+    pub runtime_digest: Option<String>,
+    /// Digest of its boot policy, unless that is in the enrolment.
+    pub boot_digest: Option<String>,
+    /// State of Keylime's API.
+    pub operational_state: u8,
+    /// JSON text.
+    pub record: String,
+}
+
+/// What changed about a node.
+#[derive(Clone, Debug)]
+pub struct RecordUpdate {
+    /// Agent id.
+    pub agent_id: String,
+    /// Its enrolment; an update of an earlier one changes nothing.
+    pub generation: u64,
+    /// State of Keylime's API.
+    pub operational_state: u8,
+    /// JSON text.
+    pub record: String,
+}
+
+/// What became of an enrolment.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Enrolled {
+    /// The node is stored.
+    Done,
+    /// The agent id is enrolled already.
+    NodeExists,
+    /// The name for this policy is in use.
+    PolicyExists(PolicyKind),
+}
+
+/// Enrolled nodes.
+impl Store {
+    /// Stores a node and its policies, all or nothing.
+    pub async fn insert_node(
+        &self,
+        node: &NewNode,
+        policies: &PolicyChoices,
+    ) -> Result<Enrolled, StoreError> {
+        let mut transaction = self.begin(Table::Policies).await?;
+        let choices = [
+            (PolicyKind::Runtime, &policies.runtime),
+            (PolicyKind::Boot, &policies.boot),
+        ];
+        let mut names = [None, None];
+        for ((kind, choice), name) in choices.into_iter().zip(&mut names) {
+            *name = match choice {
+                PolicyChoice::None => None,
+                PolicyChoice::Named(name) => Some(name.clone()),
+                PolicyChoice::New(policy) => {
+                    if !policies::put(&mut transaction, kind, policy).await? {
+                        transaction.rollback().await?;
+                        return Ok(match self.node_exists(&node.agent_id).await? {
+                            true => Enrolled::NodeExists,
+                            false => Enrolled::PolicyExists(kind),
+                        });
+                    }
+                    Some(policy.name.clone())
+                }
+            };
+        }
+        let [runtime, boot] = names;
+        let inserted = sqlx::query(
+            "INSERT INTO nodes (agent_id, generation, verifier_id, enrolment, policy_name, \
+             mb_policy_name, operational_state, record) VALUES ($1, $2, $3, $4, $5, $6, $7, $8) \
+             ON CONFLICT (agent_id) DO NOTHING",
+        )
+        .bind(node.agent_id.clone())
+        .bind(signed(node.generation))
+        .bind(node.verifier_id.clone())
+        .bind(node.enrolment.clone())
+        .bind(runtime)
+        .bind(boot)
+        .bind(i64::from(node.operational_state))
+        .bind(node.record.clone())
+        .execute(&mut *transaction)
+        .await?;
+        if inserted.rows_affected() == 0 {
+            transaction.rollback().await?;
+            return Ok(Enrolled::NodeExists);
+        }
+        transaction.commit().await?;
+        Ok(Enrolled::Done)
+    }
+
+    async fn node_exists(&self, id: &str) -> Result<bool, StoreError> {
+        let row = sqlx::query("SELECT 1 FROM nodes WHERE agent_id = $1")
+            .bind(id.to_owned())
+            .fetch_optional(&self.pool)
+            .await?;
+        Ok(row.is_some())
+    }
+
+    /// Forgets a node, with the policies that are named after it.
+    pub async fn delete_node(&self, id: &str) -> Result<bool, StoreError> {
+        let mut transaction = self.begin(Table::Policies).await?;
+        let deleted = sqlx::query("DELETE FROM nodes WHERE agent_id = $1")
+            .bind(id.to_owned())
+            .execute(&mut *transaction)
+            .await?;
+        policies::delete_own(&mut transaction, id).await?;
+        transaction.commit().await?;
+        Ok(deleted.rows_affected() > 0)
+    }
+
+    /// All nodes of this verifier, sorted by id.
+    pub async fn nodes(&self, verifier_id: &str) -> Result<Vec<NodeRow>, StoreError> {
+        let rows = sqlx::query(
+            "SELECT n.agent_id, n.generation, n.enrolment, n.operational_state, n.record, \
+             r.digest AS runtime_digest, b.digest AS boot_digest FROM nodes n \
+             LEFT JOIN runtime_policies r ON r.name = n.policy_name \
+             LEFT JOIN boot_policies b ON b.name = n.mb_policy_name \
+             WHERE n.verifier_id = $1",
+        )
+        .bind(verifier_id.to_owned())
+        .fetch_all(&self.pool)
+        .await?;
+        let row = |row: &sqlx::any::AnyRow| -> Result<NodeRow, sqlx::Error> {
+            Ok(NodeRow {
+                agent_id: row.try_get("agent_id")?,
+                generation: unsigned(row.try_get("generation")?),
+                enrolment: row.try_get("enrolment")?,
+                runtime_digest: row.try_get("runtime_digest")?,
+                boot_digest: row.try_get("boot_digest")?,
+                operational_state: u8::try_from(row.try_get::<i64, _>("operational_state")?)
+                    .unwrap_or(u8::MAX),
+                record: row.try_get("record")?,
+            })
+        };
+        let mut nodes: Vec<_> = rows.iter().map(row).collect::<Result<_, _>>()?;
+        nodes.sort_unstable_by(|a, b| a.agent_id.cmp(&b.agent_id));
+        Ok(nodes)
+    }
+
+    /// Writes a batch in one transaction. It survives a crash of this process, but for speed not
+    /// necessarily a power failure: the nodes are then simply judged again.
+    pub async fn update_records(&self, updates: &[RecordUpdate]) -> Result<(), StoreError> {
+        let mut connection = self.pool.acquire().await?;
+        if self.sqlite {
+            connection.execute("PRAGMA synchronous = NORMAL").await?;
+        }
+        let result = write_records(&mut connection, updates).await;
+        if self.sqlite {
+            connection.execute("PRAGMA synchronous = FULL").await?;
+        }
+        result
+    }
+}
+
+async fn write_records(
+    connection: &mut sqlx::AnyConnection,
+    updates: &[RecordUpdate],
+) -> Result<(), StoreError> {
+    let mut transaction = sqlx::Connection::begin(connection).await?;
+    for update in updates {
+        sqlx::query(
+            "UPDATE nodes SET operational_state = $1, record = $2 \
+             WHERE agent_id = $3 AND generation = $4",
+        )
+        .bind(i64::from(update.operational_state))
+        .bind(update.record.clone())
+        .bind(update.agent_id.clone())
+        .bind(signed(update.generation))
+        .execute(&mut *transaction)
+        .await?;
+    }
+    transaction.commit().await?;
+    Ok(())
+}

@@ -1,0 +1,179 @@
+use base64::{Engine, engine::general_purpose::STANDARD};
+use hyper::Method;
+use serde_json::{Value, json};
+use troth_verifier::{
+    ca::CaDirectory,
+    config::VerifierConfig,
+    store::{Enrolled, NewNode, PolicyChoices, Schema, Store},
+};
+
+use crate::stage::{Agent, Listening, Verifier, enrolment, stage};
+
+#[tokio::test]
+async fn unusable_enrolments_are_refused_with_the_member_to_change() {
+    let root = tempfile::tempdir().unwrap();
+    let (verifier, agent, listening) = stage(root.path()).await;
+    let policy = STANDARD.encode("{\"meta\": 1}");
+    let cases = [
+        ("ak_tpm", json!("*"), "ak_tpm"),
+        (
+            "ak_tpm",
+            json!(agent.tpm.ak_with_attributes(0x0004_0072)),
+            "restricted",
+        ),
+        ("ak_tpm", json!(agent.tpm.ek_tpm()), "ak_tpm"),
+        ("tpm_policy", json!("{"), "tpm_policy"),
+        (
+            "tpm_policy",
+            json!("{\"10\": [\"00\"], \"mask\": \"0x400\"}"),
+            "tpm_policy",
+        ),
+        (
+            "mb_policy",
+            json!("{\"unknown\": 1}"),
+            "Measured boot policy is malformatted",
+        ),
+        ("mb_policy", json!("{}"), "mask lacks PCRs"),
+        ("runtime_policy", json!("*"), "runtime_policy"),
+        (
+            "runtime_policy",
+            json!(policy),
+            "Runtime policy is malformatted",
+        ),
+        ("runtime_policy_key", json!("AAAA"), "runtime_policy_key"),
+        (
+            "ima_sign_verification_keys",
+            json!("{\"keys\": 1}"),
+            "ima_sign",
+        ),
+        (
+            "mtls_cert",
+            json!("disabled"),
+            "mTLS certificate for agent is required!",
+        ),
+        ("mtls_cert", json!("nonsense"), "mtls_cert"),
+        ("cloudagent_ip", json!(null), "cloudagent_ip"),
+        ("cloudagent_ip", json!("host/path"), "cloudagent_ip"),
+        ("cloudagent_port", json!(null), "cloudagent_port"),
+        ("cloudagent_port", json!("x"), "body"),
+        ("accept_tpm_hash_algs", json!(3), "body"),
+    ];
+    for (member, value, reason) in cases {
+        let mut body = enrolment(&agent, &listening);
+        body[member] = value;
+        let (code, answer) = verifier.enrol("a", body).await;
+        let text = answer["status"].as_str().unwrap();
+        assert!(
+            code == 400 && text.contains(reason),
+            "{member}: {code} {text}"
+        );
+    }
+    let mut body = enrolment(&agent, &listening);
+    body["runtime_policy_name"] = json!("unknown");
+    assert_eq!(verifier.enrol("a", body).await.0, 404);
+    assert_eq!(
+        verifier
+            .enrol("a%2fb", enrolment(&agent, &listening))
+            .await
+            .0,
+        400
+    );
+    let (code, answer) = verifier.call(Method::POST, "/v2.6/agents/a", None).await;
+    assert_eq!(
+        (code, &answer["status"]),
+        (400, &json!("Expected non zero content length"))
+    );
+    let (_, list) = verifier.call(Method::GET, "/v2.6/agents", None).await;
+    assert_eq!(
+        list["results"],
+        json!({ "uuids": [] }),
+        "a refused enrolment left something"
+    );
+    verifier.stop().await;
+}
+
+#[tokio::test]
+async fn stored_node_that_is_no_longer_acceptable_stays_visible_with_the_reason() {
+    let root = tempfile::tempdir().unwrap();
+    let plain = VerifierConfig {
+        state_dir: root.path().into(),
+        enable_agent_mtls: false,
+        ..VerifierConfig::default()
+    };
+    CaDirectory::ensure(&plain.ca_dir(), &[]).unwrap();
+    let verifier = Verifier::with(plain).await;
+    let agent = Agent::new();
+    let listening = Listening::start(&agent, &root.path().join("cv_ca")).await;
+    let mut body = enrolment(&agent, &listening);
+    body["mtls_cert"] = json!("disabled");
+    assert_eq!(verifier.enrol("a", body).await.0, 200);
+    verifier.stop().await;
+    let verifier = Verifier::start(root.path()).await;
+    let status = verifier.status("a").await;
+    assert_eq!(
+        (&status["operational_state"], &status["troth"]["state"]),
+        (&json!(7), &json!("stopped"))
+    );
+    let reason = status["troth"]["reason"].as_str().unwrap();
+    assert!(
+        reason.contains("mTLS certificate for agent is required"),
+        "{reason}"
+    );
+    let (code, answer) = verifier
+        .call(Method::PUT, "/v2.6/agents/a/reactivate", None)
+        .await;
+    assert_eq!(code, 409, "{answer}");
+    assert_eq!(
+        verifier
+            .call(Method::DELETE, "/v2.6/agents/a", None)
+            .await
+            .0,
+        200
+    );
+    assert_eq!(
+        verifier.enrol("a", enrolment(&agent, &listening)).await.0,
+        200
+    );
+    verifier.until_state("a", "trusted").await;
+    verifier.stop().await;
+}
+
+#[tokio::test]
+async fn boot_policy_of_an_enrolment_from_before_such_policies_had_names_still_judges() {
+    let root = tempfile::tempdir().unwrap();
+    let (verifier, agent, listening) = stage(root.path()).await;
+    let mut body = enrolment(&agent, &listening);
+    body["tpm_policy"] = json!("{\"mask\": \"0xfbff\"}");
+    assert_eq!(verifier.enrol("a", body).await.0, 200);
+    verifier.until_state("a", "trusted").await;
+    verifier.stop().await;
+
+    let config = VerifierConfig {
+        state_dir: root.path().into(),
+        ..VerifierConfig::default()
+    };
+    let store = Store::open(&config.database_url(), Schema::Verifier).await;
+    let store = store.unwrap();
+    let row = store.nodes("default").await.unwrap().remove(0);
+    let mut enrolment: Value = serde_json::from_str(&row.enrolment).unwrap();
+    enrolment["mb_policy"] = json!("{}");
+    let node = NewNode {
+        agent_id: row.agent_id,
+        generation: row.generation,
+        verifier_id: "default".into(),
+        enrolment: enrolment.to_string(),
+        operational_state: row.operational_state,
+        record: row.record,
+    };
+    assert!(store.delete_node("a").await.unwrap());
+    let policies = PolicyChoices::default();
+    let stored = store.insert_node(&node, &policies).await.unwrap();
+    assert_eq!(stored, Enrolled::Done);
+    store.close().await;
+
+    let verifier = Verifier::start(root.path()).await;
+    let status = verifier.until_state("a", "failed").await;
+    assert_eq!(status["has_mb_refstate"], 1);
+    assert_eq!(status["last_event_id"], "measured_boot.missing_log");
+    verifier.stop().await;
+}
