@@ -29,7 +29,9 @@ use troth_daemon::{
 use troth_tests::{
     boot::Machine,
     fleet::{Agent, AgentOptions, Fleet, Programs},
+    ima_list::{ImaList, policy, template},
     software_ak::SoftwareAk,
+    usage::Usage,
 };
 
 /// Entries of the IMA list, and digests of the policy, that the figures are stated for.
@@ -104,28 +106,10 @@ fn quote_check(table: &mut Table) -> Result<()> {
 
 /// IMA replay with a digest policy, per entry.
 fn ima(table: &mut Table) -> Result<()> {
-    let mut list = String::new();
-    let mut pcr10 = Digest::zero(HashAlgorithm::Sha256);
-    let mut templates = Vec::new();
-    for entry in 0..ENTRIES {
-        let (path, file) = file(entry);
-        let template = template_data(&path, &file);
-        let sha1 = HashAlgorithm::Sha1.digest(&[&template]);
-        list.push_str(&format!("10 {sha1} ima-ng sha256:{file} {path}\n"));
-        let hash = HashAlgorithm::Sha256.digest(&[&template]);
-        pcr10 = pcr10.extend(HashAlgorithm::Sha256, hash.as_bytes());
-        templates.push(template);
-    }
-    let digests: serde_json::Map<_, _> = (0..DIGESTS)
-        .map(file)
-        .map(|(path, digest)| (path, serde_json::json!([digest.to_string()])))
-        .collect();
-    let policy = serde_json::json!({
-        "meta": {"version": 1, "generator": 3}, "release": 0, "digests": digests,
-        "excludes": ["/tmp/.*", "/var/log/.*"], "keyrings": {},
-        "ima": {"ignored_keyrings": [], "log_hash_alg": "sha1", "dm_policy": null},
-        "ima-buf": {}, "verification-keys": "",
-    });
+    let mut list = ImaList::new(ENTRIES);
+    let pcr10 = list.pcr(ENTRIES);
+    let templates: Vec<_> = (0..ENTRIES).map(template).collect();
+    let policy = policy(DIGESTS);
     let runtime = RuntimePolicy::compile(policy.to_string().as_bytes())?;
 
     let nk = "-----BEGIN PUBLIC KEY-----\nbench\n-----END PUBLIC KEY-----\n";
@@ -142,7 +126,7 @@ fn ima(table: &mut Table) -> Result<()> {
         enc_alg: "rsa2048".into(),
         sign_alg: "rsassa".into(),
         pubkey: Some(nk.into()),
-        ima_measurement_list: Some(list),
+        ima_measurement_list: Some(list.entries(0, ENTRIES).to_owned()),
         ima_measurement_list_entry: Some(0),
         ..QuoteResponse::default()
     };
@@ -196,31 +180,6 @@ fn ima(table: &mut Table) -> Result<()> {
     Ok(())
 }
 
-/// File number `n`: its path and digest.
-fn file(n: usize) -> (String, Digest) {
-    let path = format!(
-        "/usr/lib/x86_64-linux-gnu/package-{}/component-{n}.so",
-        n % 997
-    );
-    let digest = HashAlgorithm::Sha256.digest(&[path.as_bytes()]);
-    (path, digest)
-}
-
-/// Template data of `ima-ng`: d-ng and n-ng, each with its little-endian length.
-fn template_data(path: &str, digest: &Digest) -> Vec<u8> {
-    let mut data = vec![40, 0, 0, 0];
-    data.extend_from_slice(b"sha256:\0");
-    data.extend_from_slice(digest.as_bytes());
-    data.extend_from_slice(
-        &u32::try_from(path.len() + 1)
-            .unwrap_or(u32::MAX)
-            .to_le_bytes(),
-    );
-    data.extend_from_slice(path.as_bytes());
-    data.push(0);
-    data
-}
-
 /// A boot log, from bytes to PCR values.
 fn boot_log(table: &mut Table) -> Result<()> {
     let events = EventLog::parse(BOOT_LOG)?.unverified_events().count();
@@ -251,19 +210,15 @@ fn agent(table: &mut Table, programs: &Path) -> Result<()> {
         &directory.path().join("fleet"),
         Duration::from_secs(60),
     )?;
-    let mut list = String::new();
-    for entry in 0..ENTRIES {
-        let (path, file) = file(entry);
-        let sha1 = HashAlgorithm::Sha1.digest(&[&template_data(&path, &file)]);
-        list.push_str(&format!("10 {sha1} ima-ng sha256:{file} {path}\n"));
-    }
-    fs::write(machine.ima_list(), &list)?;
+    let mut list = ImaList::new(ENTRIES);
+    let list = list.entries(0, ENTRIES);
+    fs::write(machine.ima_list(), list)?;
     let options = AgentOptions::with_id("bench");
     let place = directory.path().join("agent");
     let (registrar, ca) = (fleet.registrar_port(), fleet.ca_dir());
     let mut agent = Agent::start(&programs, &place, &machine, registrar, &ca, &options)?;
     let pid = agent.process().id();
-    let idle = resident(pid)?;
+    let idle = Usage::of(pid)?;
 
     let operator = Identity::load(&ca.join("client-cert.crt"), &ca.join("client-private.pem"))?;
     let certificate = load_certificates(&agent.tls_files().0)?.remove(0);
@@ -324,13 +279,14 @@ fn agent(table: &mut Table, programs: &Path) -> Result<()> {
         &whole,
         "",
     )?;
+    let used = Usage::of(pid)?;
     println!(
         "agent, resident memory: {:.1} MB idle, {:.1} MB after {} answers with {ENTRIES} entries \
          (peak {:.1} MB); goal <= 12 MB",
-        idle.now,
-        resident(pid)?.now,
+        megabytes(idle.resident),
+        megabytes(used.resident),
         QUOTES + 2,
-        resident(pid)?.peak,
+        megabytes(used.peak),
     );
     ensure!(
         agent.process().terminate()?.success(),
@@ -339,24 +295,8 @@ fn agent(table: &mut Table, programs: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Resident memory of a process in MB (10^6 bytes).
-struct Resident {
-    now: f64,
-    peak: f64,
-}
-
-fn resident(pid: u32) -> Result<Resident> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let field = |name: &str| {
-        let line = status.lines().find_map(|line| line.strip_prefix(name));
-        let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.trim().parse::<f64>().ok());
-        kib.map(|kib| kib * 1024.0 / 1e6)
-            .with_context(|| format!("no {name} in /proc"))
-    };
-    Ok(Resident {
-        now: field("VmRSS:")?,
-        peak: field("VmHWM:")?,
-    })
+fn megabytes(bytes: u64) -> f64 {
+    bytes as f64 / 1e6
 }
 
 /// User and system time of a process so far, by its scheduler's count in nanoseconds.

@@ -10,6 +10,8 @@ pub mod boot;
 pub mod bus;
 /// Our daemons as processes, and the operator's `trothctl` beside them.
 pub mod fleet;
+/// IMA lists and the policies that allow them.
+pub mod ima_list;
 /// Keylime's registrar, verifier and tenant as the other side.
 pub mod keylime;
 /// A PostgreSQL server that is nobody else's.
@@ -21,7 +23,9 @@ pub mod proxy;
 /// Which crate may know what: the workspace's dependency rules.
 #[cfg(test)]
 mod rules;
-/// Quotes signed by a key in memory, for benchmarks.
+/// Quotes signed by a key in memory, for benchmarks and simulated nodes.
 pub mod software_ak;
 /// swtpm, a client for raw TPM commands, and a multiplexer before the one connection it serves.
 pub mod tpm;
+/// CPU time and memory of a process.
+pub mod usage;

@@ -9,6 +9,8 @@ mod demo;
 mod intrusion;
 /// Keylime's registrar, verifier and tenant attest our agent.
 mod keylime;
+/// Simulated nodes by the dozen: the load generator.
+mod load;
 /// A Keylime site whose servers are replaced by ours.
 mod migration;
 /// Registrar and verifier with their databases in a PostgreSQL server.
