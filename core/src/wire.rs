@@ -302,6 +302,12 @@ pub struct TrothStatus {
     pub due_at_ms: u64,
     /// IMA entries judged since boot.
     pub ima_entries: u64,
+    /// Name of the node's runtime policy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub runtime_policy: Option<String>,
+    /// Name of the node's boot policy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot_policy: Option<String>,
     /// Findings of the last failed verdict (bounded; `findings_total` counts all).
     pub findings: Vec<Finding>,
     /// All findings of that verdict.

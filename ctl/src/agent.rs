@@ -1,7 +1,13 @@
-/// `agent add`: the tenant's steps, from the registrar's record to the enrolment.
+/// `agent add`: a node that proved its identity is enrolled.
 mod add;
+/// The tenant's steps before an enrolment: registrar's record, keys, identity quote.
+mod identity;
 /// A node as this program shows it, whichever verifier it comes from.
 mod node;
+/// The policies of an enrolment, from the options of the command line.
+mod policies;
+/// `agent update`: other policies, algorithms or address for an enrolled node.
+mod update;
 /// `agent watch`: state changes as they happen.
 mod watch;
 
@@ -15,8 +21,9 @@ use troth_core::{identity::AgentId, wire::NodeStatus};
 
 use self::node::{Node, State};
 use crate::{
-    api::{self, Credentials, Service},
+    api::{Credentials, Service},
     cli::{AgentCommand, Global, RemoveArgs},
+    config::Config,
     error::{Error, Exit},
     output::{Output, Tone, now_ms, span},
 };
@@ -30,33 +37,38 @@ pub(crate) async fn run(
     command: &AgentCommand,
     out: &Output,
 ) -> Result<Exit, Error> {
+    let config = &Config::load(global)?;
     match command {
-        AgentCommand::Add(args) => add::run(global, args, out).await,
-        AgentCommand::Remove(args) => remove(global, args, out).await,
+        AgentCommand::Add(args) => add::run(config, args, out).await,
+        AgentCommand::Update(args) => update::run(config, args, out).await,
+        AgentCommand::Remove(args) => remove(config, args, out).await,
         AgentCommand::Reactivate { id } => {
-            let words = "will be attested again";
-            put(global, id, ("reactivate", "reactivated", words), out).await
+            let told = Told {
+                word: "reactivate",
+                result: "reactivated",
+                meaning: "will be attested again",
+            };
+            tell(config, id, &told, out).await
         }
         AgentCommand::Stop { id } => {
-            put(
-                global,
-                id,
-                ("stop", "stopped", "is no longer attested"),
-                out,
-            )
-            .await
+            let told = Told {
+                word: "stop",
+                result: "stopped",
+                meaning: "is no longer attested",
+            };
+            tell(config, id, &told, out).await
         }
-        AgentCommand::Status { id } => status(global, id, out).await,
-        AgentCommand::List => list(global, out).await,
-        AgentCommand::Watch(args) => watch::run(global, args, out).await,
+        AgentCommand::Status { id } => status(config, id, out).await,
+        AgentCommand::List => list(config, out).await,
+        AgentCommand::Watch(args) => watch::run(config, args, out).await,
     }
 }
 
-async fn status(global: &Global, id: &AgentId, out: &Output) -> Result<Exit, Error> {
-    let verifier = Credentials::load(&global.ca_dir)?.verifier(global)?;
+async fn status(config: &Config, id: &AgentId, out: &Output) -> Result<Exit, Error> {
+    let verifier = Credentials::load(config)?.verifier(config)?;
     let node = fetch(&verifier, id.as_str())
         .await?
-        .ok_or_else(|| unknown(&verifier, id))?;
+        .ok_or_else(|| verifier.unknown(id))?;
     out.result(&node, || node.describe(out, now_ms()))?;
     Ok(node.state.exit())
 }
@@ -67,8 +79,8 @@ struct List<'a> {
     agents: &'a [Node],
 }
 
-async fn list(global: &Global, out: &Output) -> Result<Exit, Error> {
-    let verifier = Credentials::load(&global.ca_dir)?.verifier(global)?;
+async fn list(config: &Config, out: &Output) -> Result<Exit, Error> {
+    let verifier = Credentials::load(config)?.verifier(config)?;
     let nodes = fetch_all(&verifier).await?;
     let now = now_ms();
     out.result(&List { agents: &nodes }, || {
@@ -108,29 +120,13 @@ struct Done<'a> {
     result: &'static str,
 }
 
-async fn remove(global: &Global, args: &RemoveArgs, out: &Output) -> Result<Exit, Error> {
-    let verifier = Credentials::load(&global.ca_dir)?.verifier(global)?;
+async fn remove(config: &Config, args: &RemoveArgs, out: &Output) -> Result<Exit, Error> {
+    let verifier = Credentials::load(config)?.verifier(config)?;
     let id = args.id.as_str();
-    let path = api::agents_path(Some(id));
-    let reply = verifier.send(Method::DELETE, &path, None::<&Value>).await?;
-    let mut gone = match reply.status {
-        200 | 204 => true,
-        202 => false,
-        404 => return Err(unknown(&verifier, &args.id)),
-        _ => return Err(verifier.refused(&Method::DELETE, &path, &reply)),
-    };
-    let started = Instant::now();
-    while args.wait && !gone {
-        gone = verifier.find::<Value>(&path).await?.is_none();
-        if !gone && started.elapsed() > REMOVAL_WAIT {
-            return Err(Error::RemovalPending {
-                id: id.to_owned(),
-                seconds: REMOVAL_WAIT.as_secs(),
-            });
-        }
-        if !gone {
-            sleep(Duration::from_millis(100)).await;
-        }
+    let mut gone = delete(&verifier, &args.id).await?;
+    if args.wait && !gone {
+        wait_until_gone(&verifier, id).await?;
+        gone = true;
     }
     let result = if gone { "removed" } else { "accepted" };
     out.result(&Done { id, result }, || {
@@ -145,54 +141,92 @@ async fn remove(global: &Global, args: &RemoveArgs, out: &Output) -> Result<Exit
     Ok(Exit::Success)
 }
 
-/// PUT of a word about a node: the word, the result in JSON, and the result in words.
-async fn put(
-    global: &Global,
-    id: &AgentId,
-    (word, result, words): (&str, &'static str, &str),
-    out: &Output,
-) -> Result<Exit, Error> {
-    let verifier = Credentials::load(&global.ca_dir)?.verifier(global)?;
-    let path = format!("{}/{word}", api::agents_path(Some(id.as_str())));
-    let reply = verifier.send(Method::PUT, &path, None::<&Value>).await?;
+/// Has the verifier forget a node; `false` when it will do so after a running attestation.
+async fn delete(verifier: &Service, id: &AgentId) -> Result<bool, Error> {
+    let path = format!("agents/{id}");
+    let reply = verifier.send(Method::DELETE, &path, None::<&Value>).await?;
     match reply.status {
-        200..=299 => {}
-        404 => return Err(unknown(&verifier, id)),
-        _ => return Err(verifier.refused(&Method::PUT, &path, &reply)),
+        200 | 204 => Ok(true),
+        202 => Ok(false),
+        404 => Err(verifier.unknown(id)),
+        _ => Err(verifier.refused(&Method::DELETE, &path, &reply)),
     }
+}
+
+async fn wait_until_gone(verifier: &Service, id: &str) -> Result<(), Error> {
+    let started = Instant::now();
+    while verifier
+        .find::<Value>(&format!("agents/{id}"))
+        .await?
+        .is_some()
+    {
+        if started.elapsed() > REMOVAL_WAIT {
+            return Err(Error::RemovalPending {
+                id: id.to_owned(),
+                seconds: REMOVAL_WAIT.as_secs(),
+            });
+        }
+        sleep(Duration::from_millis(100)).await;
+    }
+    Ok(())
+}
+
+/// What a verifier is told about a node.
+struct Told {
+    /// Last segment of the path.
+    word: &'static str,
+    /// `result` in JSON.
+    result: &'static str,
+    /// The rest of a sentence that begins with the agent.
+    meaning: &'static str,
+}
+
+async fn tell(config: &Config, id: &AgentId, told: &Told, out: &Output) -> Result<Exit, Error> {
+    let verifier = Credentials::load(config)?.verifier(config)?;
+    put(&verifier, id, told.word).await?;
     let done = Done {
         id: id.as_str(),
-        result,
+        result: told.result,
     };
-    out.result(&done, || format!("Agent {id} {words}.\n"))?;
+    out.result(&done, || format!("Agent {id} {}.\n", told.meaning))?;
     Ok(Exit::Success)
+}
+
+/// PUT of a word about a node.
+async fn put(verifier: &Service, id: &AgentId, word: &str) -> Result<(), Error> {
+    let path = format!("agents/{id}/{word}");
+    let reply = verifier.send(Method::PUT, &path, None::<&Value>).await?;
+    match reply.status {
+        200..=299 => Ok(()),
+        404 => Err(verifier.unknown(id)),
+        // Keylime's verifier says 400 of a node that it does not know, with a database's words.
+        400 if verifier
+            .find::<Value>(&format!("agents/{id}"))
+            .await?
+            .is_none() =>
+        {
+            Err(verifier.unknown(id))
+        }
+        _ => Err(verifier.refused(&Method::PUT, &path, &reply)),
+    }
 }
 
 /// One node; `None` when the verifier does not know it.
 async fn fetch(verifier: &Service, id: &str) -> Result<Option<Node>, Error> {
-    let status = verifier
-        .find::<NodeStatus>(&api::agents_path(Some(id)))
-        .await?;
+    let status = verifier.find::<NodeStatus>(&format!("agents/{id}")).await?;
     Ok(status.map(|status| Node::new(id, &status, now_ms())))
 }
 
 /// All nodes, by id.
 async fn fetch_all(verifier: &Service) -> Result<Vec<Node>, Error> {
-    let path = format!("{}?bulk=True", api::agents_path(None));
-    let statuses = verifier.get::<BTreeMap<String, NodeStatus>>(&path).await?;
+    let statuses = verifier
+        .get::<BTreeMap<String, NodeStatus>>("agents/?bulk=True")
+        .await?;
     let now = now_ms();
     Ok(statuses
         .iter()
         .map(|(id, status)| Node::new(id, status, now))
         .collect())
-}
-
-fn unknown(verifier: &Service, id: &AgentId) -> Error {
-    Error::NotFound {
-        id: id.to_string(),
-        service: verifier.name,
-        url: verifier.url.clone(),
-    }
 }
 
 impl Node {

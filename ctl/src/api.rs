@@ -1,30 +1,33 @@
-use std::{fmt, net::Ipv6Addr, path::Path, sync::Arc, time::Duration};
+use std::{fmt, net::Ipv6Addr, ops::RangeInclusive, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use hyper::Method;
 use rustls::pki_types::CertificateDer;
-use serde::{Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
-use troth_core::wire::Envelope;
+use tokio::sync::OnceCell;
+use troth_core::{
+    identity::AgentId,
+    wire::{AgentVersion, Envelope, ServerVersion},
+};
 use troth_daemon::{
     client::Client,
     tls::{self, Identity, ServerTrust},
 };
 
 use crate::{
-    cli::Global,
+    config::Config,
     error::{AGENT_ADDRESS, Error},
 };
 
-/// Version of the paths at verifier and registrar. All 2.x answers are the same there, so the
-/// oldest that Keylime 6.4 and later serve is the one that fits most servers.
-const API: &str = "/v2.1";
+/// Minor versions of API 2 that verifiers and registrars may serve.
+const SERVER_MINORS: RangeInclusive<u32> = 0..=6;
+/// Minor versions of API 2 that agents may serve: 2.0 has no mTLS.
+const AGENT_MINORS: RangeInclusive<u32> = 1..=6;
+/// What a server speaks that does not say: 410 on `/version` is a verifier in push mode.
+const SERVER_FALLBACK: &str = "2.6";
 /// A verifier's list of some ten thousand nodes fits.
 const BODY_LIMIT: usize = 128 * 1024 * 1024;
-/// Of one request to verifier or registrar.
-const SERVER_TIMEOUT: Duration = Duration::from_secs(30);
-/// Of one request to an agent, whose TPM may need seconds for a quote.
-const AGENT_TIMEOUT: Duration = Duration::from_secs(60);
 /// Characters of a server's error text that are shown.
 const REASON_SHOWN: usize = 500;
 
@@ -72,13 +75,19 @@ impl Endpoint {
             "" => default_port,
             port => port
                 .parse()
-                .ok()
-                .filter(|port| *port != 0)
-                .ok_or_else(|| format!("{port:?} is not a port"))?,
+                .map_err(|_| format!("{port:?} is not a port"))?,
         };
+        Self::new(host, port)
+    }
+
+    /// From a name or address without brackets.
+    pub(crate) fn new(host: &str, port: u16) -> Result<Self, String> {
         let valid = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_' | ':');
         if host.is_empty() || !host.chars().all(valid) {
             return Err(format!("{host:?} is not a host name or address"));
+        }
+        if port == 0 {
+            return Err("0 is not a port".to_owned());
         }
         Ok(Self {
             host: host.to_owned(),
@@ -97,60 +106,40 @@ impl fmt::Display for Endpoint {
     }
 }
 
-/// The operator's certificate and the CA, from `--ca-dir`.
+/// The operator's certificate, and the CAs of the servers.
 pub(crate) struct Credentials {
     identity: Identity,
     roots: Vec<CertificateDer<'static>>,
+    timeout: Duration,
 }
 
 impl Credentials {
-    /// Reads `cacert.crt`, `client-cert.crt` and `client-private.pem`.
-    pub(crate) fn load(ca_dir: &Path) -> Result<Self, Error> {
+    /// Reads the files that the configuration names.
+    pub(crate) fn load(config: &Config) -> Result<Self, Error> {
         let failed = |source| Error::Credentials { source };
-        Ok(Self {
-            identity: Identity::load(
-                &ca_dir.join("client-cert.crt"),
-                &ca_dir.join("client-private.pem"),
-            )
-            .map_err(failed)?,
-            roots: tls::load_certificates(&ca_dir.join("cacert.crt")).map_err(failed)?,
-        })
-    }
-
-    fn server(
-        &self,
-        service: &'static str,
-        option: &'static str,
-        endpoint: &Endpoint,
-    ) -> Result<Service, Error> {
-        let trust = ServerTrust::Roots(self.roots.clone());
-        let config = tls::client_config(trust, Some(&self.identity))
-            .map_err(|source| Error::Credentials { source })?;
-        Ok(Service::new(
-            service,
-            option,
-            endpoint,
-            Some(config),
-            SERVER_TIMEOUT,
-        ))
+        let identity = Identity::load(&config.client_cert(), &config.client_key());
+        let mut credentials = Self {
+            identity: identity.map_err(failed)?,
+            roots: Vec::new(),
+            timeout: config.request_timeout.0,
+        };
+        for path in config.trusted_server_ca() {
+            let mut authorities = tls::load_certificates(&path).map_err(failed)?;
+            credentials.roots.append(&mut authorities);
+        }
+        Ok(credentials)
     }
 
     /// The verifier.
-    pub(crate) fn verifier(&self, global: &Global) -> Result<Service, Error> {
-        self.server(
-            "verifier",
-            "--verifier (or TROTH_VERIFIER)",
-            &global.verifier,
-        )
+    pub(crate) fn verifier(&self, config: &Config) -> Result<Service, Error> {
+        let option = "--verifier (or TROTH_VERIFIER, or verifier_ip)";
+        self.server("verifier", option, &config.verifier()?)
     }
 
     /// The registrar.
-    pub(crate) fn registrar(&self, global: &Global) -> Result<Service, Error> {
-        self.server(
-            "registrar",
-            "--registrar (or TROTH_REGISTRAR)",
-            &global.registrar,
-        )
+    pub(crate) fn registrar(&self, config: &Config) -> Result<Service, Error> {
+        let option = "--registrar (or TROTH_REGISTRAR, or registrar_ip)";
+        self.server("registrar", option, &config.registrar()?)
     }
 
     /// An agent, known by the certificate it registered; `None`: plain HTTP.
@@ -159,50 +148,73 @@ impl Credentials {
         endpoint: &Endpoint,
         certificate: Option<CertificateDer<'static>>,
     ) -> Result<Service, Error> {
-        let config = certificate
+        let tls = certificate
             .map(|pinned| tls::client_config(ServerTrust::Pinned(pinned), Some(&self.identity)))
             .transpose()
             .map_err(|source| Error::Credentials { source })?;
-        Ok(Service::new(
-            "agent",
-            AGENT_ADDRESS,
-            endpoint,
-            config,
-            AGENT_TIMEOUT,
-        ))
+        Ok(self.service("agent", AGENT_ADDRESS, endpoint, tls))
+    }
+
+    fn server(
+        &self,
+        name: &'static str,
+        option: &'static str,
+        endpoint: &Endpoint,
+    ) -> Result<Service, Error> {
+        let trust = ServerTrust::Roots(self.roots.clone());
+        let tls = tls::client_config(trust, Some(&self.identity))
+            .map_err(|source| Error::Credentials { source })?;
+        Ok(self.service(name, option, endpoint, Some(tls)))
+    }
+
+    fn service(
+        &self,
+        name: &'static str,
+        option: &'static str,
+        endpoint: &Endpoint,
+        tls: Option<Arc<rustls::ClientConfig>>,
+    ) -> Service {
+        let scheme = if tls.is_some() { "https" } else { "http" };
+        let client = Client::new(&endpoint.host, endpoint.port, tls, self.timeout);
+        Service {
+            name,
+            url: format!("{scheme}://{endpoint}"),
+            option,
+            version: OnceCell::new(),
+            client: client.body_limit(BODY_LIMIT),
+        }
     }
 }
 
 /// A server of Keylime's REST API, and how to name it in errors.
+///
+/// Paths are given without the version, which is agreed on at the first request.
 pub(crate) struct Service {
     /// verifier, registrar or agent.
     pub(crate) name: &'static str,
     /// Its URL.
     pub(crate) url: String,
     option: &'static str,
+    /// e.g. `2.6`.
+    version: OnceCell<String>,
     client: Client,
 }
 
 impl Service {
-    fn new(
-        name: &'static str,
-        option: &'static str,
-        endpoint: &Endpoint,
-        tls: Option<Arc<rustls::ClientConfig>>,
-        timeout: Duration,
-    ) -> Self {
-        let scheme = if tls.is_some() { "https" } else { "http" };
-        Self {
-            name,
-            url: format!("{scheme}://{endpoint}"),
-            option,
-            client: Client::new(&endpoint.host, endpoint.port, tls, timeout).body_limit(BODY_LIMIT),
-        }
+    /// Speaks this version instead of the highest that both know.
+    pub(crate) fn set_version(&mut self, version: &str) {
+        self.version = OnceCell::new_with(Some(version.to_owned()));
+    }
+
+    /// The version that both speak.
+    pub(crate) async fn version(&self) -> Result<&str, Error> {
+        let version = self.version.get_or_try_init(|| self.negotiate()).await?;
+        Ok(version)
     }
 
     /// `results` of GET; `None` for 404.
     pub(crate) async fn find<T: DeserializeOwned>(&self, path: &str) -> Result<Option<T>, Error> {
-        let reply = self.call(Method::GET, path, None).await?;
+        let reply = self.send(Method::GET, path, None::<&Value>).await?;
         match reply.status {
             404 => Ok(None),
             200 => self.results(path, &reply.body).map(Some),
@@ -212,14 +224,14 @@ impl Service {
 
     /// `results` of GET.
     pub(crate) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Error> {
-        let reply = self.call(Method::GET, path, None).await?;
+        let reply = self.send(Method::GET, path, None::<&Value>).await?;
         match reply.status {
             200 => self.results(path, &reply.body),
             _ => Err(self.refused(&Method::GET, path, &reply)),
         }
     }
 
-    /// POST or DELETE: the status, whatever it is, and the body.
+    /// Any method: the status, whatever it is, and the body.
     pub(crate) async fn send(
         &self,
         method: Method,
@@ -231,7 +243,8 @@ impl Service {
             .transpose()
             .map_err(|error| self.bad_answer(path, error.to_string()))?
             .map(Bytes::from);
-        self.call(method, path, body).await
+        let path = format!("/v{}/{path}", self.version().await?);
+        self.call(method, &path, body).await
     }
 
     /// The error for a status that the caller does not expect.
@@ -240,10 +253,46 @@ impl Service {
             service: self.name,
             url: self.url.clone(),
             method: method.to_string(),
-            path: without_query(path),
+            path: self.shown(path),
             status: reply.status,
             reason: reason(reply.status, &reply.body),
         }
+    }
+
+    /// The error for a node that it does not know.
+    pub(crate) fn unknown(&self, id: &AgentId) -> Error {
+        Error::NotFound {
+            id: id.to_string(),
+            service: self.name,
+            url: self.url.clone(),
+        }
+    }
+
+    /// The highest version below 3.0 that the peer and this program speak.
+    async fn negotiate(&self) -> Result<String, Error> {
+        const PATH: &str = "/version";
+        let is_agent = self.name == "agent";
+        let reply = self.call(Method::GET, PATH, None).await?;
+        let offered = match reply.status {
+            200 => self.results::<Versions>(PATH, &reply.body),
+            _ => Err(self.refused(&Method::GET, PATH, &reply)),
+        };
+        let offered = match offered {
+            Ok(versions) => versions.all(),
+            Err(_) if !is_agent => return Ok(SERVER_FALLBACK.to_owned()),
+            Err(error) => return Err(error),
+        };
+        let minors = if is_agent {
+            AGENT_MINORS
+        } else {
+            SERVER_MINORS
+        };
+        highest_common(&offered, &minors).ok_or_else(|| Error::NoCommonVersion {
+            service: self.name,
+            url: self.url.clone(),
+            offered: offered.join(", "),
+            spoken: format!("2.{} to 2.{}", minors.start(), minors.end()),
+        })
     }
 
     async fn call(&self, method: Method, path: &str, body: Option<Bytes>) -> Result<Reply, Error> {
@@ -273,10 +322,48 @@ impl Service {
         Error::BadAnswer {
             service: self.name,
             url: self.url.clone(),
-            path: without_query(path),
+            path: self.shown(path),
             reason,
         }
     }
+
+    /// A path as it was asked for, without its query.
+    fn shown(&self, path: &str) -> String {
+        let path = path.split('?').next().unwrap_or(path);
+        match self.version.get() {
+            Some(version) if !path.starts_with('/') => format!("/v{version}/{path}"),
+            _ => path.to_owned(),
+        }
+    }
+}
+
+/// `GET /version` of any of the three.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Versions {
+    Agent(AgentVersion),
+    Server(ServerVersion),
+}
+
+impl Versions {
+    fn all(self) -> Vec<String> {
+        match self {
+            Self::Agent(agent) if agent.supported_versions.is_empty() => {
+                vec![agent.supported_version]
+            }
+            Self::Agent(agent) => agent.supported_versions,
+            Self::Server(server) => server.supported_versions,
+        }
+    }
+}
+
+fn highest_common(offered: &[String], minors: &RangeInclusive<u32>) -> Option<String> {
+    offered
+        .iter()
+        .filter_map(|version| version.strip_prefix("2.")?.parse::<u32>().ok())
+        .filter(|minor| minors.contains(minor))
+        .max()
+        .map(|minor| format!("2.{minor}"))
 }
 
 /// An answer of any status.
@@ -285,16 +372,17 @@ pub(crate) struct Reply {
     pub(crate) body: Bytes,
 }
 
-/// Path of a node, or of all nodes, at verifier and registrar.
-pub(crate) fn agents_path(id: Option<&str>) -> String {
-    match id {
-        Some(id) => format!("{API}/agents/{id}"),
-        None => format!("{API}/agents/"),
+/// A name as one segment of a path (RFC 3986, 2.1).
+pub(crate) fn segment(name: &str) -> String {
+    let mut segment = String::with_capacity(name.len());
+    for byte in name.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            segment.push(char::from(byte));
+        } else {
+            segment.push_str(&format!("%{byte:02X}"));
+        }
     }
-}
-
-fn without_query(path: &str) -> String {
-    path.split('?').next().unwrap_or(path).to_owned()
+    segment
 }
 
 /// Why a server refused, from whichever error body it sent: Keylime's envelope, JSON:API errors,
@@ -356,6 +444,29 @@ mod tests {
         ] {
             assert!(Endpoint::parse(text, 1).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn the_highest_common_version_is_taken_by_number() {
+        let pick = |versions: &[&str], minors: &RangeInclusive<u32>| {
+            let versions: Vec<_> = versions.iter().map(ToString::to_string).collect();
+            highest_common(&versions, minors)
+        };
+        let agent = |versions: &[&str]| pick(versions, &AGENT_MINORS);
+        assert_eq!(agent(&["2.1", "2.6", "2.5"]).as_deref(), Some("2.6"));
+        let newer = agent(&["2.5", "2.10", "3.0"]);
+        assert_eq!(newer.as_deref(), Some("2.5"), "2.10 is not ours");
+        assert_eq!(agent(&["1.0", "2.0", "3.0"]), None);
+        assert_eq!(agent(&["2.x", "", "2.-1"]), None);
+        let server = pick(&["1.0", "2.0"], &SERVER_MINORS);
+        assert_eq!(server.as_deref(), Some("2.0"));
+    }
+
+    #[test]
+    fn a_name_is_one_segment() {
+        assert_eq!(segment("web_1.0-x~"), "web_1.0-x~");
+        assert_eq!(segment("a/../b?c d%"), "a%2F..%2Fb%3Fc%20d%25");
+        assert_eq!(segment("ü"), "%C3%BC");
     }
 
     #[test]

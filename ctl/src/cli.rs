@@ -1,9 +1,21 @@
+/// `trothctl agent ...`.
+mod agent;
+/// `trothctl policy ...`.
+mod policy;
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use troth_core::identity::AgentId;
 
+pub(crate) use self::{
+    agent::{
+        AcceptArgs, AddArgs, AgentCommand, ContactArgs, PolicyArgs, RemoveArgs, Until, UpdateArgs,
+        WatchArgs,
+    },
+    policy::{ImportCommand, Kind, PolicyCommand, PolicyCreateCommand, RuntimeArgs, ShowArgs},
+};
 use crate::{api::Endpoint, help};
 
 /// Operate Troth: enrol Linux nodes for remote attestation and see which of them can be trusted
@@ -25,42 +37,43 @@ pub(crate) struct Cli {
     pub(crate) command: Command,
 }
 
-/// Options that every command takes.
+/// Options that every command takes. They override the configuration.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Global options")]
 pub(crate) struct Global {
-    /// Verifier to talk to; the port defaults to 8881
+    /// Verifier to talk to, by default https://127.0.0.1:8881
     #[arg(
         long,
         global = true,
         env = "TROTH_VERIFIER",
         hide_env_values = true,
         value_name = "URL",
-        default_value = "https://127.0.0.1:8881",
         value_parser = |text: &str| Endpoint::parse(text, 8881)
     )]
-    pub(crate) verifier: Endpoint,
-    /// Registrar to talk to; the port defaults to 8891
+    pub(crate) verifier: Option<Endpoint>,
+    /// Registrar to talk to, by default https://127.0.0.1:8891
     #[arg(
         long,
         global = true,
         env = "TROTH_REGISTRAR",
         hide_env_values = true,
         value_name = "URL",
-        default_value = "https://127.0.0.1:8891",
         value_parser = |text: &str| Endpoint::parse(text, 8891)
     )]
-    pub(crate) registrar: Endpoint,
-    /// Directory with cacert.crt and the operator's client-cert.crt and client-private.pem
+    pub(crate) registrar: Option<Endpoint>,
+    /// Directory with cacert.crt and the operator's client-cert.crt and client-private.pem, by
+    /// default /var/lib/troth/cv_ca
     #[arg(
         long,
         global = true,
         env = "TROTH_CA_DIR",
         hide_env_values = true,
-        value_name = "DIR",
-        default_value = "/var/lib/troth/cv_ca"
+        value_name = "DIR"
     )]
-    pub(crate) ca_dir: PathBuf,
+    pub(crate) ca_dir: Option<PathBuf>,
+    /// Read this file instead of trothctl.toml in /etc/troth, /run/troth and /usr/lib/troth
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
     /// Print JSON instead of text; errors become a JSON object on standard error
     #[arg(long, global = true)]
     pub(crate) json: bool,
@@ -68,7 +81,7 @@ pub(crate) struct Global {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Nodes under attestation: add, remove, reactivate, stop, status, list, watch
+    /// Nodes under attestation: add, update, remove, reactivate, stop, status, list, watch
     #[command(subcommand, arg_required_else_help = true)]
     Agent(AgentCommand),
     /// Nodes known to the registrar: their keys and contact address
@@ -80,7 +93,7 @@ pub(crate) enum Command {
     /// The certificate authority that verifier, registrar and operator share
     #[command(subcommand, arg_required_else_help = true)]
     Ca(CaCommand),
-    /// Make policies
+    /// Policies: make them, and keep them at the verifier by name
     #[command(subcommand, arg_required_else_help = true)]
     Policy(PolicyCommand),
     /// Print the completion script of a shell
@@ -94,156 +107,6 @@ pub(crate) enum Command {
         /// Existing directory that gets trothctl.1, trothctl-agent.1 and so on
         dir: Option<PathBuf>,
     },
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum AgentCommand {
-    /// Check a registered node's identity and have the verifier attest it from now on
-    #[command(long_about = help::AGENT_ADD)]
-    Add(Box<AddArgs>),
-    /// Have the verifier forget a node
-    Remove(RemoveArgs),
-    /// Have the verifier attest a node again that failed, was unreachable or was stopped
-    Reactivate {
-        /// Agent id
-        #[arg(value_parser = agent_id)]
-        id: AgentId,
-    },
-    /// Have the verifier stop attesting a node, and keep it enrolled
-    Stop {
-        /// Agent id
-        #[arg(value_parser = agent_id)]
-        id: AgentId,
-    },
-    /// Show one node: verdict, age, policies, and every finding; the exit status is the verdict
-    Status {
-        /// Agent id
-        #[arg(value_parser = agent_id)]
-        id: AgentId,
-    },
-    /// List all nodes with their verdicts
-    List,
-    /// Print a line whenever a node's state changes
-    #[command(long_about = help::AGENT_WATCH)]
-    Watch(WatchArgs),
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct AddArgs {
-    /// Agent id, as `trothctl registrar list` shows it
-    #[arg(value_parser = agent_id)]
-    pub(crate) id: AgentId,
-    /// Runtime policy: Keylime's JSON
-    #[arg(
-        long,
-        value_name = "FILE",
-        group = "runtime",
-        help_heading = "Policies"
-    )]
-    pub(crate) runtime_policy: Option<PathBuf>,
-    /// Runtime policy from a flat allowlist: lines of `DIGEST PATH`
-    #[arg(
-        long,
-        value_name = "FILE",
-        group = "runtime",
-        help_heading = "Policies"
-    )]
-    pub(crate) allowlist: Option<PathBuf>,
-    /// Regular expressions of paths to leave out, one a line
-    #[arg(
-        long,
-        value_name = "FILE",
-        requires = "allowlist",
-        help_heading = "Policies"
-    )]
-    pub(crate) exclude: Option<PathBuf>,
-    /// Runtime policy that allows exactly the files of an IMA measurement list
-    #[arg(
-        long,
-        value_name = "FILE",
-        group = "runtime",
-        help_heading = "Policies"
-    )]
-    pub(crate) ima_list: Option<PathBuf>,
-    /// Allowed PCR values, e.g. {"15": ["HEX", "HEX"]}
-    #[arg(
-        long,
-        value_name = "JSON",
-        default_value = "{}",
-        help_heading = "Policies"
-    )]
-    pub(crate) tpm_policy: String,
-    /// Boot policy: a file, or {} to demand only that the boot log replays to the quoted PCRs
-    #[arg(long, value_name = "FILE|{}", help_heading = "Policies")]
-    pub(crate) boot_policy: Option<String>,
-    /// Accepted hash algorithms of quotes
-    #[arg(
-        long,
-        value_name = "ALG",
-        value_delimiter = ',',
-        default_values = ["sha256", "sha384", "sha512"],
-        help_heading = "Accepted algorithms"
-    )]
-    pub(crate) accept_hash: Vec<String>,
-    /// Accepted AK algorithms
-    #[arg(
-        long,
-        value_name = "ALG",
-        value_delimiter = ',',
-        default_values = ["rsa2048", "rsa3072", "rsa4096", "ecc256", "ecc384", "ecc521"],
-        help_heading = "Accepted algorithms"
-    )]
-    pub(crate) accept_encryption: Vec<String>,
-    /// Accepted signature schemes of quotes
-    #[arg(
-        long,
-        value_name = "SCHEME",
-        value_delimiter = ',',
-        default_values = ["rsassa", "rsapss", "ecdsa"],
-        help_heading = "Accepted algorithms"
-    )]
-    pub(crate) accept_signing: Vec<String>,
-    /// Contact the agent here instead of at the registered address
-    #[arg(long, value_name = "HOST")]
-    pub(crate) address: Option<String>,
-    /// Contact the agent at this port instead of the registered one
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
-    pub(crate) port: Option<u16>,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct RemoveArgs {
-    /// Agent id
-    #[arg(value_parser = agent_id)]
-    pub(crate) id: AgentId,
-    /// Wait until a running attestation has ended and the node is gone
-    #[arg(long)]
-    pub(crate) wait: bool,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct WatchArgs {
-    /// Agent ids; all nodes when none is given
-    #[arg(value_parser = agent_id)]
-    pub(crate) id: Vec<AgentId>,
-    /// End when every watched node is in this state
-    #[arg(long, value_enum, value_name = "STATE")]
-    pub(crate) until: Option<Until>,
-    /// End after so many seconds, with exit status 8 if --until is not reached
-    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
-    pub(crate) timeout: Option<std::time::Duration>,
-    /// Time between two looks at the verifier, in seconds
-    #[arg(long, value_name = "SECONDS", default_value = "0.2", value_parser = seconds)]
-    pub(crate) interval: std::time::Duration,
-}
-
-/// What `agent watch --until` waits for.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, clap::ValueEnum)]
-pub(crate) enum Until {
-    /// Every check passes. A node that fails ends the wait with exit status 3
-    Trusted,
-    /// A check fails
-    Failed,
 }
 
 #[derive(Debug, Subcommand)]
@@ -311,40 +174,6 @@ pub(crate) enum CaCommand {
     Show,
 }
 
-#[derive(Debug, Subcommand)]
-pub(crate) enum PolicyCommand {
-    /// Make a policy
-    #[command(subcommand, arg_required_else_help = true)]
-    Create(PolicyCreateCommand),
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum PolicyCreateCommand {
-    /// Print a runtime policy (Keylime's JSON) made from an IMA list or an allowlist
-    Runtime(RuntimeArgs),
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct RuntimeArgs {
-    /// Allow exactly the files of this IMA measurement list; - is standard input
-    #[arg(
-        long,
-        value_name = "FILE",
-        conflicts_with = "allowlist",
-        required_unless_present = "allowlist"
-    )]
-    pub(crate) ima_list: Option<PathBuf>,
-    /// Flat allowlist: lines of `DIGEST PATH`; - is standard input
-    #[arg(long, value_name = "FILE")]
-    pub(crate) allowlist: Option<PathBuf>,
-    /// Regular expressions of paths to leave out, one a line
-    #[arg(long, value_name = "FILE", requires = "allowlist")]
-    pub(crate) exclude: Option<PathBuf>,
-    /// Write to this file instead of standard output
-    #[arg(long, short, value_name = "FILE")]
-    pub(crate) output: Option<PathBuf>,
-}
-
 fn agent_id(text: &str) -> Result<AgentId, String> {
     AgentId::new(text).map_err(|error| error.to_string())
 }
@@ -359,17 +188,6 @@ fn hex_bytes(text: &str) -> Result<HexBytes, String> {
         .map_err(|error| error.to_string())
 }
 
-/// Seconds with a fraction; 0.01 s to about a year.
-fn seconds(text: &str) -> Result<std::time::Duration, String> {
-    let seconds: f64 = text
-        .parse()
-        .map_err(|_| "not a number of seconds".to_owned())?;
-    if !(0.01..=31_536_000.0).contains(&seconds) {
-        return Err("must be between 0.01 and 31536000 seconds".to_owned());
-    }
-    Ok(std::time::Duration::from_secs_f64(seconds))
-}
-
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
@@ -381,36 +199,48 @@ mod tests {
         Cli::command().debug_assert();
     }
 
-    #[test]
-    fn only_one_source_of_a_runtime_policy_is_taken() {
-        let words = [
-            "trothctl",
-            "agent",
-            "add",
-            "n",
-            "--allowlist",
-            "a",
-            "--ima-list",
-            "b",
-        ];
-        assert!(Cli::try_parse_from(words).is_err());
-        let words = ["trothctl", "agent", "add", "n", "--exclude", "a"];
-        assert!(
-            Cli::try_parse_from(words).is_err(),
-            "--exclude belongs to --allowlist"
-        );
-        let words = ["trothctl", "policy", "create", "runtime"];
-        assert!(Cli::try_parse_from(words).is_err());
+    fn parses(words: &str) -> bool {
+        Cli::try_parse_from(words.split(' ')).is_ok()
     }
 
     #[test]
-    fn seconds_are_bounded() {
-        assert_eq!(
-            seconds("0.5").unwrap(),
-            std::time::Duration::from_millis(500)
-        );
-        for bad in ["0", "-1", "nan", "inf", "1e300", "soon"] {
-            assert!(seconds(bad).is_err(), "{bad}");
+    fn only_one_source_of_a_runtime_policy_is_taken() {
+        assert!(!parses("trothctl agent add n --allowlist a --ima-list b"));
+        assert!(!parses("trothctl policy import runtime n f --ima-list b"));
+        for incomplete in [
+            "trothctl policy create runtime",
+            "trothctl policy import runtime n",
+            "trothctl agent add n --exclude a",
+            "trothctl agent add n --runtime-policy-url http://h/p",
+        ] {
+            assert!(!parses(incomplete), "{incomplete}");
         }
+        assert!(!parses(&format!(
+            "trothctl agent add n --runtime-policy-checksum {}",
+            "ab".repeat(32)
+        )));
+    }
+
+    #[test]
+    fn an_update_drops_a_policy_or_names_one() {
+        assert!(parses(
+            "trothctl agent update n --no-runtime-policy --boot-policy {}"
+        ));
+        assert!(!parses(
+            "trothctl agent update n --no-runtime-policy --ima-list f"
+        ));
+        assert!(!parses(
+            "trothctl agent update n --no-runtime-policy --runtime-policy-name p"
+        ));
+        assert!(!parses(
+            "trothctl agent update n --no-boot-policy --mb-policy {}"
+        ));
+    }
+
+    #[test]
+    fn keylimes_names_of_boot_policy_options_are_taken() {
+        assert!(parses(
+            "trothctl agent add n --mb-policy {} --mb-policy-name b"
+        ));
     }
 }

@@ -7,7 +7,7 @@ use troth_core::{
     policy::PolicyError,
     tpm::{KeyError, StructureError},
 };
-use troth_daemon::{client::ClientError, tls::TlsError};
+use troth_daemon::{client::ClientError, config::ConfigError, tls::TlsError};
 
 /// The exit statuses, as `--help` and trothctl(1) document them; clap itself ends wrong use of the
 /// command line with 2.
@@ -66,6 +66,12 @@ pub(crate) enum Error {
     /// The EK certificate belongs to another TPM.
     #[error("agent {id}: the EK certificate is for another key than the registered EK")]
     ForeignEkCertificate { id: String },
+    /// A configuration file that cannot be used.
+    #[error("configuration: {0}")]
+    Configuration(#[from] ConfigError),
+    /// A file at a URL that cannot be had, or is another one.
+    #[error("{url}: {reason}")]
+    Download { url: String, reason: String },
     /// CA directory without usable credentials.
     #[error("operator credentials: {source}")]
     Credentials { source: TlsError },
@@ -76,6 +82,9 @@ pub(crate) enum Error {
         what: &'static str,
         source: IdentityError,
     },
+    /// A node's policy that its verifier does not name.
+    #[error("agent {id} has a {kind} policy, and the verifier does not say under which name")]
+    KeptPolicyUnknown { id: String, kind: &'static str },
     /// The AK cannot sign quotes.
     #[error("AK: {0}")]
     Key(#[from] KeyError),
@@ -92,16 +101,40 @@ pub(crate) enum Error {
     /// The node's identity quote does not hold.
     #[error("agent {id}: the identity quote is not valid")]
     IdentityQuote { id: String, findings: Vec<Finding> },
-    /// Agent and this program share no API version.
-    #[error("agent {id} at {url} offers API {offered}, this program speaks 2.1 to 2.6")]
+    /// A peer and this program share no API version.
+    #[error("{service} at {url} offers API {offered}; this program speaks {spoken} with it")]
     NoCommonVersion {
-        id: String,
+        service: &'static str,
         url: String,
         offered: String,
+        spoken: String,
+    },
+    /// The verifier has no policy of this name.
+    #[error("the verifier at {url} has no {kind} policy {name:?}")]
+    NoSuchPolicy {
+        kind: &'static str,
+        name: String,
+        url: String,
+    },
+    /// Nothing to check a web server's certificate with.
+    #[error("no certificates of public CAs are installed")]
+    NoWebCas { variable: &'static str },
+    /// An option of the configuration or of the command line that cannot be used.
+    #[error("{option}: {reason}")]
+    Option {
+        option: &'static str,
+        reason: String,
     },
     /// A policy that cannot be used.
     #[error("{what}: {source}")]
     Policy { what: String, source: PolicyError },
+    /// A policy of this name is there already.
+    #[error("the verifier at {url} has a {kind} policy {name:?} already")]
+    PolicyExists {
+        kind: &'static str,
+        name: String,
+        url: String,
+    },
     /// A file could not be read.
     #[error("cannot read {}: {source}", path.display())]
     ReadFile { path: PathBuf, source: io::Error },
@@ -143,6 +176,9 @@ pub(crate) enum Error {
         option: &'static str,
         source: ClientError,
     },
+    /// A node was removed to be enrolled anew, and that was refused.
+    #[error("agent {id} is not enrolled any more: {source}")]
+    UpdateLost { id: String, source: Box<Self> },
     /// `--until` was not reached in time.
     #[error("not {wanted} after {seconds} s: {nodes}")]
     WatchTimeout {
@@ -160,7 +196,7 @@ impl Error {
     pub(crate) fn exit(&self) -> Exit {
         match self {
             Self::Unreachable { .. } => Exit::ServiceUnreachable,
-            Self::NotFound { .. } => Exit::NotFound,
+            Self::NotFound { .. } | Self::NoSuchPolicy { .. } => Exit::NotFound,
             Self::IdentityQuote { .. }
             | Self::Identity { .. }
             | Self::ForeignEkCertificate { .. } => Exit::Untrusted,
@@ -181,8 +217,7 @@ impl Error {
     pub(crate) fn advice(&self) -> Option<String> {
         Some(match self {
             Self::AlreadyEnrolled { id, .. } => format!(
-                "see it with `trothctl agent status {id}`; to enrol it anew with other policies, \
-                 `trothctl agent remove --wait {id}` first"
+                "see it with `trothctl agent status {id}`; other policies: `trothctl agent update {id}`"
             ),
             Self::AgentTooOld { .. } => {
                 "upgrade the agent to one that registers a certificate for mutual TLS".to_owned()
@@ -193,7 +228,7 @@ impl Error {
                     .to_owned()
             }
             Self::Credentials { .. } => {
-                "--ca-dir (or TROTH_CA_DIR) must name a directory with cacert.crt, \
+                "--ca-dir (or TROTH_CA_DIR, or ca_dir) must name a directory with cacert.crt, \
                  client-cert.crt and client-private.pem that you may read; the verifier or the \
                  registrar makes one on its first start, by default /var/lib/troth/cv_ca"
                     .to_owned()
@@ -214,7 +249,23 @@ impl Error {
                  registered (`trothctl registrar show`), or restart it so that it registers again"
                     .to_owned()
             }
-            Self::NoCommonVersion { .. } => "upgrade the agent".to_owned(),
+            Self::Download { .. } => {
+                "compare the checksum with its publisher's, and name the file's final URL"
+                    .to_owned()
+            }
+            Self::NoCommonVersion { service, .. } => format!("upgrade the {service}"),
+            Self::NoSuchPolicy { .. } => {
+                "list what it has with `trothctl policy list`, store one with `trothctl policy \
+                 import`"
+                    .to_owned()
+            }
+            Self::NoWebCas { variable } => format!(
+                "install the package ca-certificates, or name a file of CA certificates in \
+                 {variable}"
+            ),
+            Self::PolicyExists { .. } => {
+                "choose another name; --replace replaces it for all nodes that use it".to_owned()
+            }
             Self::Refused {
                 status: 401 | 403, ..
             } => "the operator's certificate in --ca-dir (or TROTH_CA_DIR) must be issued by the \
@@ -253,6 +304,13 @@ impl Error {
                         .to_owned(),
                     _ => format!("check that it runs, and that {option} names its address"),
                 }
+            }
+            Self::KeptPolicyUnknown { kind, .. } => format!(
+                "nothing is changed; say which it is with --{kind}-policy-name, give a new one, or \
+                 drop it with --no-{kind}-policy"
+            ),
+            Self::UpdateLost { id, .. } => {
+                format!("enrol it again, with all its policies: `trothctl agent add {id} ...`")
             }
             Self::WatchTimeout { .. } => "see why with `trothctl agent status ID`".to_owned(),
             _ => return None,

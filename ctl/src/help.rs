@@ -36,6 +36,26 @@ enrolled when a step fails.
 PCR 10 is quoted when there is a runtime policy, PCRs 0 to 9 and 11 to 15 when there is a boot \
 policy, and every PCR that --tpm-policy names.";
 
+pub(crate) const AGENT_UPDATE: &str = "\
+Change policies, accepted algorithms or address of an enrolled node; the rest is kept.
+
+A new text for the policy that is the node's own (enrolled without a name) is replaced in place at \
+Troth's verifier: the node is judged by it from the next attestation on, no list is read again, and \
+a node that had failed is attested again.
+
+Any other change removes the node and adds it again with the identity checks of `agent add`, all \
+of them made before anything is removed; its counters and its place in the IMA list begin again. \
+Without options that is all that happens: of use when the agent registered a new certificate.
+
+A policy that many nodes use by name is changed for all of them with `trothctl policy import \
+--replace`.";
+
+pub(crate) const POLICY_IMPORT: &str = "\
+Check a policy and have the verifier keep it under a name.
+
+Nodes use it with `trothctl agent add --runtime-policy-name NAME` or --boot-policy-name. With \
+--replace, all nodes that use it are judged by the new text from their next attestation on.";
+
 pub(crate) const AGENT_WATCH: &str = "\
 Print a line whenever a node's state changes, with the time since the command started.
 
@@ -50,9 +70,10 @@ FILE holds Keylime's quote string (r...:...:...) or the JSON answer of an agent 
 taken. Without --ak nothing is checked: everything printed is what the file claims.";
 
 /// Heading and text of what the main manual page and `--help` say beyond the options.
-const SECTIONS: [(&str, &str); 4] = [
+const SECTIONS: [(&str, &str); 5] = [
     ("Exit status", EXIT_STATUS),
     ("JSON", JSON),
+    ("Configuration", CONFIGURATION),
     ("Environment", ENVIRONMENT),
     ("Files", FILES),
 ];
@@ -63,7 +84,7 @@ const EXIT_STATUS: &str = "\
 2  wrong use of the command line
 3  not to be trusted: a node failed attestation; a quote, log or identity failed its check
 4  agent status: the node is unreachable, or its last verdict is too old to count
-5  no such node
+5  no such node or policy
 6  agent status: no verdict (not attested yet, stopped, being removed)
 7  verifier, registrar or agent cannot be reached
 8  agent watch: --timeout ended the wait";
@@ -78,6 +99,8 @@ agent status    NODE
 agent add       {\"id\", \"result\", \"verifier\", \"agent\", \"api_version\", \"ak_name\",
                 \"ek_certificate\", \"tpm_policy\", \"has_runtime_policy\", \"has_boot_policy\",
                 \"warnings\"}
+agent update    {\"id\", \"result\", \"how\", \"verifier\"}, how is in_place or enrolled_anew, and
+                then with the members of agent add
 agent remove    {\"id\", \"result\"}, result is removed or accepted
 agent reactivate, agent stop
                 {\"id\", \"result\"}, result is reactivated or stopped
@@ -87,6 +110,10 @@ registrar list  {\"agents\": [ID]}
 registrar show  {\"id\", \"address\", \"port\", \"regcount\", \"ek\", \"ak\", \"ek_certificate\",
                 \"ek_certificate_matches\", \"mtls_certificate\", \"tls_disabled\"}
 registrar remove {\"id\", \"result\"}, result is removed
+policy list     {\"policies\": [{\"kind\", \"name\"}]}
+policy show     {\"kind\", \"name\", \"sha256\", \"policy\"}
+policy import, policy remove
+                {\"kind\", \"name\", \"result\"}, result is imported, replaced or removed
 inspect quote   {\"verified\", \"failure\", \"nonce_checked\", \"nonce\", \"nonce_hex\", \"clock_ms\",
                 \"selection\", \"pcr_digest\", \"pcr_digest_matches\", \"bank\", \"pcrs\",
                 \"pubkey_bound\", ...}
@@ -107,12 +134,31 @@ const ENVIRONMENT: &str = "\
 TROTH_VERIFIER   as --verifier
 TROTH_REGISTRAR  as --registrar
 TROTH_CA_DIR     as --ca-dir
+TROTH_CTL_NAME   option NAME of trothctl.toml, e.g. TROTH_CTL_REQUEST_TIMEOUT=5
+SSL_CERT_FILE    CAs of web servers, for policies that are downloaded
 NO_COLOR         not empty: no colour. Without a terminal there is none anyway";
 
 const FILES: &str = "\
+/etc/troth/trothctl.toml                 configuration, above /run/troth and /usr/lib/troth, below
+/etc/troth/trothctl.toml.d/*.toml        its drop-ins, the environment, and the options
 /var/lib/troth/cv_ca/cacert.crt          the CA that verifier and registrar use
 /var/lib/troth/cv_ca/client-cert.crt     the operator's certificate
 /var/lib/troth/cv_ca/client-private.pem  its private key";
+
+const CONFIGURATION: &str = "\
+state_dir                    /var/lib/troth
+verifier_ip, verifier_port   127.0.0.1, 8881
+registrar_ip, registrar_port 127.0.0.1, 8891
+ca_dir                       <state_dir>/cv_ca
+client_cert, client_key      client-cert.crt and client-private.pem of ca_dir
+trusted_server_ca            list of files, by default cacert.crt of ca_dir
+request_timeout              60, seconds; also \"500ms\", \"5min\"
+max_retries, retry_interval  5, 0.5: how often and when a busy or silent agent is asked again
+exponential_backoff          true: retry_interval is doubled each time, up to a minute
+accept_tpm_hash_algs         [\"sha256\", \"sha384\", \"sha512\"]
+accept_tpm_encryption_algs   [\"rsa2048\", \"rsa3072\", \"rsa4096\", \"ecc256\", \"ecc384\", \"ecc521\"]
+accept_tpm_signing_algs      [\"rsassa\", \"rsapss\", \"ecdsa\"]
+mb_refstate                  file for --boot-policy default, by default none";
 
 /// The sections as `--help` shows them.
 pub(crate) fn after_long_help() -> String {

@@ -10,6 +10,8 @@ mod api;
 mod ca;
 /// Options and subcommands.
 mod cli;
+/// `trothctl.toml`, with the command line above it.
+mod config;
 /// Everything that can go wrong, with the exit code and the advice that belong to it.
 mod error;
 /// What `--help` and the manual pages say beyond the options; writes those pages.
@@ -18,7 +20,7 @@ mod help;
 mod inspect;
 /// Terminal and JSON output.
 mod output;
-/// `trothctl policy ...`: make policies; shared with `agent add`.
+/// `trothctl policy ...`: make policies, and keep them at the verifier.
 mod policy;
 /// `trothctl registrar ...`: what the registrar knows about a node.
 mod registrar;
@@ -28,7 +30,8 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use crate::{
-    cli::{Cli, Command, InspectCommand, PolicyCommand},
+    cli::{CaCommand, Cli, Command, InspectCommand},
+    config::Config,
     error::{Error, Exit},
     output::Output,
 };
@@ -52,10 +55,8 @@ fn run(cli: &Cli, out: &Output) -> Result<Exit, Error> {
         Command::Inspect(InspectCommand::Quote(args)) => inspect::quote(args, out),
         Command::Inspect(InspectCommand::Eventlog(args)) => inspect::eventlog(args, out),
         Command::Inspect(InspectCommand::Ima(args)) => inspect::ima(args, out),
-        Command::Ca(cli::CaCommand::Show) => ca::show(&cli.global.ca_dir, out),
-        Command::Policy(PolicyCommand::Create(cli::PolicyCreateCommand::Runtime(args))) => {
-            policy::create_runtime(args, out)
-        }
+        Command::Ca(CaCommand::Show) => ca::show(&Config::load(&cli.global)?.ca_dir(), out),
+        Command::Policy(command) => network(policy::run(&cli.global, command, out)),
         Command::Completions { shell } => help::completions(*shell, out),
         Command::Man { dir } => help::man(dir.as_deref(), out),
     }

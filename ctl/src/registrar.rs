@@ -10,9 +10,10 @@ use troth_core::{
 use troth_daemon::tls;
 
 use crate::{
-    api::{self, Credentials, Service},
+    api::Credentials,
     ca::CertificateView,
     cli::{Global, RegistrarCommand},
+    config::Config,
     error::{Error, Exit},
     output::{Output, Tone, clean},
 };
@@ -23,10 +24,11 @@ pub(crate) async fn run(
     command: &RegistrarCommand,
     out: &Output,
 ) -> Result<Exit, Error> {
+    let config = &Config::load(global)?;
     match command {
-        RegistrarCommand::List => list(global, out).await,
-        RegistrarCommand::Show { id } => show(global, id, out).await,
-        RegistrarCommand::Remove { id } => remove(global, id, out).await,
+        RegistrarCommand::List => list(config, out).await,
+        RegistrarCommand::Show { id } => show(config, id, out).await,
+        RegistrarCommand::Remove { id } => remove(config, id, out).await,
     }
 }
 
@@ -36,9 +38,9 @@ struct List {
     agents: Vec<String>,
 }
 
-async fn list(global: &Global, out: &Output) -> Result<Exit, Error> {
-    let registrar = Credentials::load(&global.ca_dir)?.registrar(global)?;
-    let list: RegistrarList = registrar.get(&api::agents_path(None)).await?;
+async fn list(config: &Config, out: &Output) -> Result<Exit, Error> {
+    let registrar = Credentials::load(config)?.registrar(config)?;
+    let list: RegistrarList = registrar.get("agents/").await?;
     let list = List { agents: list.uuids };
     out.result(&list, || {
         if list.agents.is_empty() {
@@ -188,12 +190,12 @@ impl Registered {
     }
 }
 
-async fn show(global: &Global, id: &AgentId, out: &Output) -> Result<Exit, Error> {
-    let registrar = Credentials::load(&global.ca_dir)?.registrar(global)?;
+async fn show(config: &Config, id: &AgentId, out: &Output) -> Result<Exit, Error> {
+    let registrar = Credentials::load(config)?.registrar(config)?;
     let record: RegistrarRecord = registrar
-        .find(&api::agents_path(Some(id.as_str())))
+        .find(&format!("agents/{id}"))
         .await?
-        .ok_or_else(|| unknown(&registrar, id))?;
+        .ok_or_else(|| registrar.unknown(id))?;
     let registered = Registered::new(id.as_str(), &record);
     out.result(&registered, || registered.describe(out))?;
     Ok(Exit::Success)
@@ -206,15 +208,15 @@ struct Removed<'a> {
     result: &'static str,
 }
 
-async fn remove(global: &Global, id: &AgentId, out: &Output) -> Result<Exit, Error> {
-    let registrar = Credentials::load(&global.ca_dir)?.registrar(global)?;
-    let path = api::agents_path(Some(id.as_str()));
+async fn remove(config: &Config, id: &AgentId, out: &Output) -> Result<Exit, Error> {
+    let registrar = Credentials::load(config)?.registrar(config)?;
+    let path = format!("agents/{id}");
     let reply = registrar
         .send(Method::DELETE, &path, None::<&Value>)
         .await?;
     match reply.status {
         200..=299 => {}
-        404 => return Err(unknown(&registrar, id)),
+        404 => return Err(registrar.unknown(id)),
         _ => return Err(registrar.refused(&Method::DELETE, &path, &reply)),
     }
     let removed = Removed {
@@ -225,12 +227,4 @@ async fn remove(global: &Global, id: &AgentId, out: &Output) -> Result<Exit, Err
         format!("Agent {id} is removed from the registrar; the verifier keeps it if it has it.\n")
     })?;
     Ok(Exit::Success)
-}
-
-fn unknown(registrar: &Service, id: &AgentId) -> Error {
-    Error::NotFound {
-        id: id.to_string(),
-        service: registrar.name,
-        url: registrar.url.clone(),
-    }
 }

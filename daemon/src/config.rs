@@ -21,7 +21,7 @@ use toml::{Table, Value};
 /// Directories from weakest to strongest.
 const DIRECTORIES: [&str; 3] = ["/usr/lib/troth", "/run/troth", "/etc/troth"];
 
-/// Loads the configuration `name` (`agent`, `verifier`, `trothctl`, ...). `file` stands for all files of the
+/// Loads the configuration `name` (`agent`, `trothctl`, ...). `file` stands for all files of the
 /// directories; the environment applies in any case.
 ///
 /// `T` should be `#[serde(default, deny_unknown_fields)]`: an unknown key is then an error that

@@ -6,11 +6,11 @@ use tokio::time::{Instant, sleep};
 use super::{
     fetch, fetch_all,
     node::{Node, State},
-    unknown,
 };
 use crate::{
     api::{Credentials, Service},
-    cli::{Global, Until, WatchArgs},
+    cli::{Until, WatchArgs},
+    config::Config,
     error::{Error, Exit},
     output::{Output, clean, now_ms, place},
 };
@@ -44,8 +44,8 @@ enum Progress {
 }
 
 /// Runs `trothctl agent watch`.
-pub(super) async fn run(global: &Global, args: &WatchArgs, out: &Output) -> Result<Exit, Error> {
-    let verifier = Credentials::load(&global.ca_dir)?.verifier(global)?;
+pub(super) async fn run(config: &Config, args: &WatchArgs, out: &Output) -> Result<Exit, Error> {
+    let verifier = Credentials::load(config)?.verifier(config)?;
     let started = Instant::now();
     let mut states = BTreeMap::<String, State>::new();
     let mut silent = false;
@@ -101,7 +101,7 @@ async fn look(
     for id in &args.id {
         let node = fetch(verifier, id.as_str()).await?;
         if node.is_none() && !seen.contains_key(id.as_str()) {
-            return Err(unknown(verifier, id));
+            return Err(verifier.unknown(id));
         }
         nodes.push((id.to_string(), node));
     }

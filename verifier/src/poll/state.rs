@@ -424,6 +424,8 @@ impl NodeRecord {
             judged_at_ms: self.judged_at_ms,
             due_at_ms: self.due_at_ms,
             ima_entries: self.ima_entries,
+            runtime_policy: None,
+            boot_policy: None,
             findings: self.findings.clone(),
             findings_total: self.findings_total,
         }
