@@ -4,6 +4,8 @@
 //! loopback only, and writes into a temporary directory of its own, so that tests run side by
 //! side. `cargo xtask demo` plays on the same stage.
 
+/// A server's REST interface, asked without any tool.
+pub mod api;
 /// A captured boot, replayed into a TPM; programs that "run" later.
 pub mod boot;
 /// A private D-Bus system bus with tpm2-abrmd on it.
@@ -12,7 +14,7 @@ pub mod bus;
 pub mod fleet;
 /// IMA lists and the policies that allow them.
 pub mod ima_list;
-/// Keylime's registrar, verifier and tenant as the other side.
+/// Keylime's registrar, verifier, tenant and agent as the other side.
 pub mod keylime;
 /// A PostgreSQL server that is nobody else's.
 pub mod postgres;

@@ -3,7 +3,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
-use troth_tests::keylime::{VERSION as KEYLIME, installation_place};
+use troth_tests::keylime::{
+    AGENT_VERSION as KEYLIME_AGENT, VERSION as KEYLIME, agent_place, installation_place,
+};
 use troth_tests::postgres;
 use troth_tests::process::{cache, find_program};
 
@@ -202,7 +204,10 @@ impl Missing {
     fn describe(&self) -> String {
         match self {
             Self::Package(need) => need.probe.describe(),
-            Self::Keylime(place) => format!("Keylime {KEYLIME} in {}", place.display()),
+            Self::Keylime(place) => format!(
+                "Keylime {KEYLIME}, with the agent of {KEYLIME_AGENT}, in {}",
+                place.display()
+            ),
             Self::CargoDeny => "cargo-deny".to_owned(),
         }
     }
@@ -261,7 +266,7 @@ fn missing(scope: Scope) -> Result<Vec<Missing>> {
         .collect();
     if scope >= Scope::Test {
         let venv = installation_place()?;
-        if !venv.join(".complete").is_file() {
+        if !(venv.join(".complete").is_file() && agent_place()?.is_dir()) {
             found.push(Missing::Keylime(venv));
         }
     }
@@ -411,6 +416,11 @@ fn install_keylime(place: &Path) -> Result<()> {
         .args(["install", "--quiet", "--disable-pip-version-check"])
         .arg(format!("keylime=={KEYLIME}"))
         .args(KEYLIME_IMPORTS))?;
+    run(Command::new(place.join("bin/pip"))
+        .args(["install", "--quiet", "--disable-pip-version-check"])
+        .args(["--no-deps", "--target"])
+        .arg(agent_place()?)
+        .arg(format!("keylime=={KEYLIME_AGENT}")))?;
     let find = "import sysconfig; print(sysconfig.get_path('purelib'))";
     let output = Command::new(place.join("bin/python3"))
         .args(["-c", find])

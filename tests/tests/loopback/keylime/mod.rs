@@ -1,0 +1,2 @@
+/// Our agent at Keylime's registrar, verifier and tenant.
+mod our_agent;
