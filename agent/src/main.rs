@@ -9,7 +9,11 @@ use troth_agent::{
     agent::{self, AgentError},
     config::Config,
 };
-use troth_daemon::{config, logging, shutdown::Shutdown};
+use troth_daemon::{
+    config::{self, Place},
+    logging,
+    shutdown::Shutdown,
+};
 
 const EXIT_STATUS: &str = "\
 Exit status:
@@ -26,12 +30,15 @@ struct Arguments {
     /// Read this file instead of agent.toml in /etc/troth, /run/troth and /usr/lib/troth.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// Look for configuration files below this directory.
+    #[arg(long, value_name = "DIRECTORY", conflicts_with = "config")]
+    root: Option<PathBuf>,
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     logging::init("info");
-    match run(&arguments) {
+    match run(arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error:#}");
@@ -44,8 +51,12 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    let config: Config = config::load("agent", arguments.config.as_deref())?;
+fn run(arguments: Arguments) -> anyhow::Result<()> {
+    let place = Place {
+        file: arguments.config,
+        root: arguments.root,
+    };
+    let config: Config = config::load(&Config::COMPONENT, &place)?;
     // One thread for everything, one for the TPM, one for file reads: an agent must be small.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

@@ -4,7 +4,10 @@ use std::{
 };
 
 use serde::Deserialize;
-use troth_daemon::{config, seconds::Seconds};
+use troth_daemon::{
+    config::{self, Component, Place},
+    seconds::Seconds,
+};
 
 use crate::{api::Endpoint, cli::Global, error::Error};
 
@@ -79,9 +82,19 @@ impl Default for Config {
 }
 
 impl Config {
+    /// `trothctl.toml` and `TROTH_CTL_...`.
+    const COMPONENT: Component = Component {
+        name: "trothctl",
+        secrets: &[],
+    };
+
     /// The files, the environment, and above them the options of the command line.
     pub(crate) fn load(global: &Global) -> Result<Self, Error> {
-        let mut config: Self = config::load("trothctl", global.config.as_deref())?;
+        let place = Place {
+            file: global.config.clone(),
+            root: None,
+        };
+        let mut config: Self = config::load(&Self::COMPONENT, &place)?;
         if let Some(verifier) = &global.verifier {
             config.verifier_ip.clone_from(&verifier.host);
             config.verifier_port = verifier.port;

@@ -1,4 +1,4 @@
-//! Layered TOML configuration.
+//! Layered configuration.
 //!
 //! Later layers override earlier ones, key by key:
 //!
@@ -6,122 +6,175 @@
 //!    exists replaces the others, as for unit files;
 //! 2. `NAME.toml.d/*.toml` of the same directories, sorted by file name over all of them; a file
 //!    in `/etc` hides one of the same name in `/run` or `/usr/lib`;
-//! 3. environment variables `TROTH_NAME_KEY`, with `__` between the parts of a nested key
-//!    (`TROTH_CTL_KEY` for `trothctl`).
+//! 3. environment variables `TROTH_NAME_KEY`, with `__` between the parts of a nested key;
+//! 4. for secrets: credentials `troth.NAME.KEY` of the service manager (systemd.exec(5)).
+//!
+//! In the names of variables and credentials `trothctl` is `CTL` and `ctl`.
 
 use std::{
-    collections::BTreeMap,
-    env, fs, io,
+    env,
+    ffi::OsString,
+    fs, io,
     path::{Path, PathBuf},
 };
 
+pub use secret::Secret;
 use serde::de::DeserializeOwned;
 use toml::{Table, Value};
+use zeroize::Zeroizing;
 
-/// Directories from weakest to strongest.
-const DIRECTORIES: [&str; 3] = ["/usr/lib/troth", "/run/troth", "/etc/troth"];
+/// Secrets as files of the service manager.
+mod credentials;
+/// Which files apply.
+mod files;
+/// The nearest name that exists.
+mod hint;
+/// A text that is never shown.
+mod secret;
 
-/// Loads the configuration `name` (`agent`, `trothctl`, ...). `file` stands for all files of the
-/// directories; the environment applies in any case.
+/// A program's configuration: what it is called, and which of its options are secrets.
+#[derive(Clone, Copy, Debug)]
+pub struct Component {
+    /// `agent`, `verifier`, `trothctl`, ...: in the names of files, variables and credentials.
+    pub name: &'static str,
+    /// The options that may come as credentials, each a text.
+    pub secrets: &'static [&'static str],
+}
+
+impl Component {
+    /// The name behind the `troth` of variables and credentials.
+    fn short_name(&self) -> &'static str {
+        self.name.strip_prefix("troth").unwrap_or(self.name)
+    }
+}
+
+/// Where the files are.
+#[derive(Clone, Debug, Default)]
+pub struct Place {
+    /// This file instead of all others. Environment and credentials apply all the same.
+    pub file: Option<PathBuf>,
+    /// The directory that stands for `/`.
+    pub root: Option<PathBuf>,
+}
+
+/// Loads the configuration of `component` from its files, the environment and the credentials.
 ///
 /// `T` should be `#[serde(default, deny_unknown_fields)]`: an unknown key is then an error that
-/// names the file.
-pub fn load<T: DeserializeOwned>(name: &str, file: Option<&Path>) -> Result<T, ConfigError> {
-    let files = match file {
-        Some(file) => vec![file.to_owned()],
-        None => layers(name, &DIRECTORIES.map(PathBuf::from))?,
-    };
-    let component = name.strip_prefix("troth").unwrap_or(name);
-    let prefix = format!("TROTH_{}_", component.to_ascii_uppercase());
-    let environment = env::vars_os().filter_map(|(key, value)| {
-        let key = key.to_str()?.strip_prefix(&prefix)?.to_ascii_lowercase();
-        Some((key, value.to_string_lossy().into_owned()))
-    });
-    merge(&files, &prefix, environment)
+/// names its file and line, or its variable, and the nearest key that exists.
+pub fn load<T: DeserializeOwned>(component: &Component, place: &Place) -> Result<T, ConfigError> {
+    load_with(component, place, env::vars_os())
 }
 
-/// The files that apply, weakest first.
-fn layers(name: &str, directories: &[PathBuf]) -> Result<Vec<PathBuf>, ConfigError> {
-    let main = format!("{name}.toml");
-    let base = directories
-        .iter()
-        .rev()
-        .map(|dir| dir.join(&main))
-        .find(|path| path.exists());
-    let mut drop_ins = BTreeMap::new();
-    for directory in directories {
-        let directory = directory.join(format!("{name}.toml.d"));
-        let entries = match fs::read_dir(&directory) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            Err(source) => {
-                return Err(ConfigError::Read {
-                    path: directory,
-                    source,
-                });
-            }
-        };
-        for entry in entries {
-            let entry = entry.map_err(|source| ConfigError::Read {
-                path: directory.clone(),
-                source,
-            })?;
-            let path = entry.path();
-            if path
-                .extension()
-                .is_some_and(|extension| extension == "toml")
-            {
-                drop_ins.insert(entry.file_name(), path);
-            }
-        }
-    }
-    Ok(base.into_iter().chain(drop_ins.into_values()).collect())
-}
-
-fn merge<T: DeserializeOwned>(
-    files: &[PathBuf],
-    prefix: &str,
-    environment: impl Iterator<Item = (String, String)>,
+fn load_with<T: DeserializeOwned>(
+    component: &Component,
+    place: &Place,
+    environment: impl Iterator<Item = (OsString, OsString)>,
 ) -> Result<T, ConfigError> {
+    let environment = Environment::collect(environment);
+    let files = match &place.file {
+        Some(file) => vec![file.clone()],
+        None => files::layers(component.name, place.root.as_deref())?,
+    };
     let mut merged = Table::new();
     for path in files {
-        let text = fs::read_to_string(path).map_err(|source| ConfigError::Read {
-            path: path.clone(),
-            source,
-        })?;
-        // Each file is checked by itself, so that an error names the file and its line.
-        toml::from_str::<T>(&text).map_err(|source| ConfigError::Parse {
-            path: path.clone(),
-            reason: where_and_what(&text, &source),
-        })?;
-        let table = text.parse::<Table>().map_err(|source| ConfigError::Parse {
-            path: path.clone(),
-            reason: where_and_what(&text, &source),
-        })?;
-        overlay(&mut merged, table);
+        overlay(&mut merged, read_toml::<T>(path)?);
     }
-    let mut variables = Vec::new();
-    for (key, value) in environment {
-        variables.push(format!("{prefix}{}", key.to_ascii_uppercase()));
-        set(&mut merged, &key, variable_value(&value));
+    let prefix = format!("TROTH_{}_", component.short_name().to_ascii_uppercase());
+    for (name, value) in environment.with_prefix(&prefix) {
+        let key = name[prefix.len()..].to_ascii_lowercase();
+        overlay(&mut merged, variable::<T>(name, &key, value)?);
+    }
+    if let Some(directory) = environment.get("CREDENTIALS_DIRECTORY") {
+        for (key, text) in credentials::read(component, Path::new(directory))? {
+            merged.insert(key.to_owned(), Value::String(text));
+        }
     }
     merged
         .try_into::<T>()
-        .map_err(|source| ConfigError::Environment {
-            variables: variables.join(", "),
-            reason: source.to_string().trim_end().to_owned(),
-        })
+        .map_err(|error| ConfigError::Together(hint::explain(error.message())))
 }
 
-/// Position and message. The line itself, which toml would show, may hold a password.
-fn where_and_what(text: &str, error: &toml::de::Error) -> String {
+/// The environment variables whose names are text, sorted.
+struct Environment(Vec<(String, OsString)>);
+
+impl Environment {
+    fn collect(variables: impl Iterator<Item = (OsString, OsString)>) -> Self {
+        let mut variables: Vec<_> = variables
+            .filter_map(|(name, value)| Some((name.into_string().ok()?, value)))
+            .collect();
+        variables.sort();
+        Self(variables)
+    }
+
+    fn get(&self, wanted: &str) -> Option<&OsString> {
+        let found = self.0.iter().find(|(name, _)| name == wanted);
+        found.map(|(_, value)| value)
+    }
+
+    fn with_prefix(&self, prefix: &str) -> impl Iterator<Item = (&str, &OsString)> {
+        let matching = self.0.iter().filter(move |(name, _)| {
+            name.strip_prefix(prefix)
+                .is_some_and(|rest| !rest.is_empty())
+        });
+        matching.map(|(name, value)| (name.as_str(), value))
+    }
+}
+
+/// One file, checked by itself, so that an error names the file and its line.
+fn read_toml<T: DeserializeOwned>(path: PathBuf) -> Result<Table, ConfigError> {
+    let text = match fs::read_to_string(&path) {
+        Ok(text) => Zeroizing::new(text),
+        Err(source) => return Err(ConfigError::Read { path, source }),
+    };
+    let checked = toml::from_str::<T>(&text).and_then(|_| toml::from_str(&text));
+    checked.map_err(|error| ConfigError::Parse {
+        path,
+        line: line_of(&text, &error),
+        // Not the line itself, which toml would show: it may hold a password.
+        reason: hint::explain(error.message()),
+    })
+}
+
+fn line_of(text: &str, error: &toml::de::Error) -> usize {
     let before = error.span().and_then(|span| text.get(..span.start));
-    match before {
-        Some(before) => {
-            let line = before.matches('\n').count() + 1;
-            format!("line {line}: {}", error.message())
+    before.map_or(1, |before| before.matches('\n').count() + 1)
+}
+
+/// One variable, checked by itself: as the TOML value that its text spells, or else as that text.
+fn variable<T: DeserializeOwned>(
+    name: &str,
+    key: &str,
+    value: &OsString,
+) -> Result<Table, ConfigError> {
+    let invalid = |reason: String| ConfigError::Variable {
+        name: name.to_owned(),
+        reason,
+    };
+    let text = value
+        .to_str()
+        .ok_or_else(|| invalid("not UTF-8".to_owned()))?;
+    let spelt = format!("value = {text}")
+        .parse::<Table>()
+        .ok()
+        .and_then(|mut table| table.remove("value"));
+    let as_text = Value::String(text.to_owned());
+    let mut refused = None;
+    for value in spelt.into_iter().chain([as_text]) {
+        let table = nest(key, value);
+        match table.clone().try_into::<T>() {
+            Ok(_) => return Ok(table),
+            Err(error) => refused = refused.or(Some(error)),
         }
-        None => error.message().to_owned(),
+    }
+    let refused = refused.map(|error| hint::explain(error.message()));
+    Err(invalid(refused.unwrap_or_default()))
+}
+
+fn nest(key: &str, value: Value) -> Table {
+    let table = |key: &str, value| Table::from_iter([(key.to_owned(), value)]);
+    match key.split_once("__") {
+        None => table(key, value),
+        Some((outer, inner)) => table(outer, Value::Table(nest(inner, value))),
     }
 }
 
@@ -136,49 +189,26 @@ fn overlay(below: &mut Table, above: Table) {
     }
 }
 
-fn set(table: &mut Table, key: &str, value: Value) {
-    match key.split_once("__") {
-        None => {
-            table.insert(key.to_owned(), value);
-        }
-        Some((outer, inner)) => {
-            let nested = table
-                .entry(outer.to_owned())
-                .or_insert_with(|| Value::Table(Table::new()));
-            if let Value::Table(nested) = nested {
-                set(nested, inner, value);
-            }
-        }
-    }
-}
-
-/// A variable's text as the TOML value that it spells, or as a string.
-fn variable_value(text: &str) -> Value {
-    format!("value = {text}")
-        .parse::<Table>()
-        .ok()
-        .and_then(|mut table| table.remove("value"))
-        .unwrap_or_else(|| Value::String(text.to_owned()))
-}
-
 /// A configuration that cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConfigError {
-    /// The merged configuration is wrong while each file by itself is right.
-    #[error("environment ({variables}): {reason}")]
-    Environment {
-        /// The variables that were set.
-        variables: String,
-        /// What is wrong.
+    /// A credential cannot be used.
+    #[error("credential {}: {reason}", path.display())]
+    Credential {
+        /// Its file.
+        path: PathBuf,
+        /// What is wrong with it.
         reason: String,
     },
     /// A file is not TOML, has an unknown key, or a value of the wrong type.
-    #[error("{}: {reason}", path.display())]
+    #[error("{}: line {line}: {reason}", path.display())]
     Parse {
         /// The file.
         path: PathBuf,
-        /// Line, column and reason.
+        /// The line, from 1.
+        line: usize,
+        /// What is wrong with it.
         reason: String,
     },
     /// A file or directory cannot be read.
@@ -189,104 +219,18 @@ pub enum ConfigError {
         /// The reason.
         source: io::Error,
     },
+    /// The merged configuration is wrong while each part by itself is right.
+    #[error("all sources together: {0}")]
+    Together(String),
+    /// An environment variable has an unknown name, or a value of the wrong type.
+    #[error("environment variable {name}: {reason}")]
+    Variable {
+        /// The variable.
+        name: String,
+        /// What is wrong with it.
+        reason: String,
+    },
 }
 
 #[cfg(test)]
-mod tests {
-    use serde::Deserialize;
-
-    use super::*;
-
-    #[derive(Debug, Default, Deserialize, PartialEq)]
-    #[serde(default, deny_unknown_fields)]
-    struct Sample {
-        port: u16,
-        name: String,
-        tls: Tls,
-    }
-
-    #[derive(Debug, Default, Deserialize, PartialEq)]
-    #[serde(default, deny_unknown_fields)]
-    struct Tls {
-        enabled: bool,
-        roots: Vec<String>,
-    }
-
-    fn write(directory: &Path, name: &str, text: &str) {
-        let path = directory.join(name);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, text).unwrap();
-    }
-
-    #[test]
-    fn stronger_directories_and_drop_ins_win() {
-        let root = tempfile::tempdir().unwrap();
-        let directories = ["usr", "run", "etc"].map(|name| root.path().join(name));
-        write(&directories[0], "agent.toml", "port = 1\nname = 'vendor'");
-        write(&directories[2], "agent.toml", "port = 2");
-        write(&directories[0], "agent.toml.d/10-a.toml", "name = 'hidden'");
-        write(&directories[2], "agent.toml.d/10-a.toml", "name = 'shown'");
-        write(
-            &directories[1],
-            "agent.toml.d/20-b.toml",
-            "[tls]\nenabled = true",
-        );
-        let files = layers("agent", &directories).unwrap();
-        let sample: Sample = merge(&files, "TROTH_AGENT_", std::iter::empty()).unwrap();
-        let tls = Tls {
-            enabled: true,
-            roots: Vec::new(),
-        };
-        assert_eq!(
-            sample,
-            Sample {
-                port: 2,
-                name: "shown".into(),
-                tls
-            }
-        );
-    }
-
-    #[test]
-    fn environment_reaches_nested_keys_with_their_type() {
-        let environment = [
-            ("port", "7"),
-            ("name", "host-1"),
-            ("tls__roots", "['a', 'b']"),
-        ]
-        .map(|(key, value)| (key.to_owned(), value.to_owned()));
-        let sample: Sample = merge(&[], "TROTH_AGENT_", environment.into_iter()).unwrap();
-        assert_eq!(sample.port, 7);
-        assert_eq!(sample.name, "host-1");
-        assert_eq!(sample.tls.roots, ["a", "b"]);
-    }
-
-    #[test]
-    fn unknown_key_is_an_error_that_names_file_and_line() {
-        let root = tempfile::tempdir().unwrap();
-        write(root.path(), "agent.toml", "port = 1\nprot = 2\n");
-        let path = root.path().join("agent.toml");
-        let error = merge::<Sample>(&[path], "TROTH_AGENT_", std::iter::empty()).unwrap_err();
-        let text = error.to_string();
-        assert!(
-            text.contains("agent.toml") && text.contains("line 2"),
-            "{text}"
-        );
-        assert!(text.contains("prot"), "{text}");
-    }
-
-    #[test]
-    fn a_broken_line_is_named_and_not_shown() {
-        let root = tempfile::tempdir().unwrap();
-        for broken in ["name = 's3cret\n", "name = s3cret\n", "name = 's3cret' x\n"] {
-            write(root.path(), "agent.toml", &format!("port = 1\n{broken}"));
-            let path = root.path().join("agent.toml");
-            let error = merge::<Sample>(&[path], "TROTH_AGENT_", std::iter::empty()).unwrap_err();
-            let text = error.to_string();
-            assert!(
-                text.contains("line 2") && !text.contains("s3cret"),
-                "{text}"
-            );
-        }
-    }
-}
+mod tests;

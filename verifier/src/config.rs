@@ -6,7 +6,9 @@ use std::{
 };
 
 use serde::Deserialize;
+use troth_daemon::config::{Component, Secret};
 pub use troth_daemon::seconds::Seconds;
+use zeroize::Zeroizing;
 
 /// `registrar.toml`.
 #[derive(Clone, Debug, Deserialize)]
@@ -23,7 +25,7 @@ pub struct RegistrarConfig {
     /// CA directory, default `<state_dir>/cv_ca`.
     pub ca_dir: Option<PathBuf>,
     /// Database, default SQLite in `<state_dir>/reg_data.sqlite`.
-    pub database_url: Option<String>,
+    pub database_url: Option<Secret>,
     /// How long an unanswered challenge is good for.
     pub challenge_lifetime: Seconds,
     /// Unanswered challenges at a time, over all agents.
@@ -50,15 +52,21 @@ impl Default for RegistrarConfig {
 }
 
 impl RegistrarConfig {
+    /// `registrar.toml`, `TROTH_REGISTRAR_...`, `troth.registrar....`.
+    pub const COMPONENT: Component = Component {
+        name: "registrar",
+        secrets: &["database_url"],
+    };
+
     /// The CA directory that applies.
     pub fn ca_dir(&self) -> PathBuf {
         ca_dir(self.ca_dir.as_deref(), &self.state_dir)
     }
 
     /// The database that applies.
-    pub fn database_url(&self) -> String {
+    pub fn database_url(&self) -> Zeroizing<String> {
         database_url(
-            self.database_url.as_deref(),
+            self.database_url.as_ref(),
             &self.state_dir,
             "reg_data.sqlite",
         )
@@ -80,7 +88,7 @@ pub struct VerifierConfig {
     /// CA directory, default `<state_dir>/cv_ca`.
     pub ca_dir: Option<PathBuf>,
     /// Database, default SQLite in `<state_dir>/cv_data.sqlite`.
-    pub database_url: Option<String>,
+    pub database_url: Option<Secret>,
     /// Time from the start of one attestation of a node to the start of the next.
     pub quote_interval: Seconds,
     /// First wait after a node did not answer; the base of the power with `exponential_backoff`.
@@ -132,15 +140,21 @@ impl Default for VerifierConfig {
 }
 
 impl VerifierConfig {
+    /// `verifier.toml`, `TROTH_VERIFIER_...`, `troth.verifier....`.
+    pub const COMPONENT: Component = Component {
+        name: "verifier",
+        secrets: &["database_url"],
+    };
+
     /// The CA directory that applies.
     pub fn ca_dir(&self) -> PathBuf {
         ca_dir(self.ca_dir.as_deref(), &self.state_dir)
     }
 
     /// The database that applies.
-    pub fn database_url(&self) -> String {
+    pub fn database_url(&self) -> Zeroizing<String> {
         database_url(
-            self.database_url.as_deref(),
+            self.database_url.as_ref(),
             &self.state_dir,
             "cv_data.sqlite",
         )
@@ -151,8 +165,8 @@ fn ca_dir(configured: Option<&Path>, state_dir: &Path) -> PathBuf {
     configured.map_or_else(|| state_dir.join("cv_ca"), Path::to_owned)
 }
 
-fn database_url(configured: Option<&str>, state_dir: &Path, file: &str) -> String {
-    match configured {
+fn database_url(configured: Option<&Secret>, state_dir: &Path, file: &str) -> Zeroizing<String> {
+    let url = match configured.map(Secret::expose) {
         // "sqlite" alone is what Keylime's files say for the default.
         Some(url) if url != "sqlite" => url.to_owned(),
         _ => {
@@ -164,7 +178,8 @@ fn database_url(configured: Option<&str>, state_dir: &Path, file: &str) -> Strin
                 .replace('#', "%23");
             format!("sqlite://{path}")
         }
-    }
+    };
+    Zeroizing::new(url)
 }
 
 #[cfg(test)]
@@ -179,7 +194,7 @@ mod tests {
         let verifier = VerifierConfig::default();
         assert_eq!(verifier.port, 8881);
         assert_eq!(
-            verifier.database_url(),
+            *verifier.database_url(),
             "sqlite:///var/lib/troth/cv_data.sqlite"
         );
     }

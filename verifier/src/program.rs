@@ -4,7 +4,11 @@ use std::{path::PathBuf, process::ExitCode};
 
 use clap::{CommandFactory, FromArgMatches, Parser};
 use serde::de::DeserializeOwned;
-use troth_daemon::{config, logging, shutdown::Shutdown};
+use troth_daemon::{
+    config::{self, Component, Place},
+    logging,
+    shutdown::Shutdown,
+};
 
 use crate::server::StartError;
 
@@ -29,20 +33,26 @@ struct Arguments {
     /// Read this file instead of those in /etc/troth, /run/troth and /usr/lib/troth.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// Look for configuration files below this directory.
+    #[arg(long, value_name = "DIRECTORY", conflicts_with = "config")]
+    root: Option<PathBuf>,
 }
 
-/// Runs the program `name`, which is `troth-` and the name of its configuration, until it is asked
-/// to stop.
+/// Runs the program `name` with the configuration of `component`, until it is asked to stop.
 pub fn run<C: DeserializeOwned>(
     name: &'static str,
     about: &'static str,
+    component: &Component,
     serve: impl AsyncFnOnce(C, Shutdown) -> Result<(), StartError>,
 ) -> ExitCode {
     let matches = Arguments::command().name(name).about(about).get_matches();
     let arguments = Arguments::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     logging::init(LOG_LEVEL);
-    let configuration = name.trim_start_matches("troth-");
-    let config = match config::load(configuration, arguments.config.as_deref()) {
+    let place = Place {
+        file: arguments.config,
+        root: arguments.root,
+    };
+    let config = match config::load(component, &place) {
         Ok(config) => config,
         Err(error) => {
             tracing::error!("configuration: {error}");

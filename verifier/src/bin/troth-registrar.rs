@@ -9,6 +9,7 @@ fn main() -> ExitCode {
     program::run(
         "troth-registrar",
         about,
+        &RegistrarConfig::COMPONENT,
         async |config: RegistrarConfig, shutdown| {
             RegistrarServer::start(&config).await?.run(shutdown).await;
             Ok(())

@@ -1,0 +1,64 @@
+use std::{
+    fs::File,
+    io::{self, Read},
+    os::unix::fs::PermissionsExt,
+    path::Path,
+};
+
+use zeroize::Zeroizing;
+
+use super::{Component, ConfigError, files, hint};
+
+/// Largest credential in bytes; longer than any password or URL.
+const LIMIT: u64 = 64 * 1024;
+
+/// The credentials `troth.NAME.KEY` in `directory`: keys and texts. One line end at the end of a
+/// file is not part of its text.
+pub(super) fn read(
+    component: &Component,
+    directory: &Path,
+) -> Result<Vec<(&'static str, String)>, ConfigError> {
+    let prefix = format!("troth.{}.", component.short_name());
+    let mut found = Vec::new();
+    for path in files::entries(directory)? {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let Some(key) = name.strip_prefix(&prefix) else {
+            continue;
+        };
+        let invalid = |reason: String| ConfigError::Credential {
+            path: path.clone(),
+            reason,
+        };
+        let secrets = component.secrets.iter().copied();
+        let Some(known) = secrets.clone().find(|secret| *secret == key) else {
+            return Err(invalid(hint::unknown_option(key, secrets)));
+        };
+        let text = read_secret(&path).map_err(|error| invalid(error.to_string()))?;
+        found.push((known, text));
+    }
+    Ok(found)
+}
+
+fn read_secret(path: &Path) -> io::Result<String> {
+    let file = File::open(path)?;
+    let metadata = file.metadata()?;
+    if !metadata.is_file() {
+        return Err(io::Error::other("not a file"));
+    }
+    // The group's bits are the mask of systemd's access control list.
+    if metadata.permissions().mode() & 0o007 != 0 {
+        let reason = "every user may read it: it is a secret no more; change it, then chmod 0400";
+        return Err(io::Error::other(reason));
+    }
+    if metadata.len() > LIMIT {
+        return Err(io::Error::other(format!("larger than {LIMIT} bytes")));
+    }
+    // Room for all of it at once: growing would leave copies behind.
+    let room = usize::try_from(LIMIT).map_err(io::Error::other)?;
+    let mut text = Zeroizing::new(String::with_capacity(room));
+    file.take(LIMIT).read_to_string(&mut text)?;
+    if text.ends_with('\n') {
+        text.pop();
+    }
+    Ok(std::mem::take(&mut *text))
+}
