@@ -3,6 +3,8 @@
 
 /// The verifier's REST interface: enrolment, status, removal.
 pub mod api;
+/// Who may do what: the one place where a request becomes a principal.
+mod authority;
 /// The certificate authority of an installation: made once, then only used.
 pub mod ca;
 /// What `verifier.toml` and `registrar.toml` may say.
@@ -15,7 +17,7 @@ pub mod poll;
 pub mod program;
 /// Registration, activation, and the records that operators read.
 pub mod registrar;
-/// What the REST interfaces of both servers share: versions, envelopes, administrators.
+/// What the REST interfaces of both servers share: versions and envelopes.
 mod rest;
 /// Starting either server: CA, database, listeners.
 pub mod server;

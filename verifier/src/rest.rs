@@ -1,15 +1,18 @@
 //! What the REST interfaces of registrar and verifier share (Keylime API 2.x): versions in the
-//! path, the answer envelope, and who is an administrator.
+//! path, and the answer envelope.
 
 use hyper::{Request, Response, StatusCode, header};
 use serde::Serialize;
 use troth_core::wire::{Envelope, ServerVersion};
-use troth_daemon::server::{Body, BodyError, Peer, full, json};
+use troth_daemon::server::{Body, BodyError, full, json};
 
 /// API versions of both servers, ascending. All of them answer alike.
 pub(crate) const VERSIONS: [&str; 7] = ["2.0", "2.1", "2.2", "2.3", "2.4", "2.5", "2.6"];
 /// The version that clients should speak.
 pub(crate) const CURRENT_VERSION: &str = "2.6";
+
+/// Where its paths begin.
+const CURRENT_ROOT: &str = "/v2.6/";
 
 /// An object without members.
 #[derive(Debug, Serialize)]
@@ -61,8 +64,17 @@ impl Refusal {
         )
     }
 
-    fn forbidden(action: &str) -> Self {
-        let reason = format!("Action {action} requires admin authentication (mTLS certificate)");
+    /// Who asks is known to be somebody else than they say.
+    pub(crate) fn unauthorized(reason: &str) -> Self {
+        Self {
+            status: StatusCode::UNAUTHORIZED,
+            reason: reason.to_owned(),
+            form: Form::Errors,
+        }
+    }
+
+    /// Who asks may not.
+    pub(crate) fn forbidden(reason: String) -> Self {
         Self {
             status: StatusCode::FORBIDDEN,
             reason,
@@ -139,6 +151,15 @@ pub(crate) fn version() -> Response<Body> {
     })
 }
 
+/// The answer to `GET /`: where the current version begins.
+pub(crate) fn to_current_version() -> Response<Body> {
+    let mut response = Response::new(full(""));
+    *response.status_mut() = StatusCode::TEMPORARY_REDIRECT;
+    let location = header::HeaderValue::from_static(CURRENT_ROOT);
+    response.headers_mut().insert(header::LOCATION, location);
+    response
+}
+
 /// Completes an answer: errors get their body, `X-Request-ID` comes back.
 pub(crate) fn finish(request_id: Option<String>, reply: Reply) -> Response<Body> {
     let mut response = reply.unwrap_or_else(Refusal::into_response);
@@ -168,6 +189,8 @@ pub(crate) fn request_id<B>(request: &Request<B>) -> Option<String> {
 /// A request path, taken apart. Nothing is percent-decoded: ids need no escapes.
 #[derive(Debug, Eq, PartialEq)]
 pub(crate) enum Path<'a> {
+    /// `/`.
+    Root,
     /// `/version` or `/versions`.
     Version,
     /// What follows `/v2` or `/v2.N`.
@@ -182,6 +205,7 @@ impl<'a> Path<'a> {
         let path = path.strip_suffix('/').unwrap_or(path);
         let mut segments = path.split('/');
         match segments.next() {
+            Some("") if segments.next().is_none() => Self::Root,
             Some("version" | "versions") if segments.next().is_none() => Self::Version,
             Some(first) => match first.strip_prefix('v') {
                 Some(v) if v == "2" || VERSIONS.contains(&v) => Self::Api(segments.collect()),
@@ -190,26 +214,6 @@ impl<'a> Path<'a> {
             None => Self::Unknown,
         }
     }
-}
-
-/// Lets administrators pass: over TLS, with a client certificate of our CA that has a
-/// commonName, and not as the bearer of some token.
-pub(crate) fn require_admin<B>(
-    request: &Request<B>,
-    peer: &Peer,
-    action: &str,
-) -> Result<String, Refusal> {
-    if !peer.tls {
-        return Err(Refusal::bad_request(format!(
-            "action {action} is served over HTTPS only"
-        )));
-    }
-    if request.headers().contains_key(header::AUTHORIZATION) {
-        return Err(Refusal::forbidden(action));
-    }
-    peer.common_name()
-        .filter(|name| !name.is_empty())
-        .ok_or_else(|| Refusal::forbidden(action))
 }
 
 /// No route of this name.
@@ -238,12 +242,15 @@ mod tests {
             Path::Api(vec!["agents", "x"])
         );
         assert_eq!(Path::parse("/v2.1//agents"), Path::Api(vec!["", "agents"]));
+        assert_eq!(Path::parse("/"), Path::Root);
+        assert_eq!(
+            Path::parse(CURRENT_ROOT),
+            Path::parse(&format!("/v{CURRENT_VERSION}"))
+        );
         for path in [
             "/v1.0/agents",
             "/v2.7/agents",
             "/v2.10/agents",
-            "/",
-            "",
             "/agents",
             "/v",
         ] {

@@ -14,8 +14,10 @@ use troth_core::{
 use troth_daemon::server::{Body, Handler, Peer, read_body};
 
 use crate::{
+    authority::{ANY, Class, Route, find},
     poll::{CommandError, EnrolError, Fleet},
     rest::{self, Empty, Path, Refusal, Reply},
+    store::PolicyKind,
 };
 
 /// The verifier's routes over a fleet.
@@ -60,6 +62,124 @@ impl Handler for VerifierApi {
     }
 }
 
+/// What a request is for.
+#[derive(Clone, Copy, Debug)]
+enum Endpoint {
+    VersionRoot,
+    Nodes,
+    Node,
+    Enrol,
+    Remove,
+    Reactivate,
+    Stop,
+    Policies(PolicyKind),
+    Policy(PolicyKind),
+}
+
+/// Every resource below `/v2.x/`, with Keylime's names for what is done to it.
+const ROUTES: &[Route<Endpoint>] = {
+    use Class::{Admin, AgentOrAdmin, Public};
+    use Endpoint::{Enrol, Node, Nodes, Policies, Policy, Reactivate, Remove, Stop, VersionRoot};
+    use PolicyKind::{Boot, Runtime};
+    const AGENTS: &[&str] = &["agents"];
+    const AGENT: &[&str] = &["agents", ANY];
+    const ALLOWLISTS: &[&str] = &["allowlists"];
+    const ALLOWLIST: &[&str] = &["allowlists", ANY];
+    const MB_POLICIES: &[&str] = &["mbpolicies"];
+    const MB_POLICY: &[&str] = &["mbpolicies", ANY];
+    &[
+        Route::new(Method::GET, &[], Public, "read_version", VersionRoot),
+        Route::new(Method::GET, AGENTS, Admin, "list_agents", Nodes),
+        Route::new(Method::GET, AGENT, AgentOrAdmin, "read_agent", Node),
+        Route::new(Method::POST, AGENT, Admin, "create_agent", Enrol),
+        Route::new(Method::DELETE, AGENT, Admin, "delete_agent", Remove),
+        Route::new(
+            Method::PUT,
+            &["agents", ANY, "reactivate"],
+            Admin,
+            "reactivate_agent",
+            Reactivate,
+        ),
+        Route::new(
+            Method::PUT,
+            &["agents", ANY, "stop"],
+            Admin,
+            "stop_agent",
+            Stop,
+        ),
+        Route::new(
+            Method::GET,
+            ALLOWLISTS,
+            Admin,
+            "list_runtime_policies",
+            Policies(Runtime),
+        ),
+        Route::new(
+            Method::GET,
+            ALLOWLIST,
+            Admin,
+            "read_runtime_policy",
+            Policy(Runtime),
+        ),
+        Route::new(
+            Method::POST,
+            ALLOWLIST,
+            Admin,
+            "create_runtime_policy",
+            Policy(Runtime),
+        ),
+        Route::new(
+            Method::PUT,
+            ALLOWLIST,
+            Admin,
+            "update_runtime_policy",
+            Policy(Runtime),
+        ),
+        Route::new(
+            Method::DELETE,
+            ALLOWLIST,
+            Admin,
+            "delete_runtime_policy",
+            Policy(Runtime),
+        ),
+        Route::new(
+            Method::GET,
+            MB_POLICIES,
+            Admin,
+            "list_mb_policies",
+            Policies(Boot),
+        ),
+        Route::new(
+            Method::GET,
+            MB_POLICY,
+            Admin,
+            "read_mb_policy",
+            Policy(Boot),
+        ),
+        Route::new(
+            Method::POST,
+            MB_POLICY,
+            Admin,
+            "create_mb_policy",
+            Policy(Boot),
+        ),
+        Route::new(
+            Method::PUT,
+            MB_POLICY,
+            Admin,
+            "update_mb_policy",
+            Policy(Boot),
+        ),
+        Route::new(
+            Method::DELETE,
+            MB_POLICY,
+            Admin,
+            "delete_mb_policy",
+            Policy(Boot),
+        ),
+    ]
+};
+
 impl Inner {
     async fn route(&self, request: Request<Incoming>) -> Reply {
         let Some(peer) = request.extensions().get::<Peer>().cloned() else {
@@ -67,65 +187,47 @@ impl Inner {
         };
         let path = request.uri().path().to_owned();
         let segments = match Path::parse(&path) {
+            Path::Root if request.method() == Method::GET => return Ok(rest::to_current_version()),
             Path::Version if request.method() == Method::GET => return Ok(rest::version()),
-            Path::Version => return Err(rest::wrong_method()),
+            Path::Root | Path::Version => return Err(rest::wrong_method()),
             Path::Unknown => return Err(rest::unknown_path()),
             Path::Api(segments) => segments,
         };
-        let admin = |action| rest::require_admin(&request, &peer, action);
-        match (request.method().clone(), segments.as_slice()) {
-            (Method::GET, []) => Ok(rest::success(Empty {})),
-            (Method::GET, ["agents"]) => {
-                admin("list_agents")?;
-                Ok(self.list(request.uri().query().unwrap_or_default()))
-            }
-            (Method::GET, ["agents", id]) => {
-                admin("read_agent")?;
-                let id = agent_id(id)?;
+        let (endpoint, parameter, who) = find(ROUTES, &segments, &request, &peer)?;
+        match endpoint {
+            Endpoint::VersionRoot => Ok(rest::success(Empty {})),
+            Endpoint::Nodes => Ok(self.list(request.uri().query().unwrap_or_default())),
+            Endpoint::Node => {
+                let id = agent_id(parameter)?;
                 let status = self.fleet.status(id.as_str()).ok_or_else(not_found)?;
                 Ok(rest::success(self.with_address(status)))
             }
-            (Method::POST, ["agents", id]) => {
-                admin("create_agent")?;
-                let id = agent_id(id)?;
+            Endpoint::Enrol => {
+                let id = agent_id(parameter)?;
                 let body = read_body(request.into_body(), self.max_upload_size).await?;
                 self.enrol(id, &body).await
             }
-            (Method::DELETE, ["agents", id]) => {
-                let who = admin("delete_agent")?;
-                let id = agent_id(id)?;
+            Endpoint::Remove => {
+                let id = agent_id(parameter)?;
                 let removed = self.fleet.remove(id.as_str()).await;
                 if !removed.map_err(|error| Refusal::internal(&error))? {
                     return Err(not_found());
                 }
-                tracing::info!(node_id = %id, admin = who, "removed");
+                tracing::info!(node_id = %id, admin = %who, "removed");
                 Ok(rest::success(Empty {}))
             }
-            (Method::PUT, ["agents", id, "reactivate"]) => {
-                admin("reactivate_agent")?;
-                told(self.fleet.reactivate(agent_id(id)?.as_str()).await)
+            Endpoint::Reactivate => {
+                told(self.fleet.reactivate(agent_id(parameter)?.as_str()).await)
             }
-            (Method::PUT, ["agents", id, "stop"]) => {
-                admin("stop_agent")?;
-                told(self.fleet.stop(agent_id(id)?.as_str()).await)
-            }
-            (method, [first, name @ ..])
-                if name.len() <= 1
-                    && let Some(kind) = policies::kind(first) =>
-            {
-                let who = admin(policies::action(kind, &method, !name.is_empty())?)?;
-                let Some(name) = name.first() else {
-                    return policies::list(&self.fleet, kind).await;
-                };
-                let name = policies::name(name)?;
+            Endpoint::Stop => told(self.fleet.stop(agent_id(parameter)?.as_str()).await),
+            Endpoint::Policies(kind) => policies::list(&self.fleet, kind).await,
+            Endpoint::Policy(kind) => {
+                let name = policies::name(parameter)?;
+                let method = request.method().clone();
                 let limit = self.max_upload_size;
                 let body = request.into_body();
                 policies::serve(&self.fleet, kind, &method, &name, &who, body, limit).await
             }
-            (_, [] | ["agents"] | ["agents", _] | ["agents", _, "reactivate" | "stop"]) => {
-                Err(rest::wrong_method())
-            }
-            _ => Err(rest::unknown_path()),
         }
     }
 

@@ -3,6 +3,7 @@ use serde::{Deserialize, Serialize};
 use troth_daemon::server::read_body;
 
 use crate::{
+    authority::Principal,
     poll::{Fleet, PolicyChangeError, PolicyName, SentPolicy},
     rest::{self, Refusal, Reply},
     store::{PolicyKind, percent_decoded},
@@ -48,35 +49,6 @@ struct BootChange {
     mb_policy: Option<String>,
 }
 
-/// The kind of policies behind the first segment of a path.
-pub(super) fn kind(segment: &str) -> Option<PolicyKind> {
-    match segment {
-        "allowlists" => Some(PolicyKind::Runtime),
-        "mbpolicies" => Some(PolicyKind::Boot),
-        _ => None,
-    }
-}
-
-/// What a method does to the list, or with `one` to a policy; it names the missing authority.
-pub(super) fn action(
-    kind: PolicyKind,
-    method: &Method,
-    one: bool,
-) -> Result<&'static str, Refusal> {
-    let [runtime, boot] = match (method.as_str(), one) {
-        ("GET", false) => ["list_runtime_policies", "list_mb_policies"],
-        ("GET", true) => ["read_runtime_policy", "read_mb_policy"],
-        ("POST", true) => ["create_runtime_policy", "create_mb_policy"],
-        ("PUT", true) => ["update_runtime_policy", "update_mb_policy"],
-        ("DELETE", true) => ["delete_runtime_policy", "delete_mb_policy"],
-        _ => return Err(rest::wrong_method()),
-    };
-    Ok(match kind {
-        PolicyKind::Runtime => runtime,
-        PolicyKind::Boot => boot,
-    })
-}
-
 /// The name in the last segment of a path.
 pub(super) fn name(segment: &str) -> Result<PolicyName, Refusal> {
     // What is no UTF-8 is no name either.
@@ -100,7 +72,7 @@ pub(super) async fn serve(
     kind: PolicyKind,
     method: &Method,
     name: &PolicyName,
-    who: &str,
+    who: &Principal,
     body: Incoming,
     limit: usize,
 ) -> Reply {
@@ -135,7 +107,7 @@ pub(super) async fn serve(
             }));
         }
     };
-    tracing::info!(policy = name.as_str(), admin = who, %method, "{kind} changed");
+    tracing::info!(policy = name.as_str(), admin = %who, %method, "{kind} changed");
     Ok(reply)
 }
 

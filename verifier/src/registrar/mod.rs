@@ -28,6 +28,7 @@ use zeroize::Zeroizing;
 pub(crate) use self::candidate::is_host;
 use self::{candidate::Candidate, limit::SourceLimit};
 use crate::{
+    authority::{Class, Principal, authorize},
     config::RegistrarConfig,
     messages,
     rest::{self, Empty, Path, Refusal, Reply},
@@ -86,23 +87,24 @@ impl Inner {
         };
         let path = request.uri().path().to_owned();
         let segments = match Path::parse(&path) {
+            Path::Root if request.method() == Method::GET => return Ok(rest::to_current_version()),
             Path::Version if request.method() == Method::GET => return Ok(rest::version()),
-            Path::Version => return Err(rest::wrong_method()),
+            Path::Root | Path::Version => return Err(rest::wrong_method()),
             Path::Unknown => return Err(rest::unknown_path()),
             Path::Api(segments) => segments,
         };
         match (request.method().clone(), segments.as_slice()) {
             (Method::GET, []) => Ok(rest::success(Empty {})),
             (Method::GET, ["agents"]) => {
-                rest::require_admin(&request, &peer, "list_registrations")?;
+                authorize(&request, &peer, Class::Admin, "list_registrations")?;
                 self.list().await
             }
             (Method::GET, ["agents", id]) => {
-                rest::require_admin(&request, &peer, "read_registration")?;
+                authorize(&request, &peer, Class::Admin, "read_registration")?;
                 self.show(&agent_id(id)?).await
             }
             (Method::DELETE, ["agents", id]) => {
-                let admin = rest::require_admin(&request, &peer, "delete_registration")?;
+                let admin = authorize(&request, &peer, Class::Admin, "delete_registration")?;
                 self.delete(&agent_id(id)?, &admin).await
             }
             (Method::POST, ["agents"]) => {
@@ -159,7 +161,7 @@ impl Inner {
         }))
     }
 
-    async fn delete(&self, id: &AgentId, admin: &str) -> Reply {
+    async fn delete(&self, id: &AgentId, admin: &Principal) -> Reply {
         let deleted = self
             .store
             .delete_agent(id.as_str())
@@ -168,7 +170,7 @@ impl Inner {
         if !deleted {
             return Err(not_registered(id));
         }
-        tracing::info!(node_id = %id, admin, "registration removed by an administrator");
+        tracing::info!(node_id = %id, %admin, "registration removed by an administrator");
         Ok(rest::success(Empty {}))
     }
 

@@ -32,5 +32,7 @@ async fn operators_need_a_certificate() {
         (code, &version["results"]["current_version"]),
         (200, &json!("2.6"))
     );
+    let root = anonymous.send(Method::GET, "/", None).await.unwrap();
+    assert_eq!(root.status, 307);
     verifier.stop().await;
 }
