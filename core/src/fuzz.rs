@@ -10,7 +10,8 @@ use base64::engine::general_purpose::STANDARD;
 use crate::appraise::{AcceptedAlgorithms, Challenge, NodeState, Policies};
 use crate::eventlog::EventLog;
 use crate::identity::{
-    AgentId, certificate_matches_key, check_ak, check_ek, normalise_ek_certificate,
+    AgentId, Expiry, Trust, TrustAnchors, certificate_matches_key, certificate_quirks, certify_ek,
+    check_ak, check_ek, ek_certificate_chain, normalise_ek_certificate,
 };
 use crate::ima;
 use crate::policy::{BootPolicy, RuntimePolicy, TpmPolicy};
@@ -30,6 +31,7 @@ pub const TARGETS: &[Target] = &[
     ("attest", attest),
     ("credential_blob", credential_blob),
     ("ek_certificate", ek_certificate),
+    ("ek_chain", ek_chain),
     ("eventlog", eventlog),
     ("ima_list", ima_list),
     ("pcr_blob", pcr_blob),
@@ -132,6 +134,43 @@ pub fn ek_certificate(data: &[u8]) {
         let again = normalise_ek_certificate(&der);
         assert_eq!(again, Ok(Some(der.clone())), "not stable");
         let _ = some_key().map(|key| certificate_matches_key(&der, &key));
+        let _ = certificate_quirks(&der);
+    }
+    let _ = ek_certificate_chain(data);
+}
+
+/// TPM2B_PUBLIC of an EK, then certificates one after the other: the EK's, those of CAs, and the
+/// trust anchor.
+pub fn ek_chain(data: &[u8]) {
+    let Some((size, rest)) = data.split_first_chunk() else {
+        return;
+    };
+    let size = usize::from(u16::from_be_bytes(*size));
+    let Some((ek, mut rest)) = rest.split_at_checked(size) else {
+        return;
+    };
+    let Ok(ek) = Public::from_tpmt(ek) else {
+        return;
+    };
+    let mut certificates = Vec::new();
+    while let Ok(Some(der)) = normalise_ek_certificate(rest) {
+        rest = rest.get(der.len()..).unwrap_or_default();
+        certificates.push(der);
+    }
+    let mut anchors = TrustAnchors::default();
+    let (Some(anchor), Some((ek_certificate, cas))) =
+        (certificates.pop(), certificates.split_first())
+    else {
+        return;
+    };
+    let _ = anchors.add(&anchor);
+    for expired in [Expiry::Refuse, Expiry::Accept] {
+        let trust = Trust {
+            anchors: &anchors,
+            at: 1_800_000_000,
+            expired,
+        };
+        let _ = certify_ek(&ek, ek_certificate, cas, &trust).map_err(|error| error.to_string());
     }
 }
 

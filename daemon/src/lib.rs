@@ -1,6 +1,8 @@
 //! What every Troth process shares: mTLS server and client, layered configuration, logs, and the
 //! service manager's notifications. Nothing here knows what attestation is.
 
+/// Directories of CA certificates.
+pub mod cert_store;
 /// HTTP client: one target, one kept-alive connection.
 pub mod client;
 /// Layered TOML configuration with drop-ins and environment.

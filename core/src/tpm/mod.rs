@@ -27,3 +27,4 @@ pub use pcr::{BIND_PCR, PcrBlobError, PcrMask, PcrMaskError, PcrValues};
 pub use public::{EccCurve, Name, ObjectAttributes, Public, PublicParms};
 pub use quote::{AttestationKey, Expected, KeyError, Quote, QuoteError, VerifiedQuote};
 pub use signature::{Signature, SignatureScheme};
+pub(crate) use signature::{ecdsa_verification, rsa_verification};

@@ -1,11 +1,12 @@
 use aws_lc_rs::constant_time::verify_slices_are_equal;
-use aws_lc_rs::signature::{self, ParsedPublicKey, RsaPublicKeyComponents, VerificationAlgorithm};
+use aws_lc_rs::signature::{ParsedPublicKey, RsaPublicKeyComponents};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
+use super::signature::{ecdsa_verification, rsa_verification};
 use super::{
-    Attest, Attested, ClockInfo, EccCurve, HashAlgorithm, Name, PcrBlobError, PcrMask, PcrValues,
-    Public, PublicParms, Signature, SignatureScheme, StructureError,
+    Attest, Attested, ClockInfo, HashAlgorithm, Name, PcrBlobError, PcrMask, PcrValues, Public,
+    PublicParms, Signature, SignatureScheme, StructureError,
 };
 
 /// Longest quote string that is looked at, in bytes. The largest possible one (P-521 or RSA-8192,
@@ -195,28 +196,10 @@ impl AttestationKey {
                 if *key_bits < 2048 {
                     return Err(KeyError::RsaSize { bits: *key_bits });
                 }
-                let algorithm = match (scheme, hash) {
-                    (_, HashAlgorithm::Sha1) => return Err(KeyError::Sha1),
-                    (SignatureScheme::RsaSsa, HashAlgorithm::Sha256) => {
-                        &signature::RSA_PKCS1_2048_8192_SHA256
-                    }
-                    (SignatureScheme::RsaSsa, HashAlgorithm::Sha384) => {
-                        &signature::RSA_PKCS1_2048_8192_SHA384
-                    }
-                    (SignatureScheme::RsaSsa, HashAlgorithm::Sha512) => {
-                        &signature::RSA_PKCS1_2048_8192_SHA512
-                    }
-                    (SignatureScheme::RsaPss, HashAlgorithm::Sha256) => {
-                        &signature::RSA_PSS_2048_8192_SHA256
-                    }
-                    (SignatureScheme::RsaPss, HashAlgorithm::Sha384) => {
-                        &signature::RSA_PSS_2048_8192_SHA384
-                    }
-                    (SignatureScheme::RsaPss, HashAlgorithm::Sha512) => {
-                        &signature::RSA_PSS_2048_8192_SHA512
-                    }
-                    (SignatureScheme::Ecdsa, _) => return Err(KeyError::NoScheme),
-                };
+                if hash == HashAlgorithm::Sha1 {
+                    return Err(KeyError::Sha1);
+                }
+                let algorithm = rsa_verification(scheme, hash).ok_or(KeyError::NoScheme)?;
                 let exponent = exponent.to_be_bytes();
                 let zeros = exponent.iter().take_while(|&&byte| byte == 0).count();
                 RsaPublicKeyComponents {
@@ -226,7 +209,7 @@ impl AttestationKey {
                 .to_parsed_public_key(algorithm)
             }
             PublicParms::Ecc { curve, x, y, .. } => {
-                let algorithm = ecdsa(*curve, hash).ok_or(KeyError::Sha1)?;
+                let algorithm = ecdsa_verification(*curve, hash).ok_or(KeyError::Sha1)?;
                 let point = [&[0x04], x.as_slice(), y.as_slice()].concat();
                 ParsedPublicKey::new(algorithm, point)
             }
@@ -260,22 +243,6 @@ impl AttestationKey {
     pub fn hash(&self) -> HashAlgorithm {
         self.hash
     }
-}
-
-/// The ECDSA check for a curve and a hash; `None` for SHA-1.
-fn ecdsa(curve: EccCurve, hash: HashAlgorithm) -> Option<&'static dyn VerificationAlgorithm> {
-    Some(match (curve, hash) {
-        (_, HashAlgorithm::Sha1) => return None,
-        (EccCurve::NistP256, HashAlgorithm::Sha256) => &signature::ECDSA_P256_SHA256_ASN1,
-        (EccCurve::NistP256, HashAlgorithm::Sha384) => &signature::ECDSA_P256_SHA384_ASN1,
-        (EccCurve::NistP256, HashAlgorithm::Sha512) => &signature::ECDSA_P256_SHA512_ASN1,
-        (EccCurve::NistP384, HashAlgorithm::Sha256) => &signature::ECDSA_P384_SHA256_ASN1,
-        (EccCurve::NistP384, HashAlgorithm::Sha384) => &signature::ECDSA_P384_SHA384_ASN1,
-        (EccCurve::NistP384, HashAlgorithm::Sha512) => &signature::ECDSA_P384_SHA512_ASN1,
-        (EccCurve::NistP521, HashAlgorithm::Sha256) => &signature::ECDSA_P521_SHA256_ASN1,
-        (EccCurve::NistP521, HashAlgorithm::Sha384) => &signature::ECDSA_P521_SHA384_ASN1,
-        (EccCurve::NistP521, HashAlgorithm::Sha512) => &signature::ECDSA_P521_SHA512_ASN1,
-    })
 }
 
 /// A quote whose AK signature, nonce, selection and PCR digest were checked. Made by

@@ -1,5 +1,7 @@
+use aws_lc_rs::signature::{self, RsaParameters, VerificationAlgorithm};
+
 use super::buffer::Reader;
-use super::{HashAlgorithm, StructureError, der};
+use super::{EccCurve, HashAlgorithm, StructureError, der};
 
 /// Largest RSA signature that is read: 8192 bits.
 const MAX_RSA_SIGNATURE: usize = 1024;
@@ -81,6 +83,44 @@ impl Signature {
             bytes,
         })
     }
+}
+
+/// The RSA check for a scheme and a hash, for keys of 2048 to 8192 bits, with PSS salts as long as
+/// the hash; `None` for SHA-1 and ECDSA.
+pub(crate) fn rsa_verification(
+    scheme: SignatureScheme,
+    hash: HashAlgorithm,
+) -> Option<&'static RsaParameters> {
+    use HashAlgorithm::{Sha1, Sha256, Sha384, Sha512};
+    use SignatureScheme::{Ecdsa, RsaPss, RsaSsa};
+    Some(match (scheme, hash) {
+        (_, Sha1) | (Ecdsa, _) => return None,
+        (RsaSsa, Sha256) => &signature::RSA_PKCS1_2048_8192_SHA256,
+        (RsaSsa, Sha384) => &signature::RSA_PKCS1_2048_8192_SHA384,
+        (RsaSsa, Sha512) => &signature::RSA_PKCS1_2048_8192_SHA512,
+        (RsaPss, Sha256) => &signature::RSA_PSS_2048_8192_SHA256,
+        (RsaPss, Sha384) => &signature::RSA_PSS_2048_8192_SHA384,
+        (RsaPss, Sha512) => &signature::RSA_PSS_2048_8192_SHA512,
+    })
+}
+
+/// The ECDSA check for a curve and a hash; `None` for SHA-1.
+pub(crate) fn ecdsa_verification(
+    curve: EccCurve,
+    hash: HashAlgorithm,
+) -> Option<&'static dyn VerificationAlgorithm> {
+    Some(match (curve, hash) {
+        (_, HashAlgorithm::Sha1) => return None,
+        (EccCurve::NistP256, HashAlgorithm::Sha256) => &signature::ECDSA_P256_SHA256_ASN1,
+        (EccCurve::NistP256, HashAlgorithm::Sha384) => &signature::ECDSA_P256_SHA384_ASN1,
+        (EccCurve::NistP256, HashAlgorithm::Sha512) => &signature::ECDSA_P256_SHA512_ASN1,
+        (EccCurve::NistP384, HashAlgorithm::Sha256) => &signature::ECDSA_P384_SHA256_ASN1,
+        (EccCurve::NistP384, HashAlgorithm::Sha384) => &signature::ECDSA_P384_SHA384_ASN1,
+        (EccCurve::NistP384, HashAlgorithm::Sha512) => &signature::ECDSA_P384_SHA512_ASN1,
+        (EccCurve::NistP521, HashAlgorithm::Sha256) => &signature::ECDSA_P521_SHA256_ASN1,
+        (EccCurve::NistP521, HashAlgorithm::Sha384) => &signature::ECDSA_P521_SHA384_ASN1,
+        (EccCurve::NistP521, HashAlgorithm::Sha512) => &signature::ECDSA_P521_SHA512_ASN1,
+    })
 }
 
 #[cfg(test)]
