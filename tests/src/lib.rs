@@ -25,6 +25,8 @@ pub mod proxy;
 /// Which crate may know what: the workspace's dependency rules.
 #[cfg(test)]
 mod rules;
+/// One machine attested for a long time, while it changes.
+pub mod soak;
 /// Quotes signed by a key in memory, for benchmarks and simulated nodes.
 pub mod software_ak;
 /// swtpm, a client for raw TPM commands, and a multiplexer before the one connection it serves.

@@ -13,6 +13,8 @@ mod bench;
 mod demo;
 /// What this project needs from the machine, and how to get it.
 mod setup;
+/// One machine attested for an hour.
+mod soak;
 /// Test tiers and their one closing line.
 mod test;
 /// Where the workspace, its cache and its cargo are.
@@ -48,6 +50,8 @@ enum Command {
         #[arg(long)]
         yes: bool,
     },
+    /// Attest one machine every second while it runs new programs, restarts and reboots
+    Soak(soak::Options),
     /// Run the tests: every tier, or one; the last line is `N passed, N failed, N skipped`
     Test {
         /// Only this tier
@@ -63,6 +67,7 @@ fn main() -> Result<ExitCode> {
         Command::Setup { yes } => setup::run_setup(yes)?,
         Command::Demo { yes, release } => return demo::run_demo(yes, release),
         Command::Bench { yes } => bench::run_bench(yes)?,
+        Command::Soak(options) => soak::run_soak(&options)?,
         Command::Test { tier, yes } => return test::run_tiers(tier, yes),
     }
     Ok(ExitCode::SUCCESS)

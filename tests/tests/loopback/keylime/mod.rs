@@ -1,2 +1,4 @@
 /// Our agent at Keylime's registrar, verifier and tenant.
 mod our_agent;
+/// Keylime's verifier asks every second, for minutes.
+mod polling;

@@ -1,0 +1,143 @@
+use std::io::{self, Write};
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::{Args, ValueEnum};
+use troth_tests::fleet::Programs;
+use troth_tests::process::kill_all_at_signal;
+use troth_tests::soak::{self, Plan, Side, Tally};
+
+use crate::setup::{self, Scope};
+use crate::workspace::{cargo, run};
+
+/// Time between two lines of progress.
+const PROGRESS: Duration = Duration::from_secs(60);
+
+/// Options of `cargo xtask soak`.
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    /// Whose registrar and verifier attest our agent
+    #[arg(value_enum, default_value_t = Servers::Keylime)]
+    servers: Servers,
+    /// How long, until the intruder comes: 90s, 10m, 1h
+    #[arg(long, default_value = "1h", value_parser = span)]
+    duration: Duration,
+    /// Stop the agent and start it again that often
+    #[arg(long, default_value = "5m", value_parser = span)]
+    restart_every: Duration,
+    /// Reboot the machine that often
+    #[arg(long, default_value = "12m", value_parser = span)]
+    reboot_every: Duration,
+    /// Install what is missing without asking
+    #[arg(long)]
+    yes: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Servers {
+    /// Keylime's, from PyPI
+    Keylime,
+    /// Those of this workspace
+    Ours,
+}
+
+impl Servers {
+    fn whose(self) -> &'static str {
+        match self {
+            Self::Keylime => "Keylime's",
+            Self::Ours => "our",
+        }
+    }
+}
+
+/// `cargo xtask soak`: one machine, attested every second while it runs new programs.
+pub(crate) fn run_soak(options: &Options) -> Result<()> {
+    let (scope, side) = match options.servers {
+        Servers::Keylime => (Scope::Test, Side::Keylime),
+        Servers::Ours => (Scope::Demo, Side::Ours),
+    };
+    setup::ensure(scope, options.yes)?;
+    run(cargo().args(["build", "--quiet", "--workspace", "--bins"]))?;
+    kill_all_at_signal()?;
+    let this = std::env::current_exe()?;
+    let profile = this
+        .ancestors()
+        .nth(2)
+        .context("no target directory")?
+        .join("debug");
+    let directory = tempfile::tempdir()?;
+    let plan = Plan {
+        duration: options.duration,
+        restart_every: options.restart_every,
+        reboot_every: options.reboot_every,
+    };
+    let (whose, seconds) = (options.servers.whose(), plan.duration.as_secs());
+    println!("{whose} servers attest our agent every second, for {seconds} s");
+    let tally = attest(
+        &Programs::in_directory(&profile),
+        directory.path(),
+        side,
+        &plan,
+    )?;
+    println!("{}: no failure; the intruder was found", told(&tally));
+    Ok(())
+}
+
+fn attest(programs: &Programs, directory: &Path, side: Side, plan: &Plan) -> Result<Tally> {
+    let mut next = PROGRESS;
+    soak::run(programs, directory, side, plan, |elapsed, tally| {
+        if elapsed >= next {
+            next += PROGRESS;
+            // A reader that left ends nothing.
+            let line = format!("[{:5} s] {}", elapsed.as_secs(), told(tally));
+            let _ = writeln!(io::stdout(), "{line}");
+        }
+    })
+}
+
+fn told(tally: &Tally) -> String {
+    format!(
+        "{} attestations, {} new entries, {} restarts, {} reboots",
+        tally.attestations, tally.entries, tally.restarts, tally.reboots
+    )
+}
+
+/// `90s`, `10m`, `1h`.
+fn span(text: &str) -> Result<Duration> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let factor = match &text[digits.len()..] {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        _ => bail!("a number with s, m or h, as in 10m"),
+    };
+    let number: u64 = digits.parse().context("a number with s, m or h")?;
+    let seconds = number.checked_mul(factor).context("that is too long")?;
+    ensure!(seconds > 0, "longer than nothing");
+    Ok(Duration::from_secs(seconds))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spans_are_numbers_with_a_unit() {
+        for (text, seconds) in [("90s", 90), ("10m", 600), ("1h", 3600)] {
+            assert_eq!(span(text).unwrap(), Duration::from_secs(seconds));
+        }
+        for text in [
+            "",
+            "10",
+            "m",
+            "0s",
+            "1d",
+            "-1s",
+            "1h30m",
+            "99999999999999999999h",
+        ] {
+            assert!(span(text).is_err(), "{text}");
+        }
+    }
+}
