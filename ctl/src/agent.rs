@@ -1,11 +1,15 @@
 /// `agent add`: a node that proved its identity is enrolled.
 mod add;
+/// Is the EK that of a genuine TPM?
+mod ek;
 /// The tenant's steps before an enrolment: registrar's record, keys, identity quote.
 mod identity;
 /// A node as this program shows it, whichever verifier it comes from.
 mod node;
 /// The policies of an enrolment, from the options of the command line.
 mod policies;
+/// The site's own program that accepts or refuses an EK.
+mod script;
 /// `agent update`: other policies, algorithms or address for an enrolled node.
 mod update;
 /// `agent watch`: state changes as they happen.

@@ -11,8 +11,8 @@ use troth_core::identity::AgentId;
 
 pub(crate) use self::{
     agent::{
-        AcceptArgs, AddArgs, AgentCommand, ContactArgs, PolicyArgs, RemoveArgs, Until, UpdateArgs,
-        WatchArgs,
+        AcceptArgs, AddArgs, AgentCommand, ContactArgs, EkArgs, PolicyArgs, RemoveArgs, Until,
+        UpdateArgs, WatchArgs,
     },
     policy::{ImportCommand, Kind, PolicyCommand, PolicyCreateCommand, RuntimeArgs, ShowArgs},
 };

@@ -9,7 +9,11 @@ use troth_daemon::{
     seconds::Seconds,
 };
 
-use crate::{api::Endpoint, cli::Global, error::Error};
+use crate::{
+    api::Endpoint,
+    cli::{EkArgs, Global},
+    error::Error,
+};
 
 /// Longest pause between two attempts to reach an agent.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
@@ -50,6 +54,14 @@ pub(crate) struct Config {
     pub(crate) accept_tpm_encryption_algs: Vec<String>,
     /// Signature schemes that a node's quotes may use.
     pub(crate) accept_tpm_signing_algs: Vec<String>,
+    /// Refuse a node whose EK certificate is missing or was not issued by a CA of the store.
+    pub(crate) require_ek_cert: bool,
+    /// Certificates of the CAs of TPM vendors, default `<state_dir>/tpm_cert_store`.
+    pub(crate) tpm_cert_store: Option<PathBuf>,
+    /// Program that accepts or refuses an EK; `""`: none.
+    pub(crate) ek_check_script: PathBuf,
+    /// How long it may take.
+    pub(crate) ek_check_timeout: Seconds,
     /// What `--boot-policy default` stands for.
     pub(crate) mb_refstate: Option<PathBuf>,
 }
@@ -76,6 +88,10 @@ impl Default for Config {
                 "rsa2048", "rsa3072", "rsa4096", "ecc256", "ecc384", "ecc521",
             ]),
             accept_tpm_signing_algs: names(&["rsassa", "rsapss", "ecdsa"]),
+            require_ek_cert: true,
+            tpm_cert_store: None,
+            ek_check_script: PathBuf::new(),
+            ek_check_timeout: Seconds(Duration::from_secs(60)),
             mb_refstate: None,
         }
     }
@@ -147,6 +163,35 @@ impl Config {
         } else {
             self.trusted_server_ca.clone()
         }
+    }
+
+    /// The options of the command line that are about the EK.
+    #[must_use]
+    pub(crate) fn with_ek(&self, args: &EkArgs) -> Self {
+        let mut config = self.clone();
+        if let Some(require) = args.require_ek_cert {
+            config.require_ek_cert = require;
+        }
+        if let Some(store) = &args.tpm_cert_store {
+            config.tpm_cert_store = Some(store.clone());
+        }
+        if let Some(script) = &args.ek_check_script {
+            config.ek_check_script.clone_from(script);
+        }
+        config
+    }
+
+    /// The directory of TPM vendors' CAs that applies.
+    pub(crate) fn tpm_cert_store(&self) -> PathBuf {
+        self.tpm_cert_store
+            .clone()
+            .unwrap_or_else(|| self.state_dir.join("tpm_cert_store"))
+    }
+
+    /// The program that checks EKs, as an absolute path or below the state directory.
+    pub(crate) fn ek_check_script(&self) -> Option<PathBuf> {
+        let script = &self.ek_check_script;
+        (!script.as_os_str().is_empty()).then(|| self.state_dir.join(script))
     }
 
     /// The pauses before an agent is asked again.

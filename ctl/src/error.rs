@@ -3,11 +3,13 @@ use std::{io, path::PathBuf, process::ExitCode};
 use serde::Serialize;
 use troth_core::{
     appraise::Finding,
-    identity::IdentityError,
+    identity::{ChainError, ChainProblem, IdentityError},
     policy::PolicyError,
     tpm::{KeyError, StructureError},
 };
-use troth_daemon::{client::ClientError, config::ConfigError, tls::TlsError};
+use troth_daemon::{
+    cert_store::CertStoreError, client::ClientError, config::ConfigError, tls::TlsError,
+};
 
 /// The exit statuses, as `--help` and trothctl(1) document them; clap itself ends wrong use of the
 /// command line with 2.
@@ -63,6 +65,42 @@ pub(crate) enum Error {
         path: String,
         reason: String,
     },
+    /// The store of TPM vendors' CAs cannot be used.
+    #[error("{0}")]
+    CertStore(#[from] CertStoreError),
+    /// No CA of the store vouches for the EK.
+    #[error("agent {id}: the EK is not certified by a CA in {}: {source}", store.display())]
+    EkNotCertified {
+        id: String,
+        store: PathBuf,
+        source: ChainError,
+    },
+    /// The program that checks EKs could not be run.
+    #[error("ek_check_script {}: cannot run it: {source}", script.display())]
+    EkScript { script: PathBuf, source: io::Error },
+    /// The program that checks EKs refused.
+    #[error(
+        "agent {id}: ek_check_script {} refuses the EK ({status}){}",
+        script.display(),
+        said(output)
+    )]
+    EkScriptRefused {
+        id: String,
+        script: PathBuf,
+        status: String,
+        output: String,
+    },
+    /// The program that checks EKs did not end.
+    #[error(
+        "ek_check_script {} did not end within {seconds} s and was killed{}",
+        script.display(),
+        said(output)
+    )]
+    EkScriptTimeout {
+        script: PathBuf,
+        seconds: f64,
+        output: String,
+    },
     /// The EK certificate belongs to another TPM.
     #[error("agent {id}: the EK certificate is for another key than the registered EK")]
     ForeignEkCertificate { id: String },
@@ -109,6 +147,9 @@ pub(crate) enum Error {
         offered: String,
         spoken: String,
     },
+    /// The node has no EK certificate where one is required.
+    #[error("agent {id}: there is no EK certificate, and require_ek_cert demands one")]
+    NoEkCertificate { id: String },
     /// The verifier has no policy of this name.
     #[error("the verifier at {url} has no {kind} policy {name:?}")]
     NoSuchPolicy {
@@ -199,7 +240,10 @@ impl Error {
             Self::NotFound { .. } | Self::NoSuchPolicy { .. } => Exit::NotFound,
             Self::IdentityQuote { .. }
             | Self::Identity { .. }
-            | Self::ForeignEkCertificate { .. } => Exit::Untrusted,
+            | Self::ForeignEkCertificate { .. }
+            | Self::EkNotCertified { .. }
+            | Self::EkScriptRefused { .. }
+            | Self::NoEkCertificate { .. } => Exit::Untrusted,
             Self::WatchTimeout { .. } => Exit::Timeout,
             _ => Exit::Error,
         }
@@ -225,6 +269,36 @@ impl Error {
             Self::ForeignEkCertificate { .. } | Self::Identity { .. } => {
                 "do not enrol this node before you know why: its registration may come from \
                  another machine or a software TPM"
+                    .to_owned()
+            }
+            Self::CertStore(_) => {
+                "--tpm-cert-store (or tpm_cert_store) must name a directory with the certificates \
+                 of the TPM makers' CAs that you trust; get them from the makers"
+                    .to_owned()
+            }
+            Self::EkNotCertified { source, .. } => match source.problem {
+                ChainProblem::UnknownIssuer(_) => {
+                    "if that issuer is a CA of a TPM maker that you trust, put its certificate \
+                     into the store; else its TPM may be one in software: do not enrol it"
+                        .to_owned()
+                }
+                _ => "do not enrol this node before you know why: `trothctl registrar show` has \
+                      the certificate"
+                    .to_owned(),
+            },
+            Self::EkScript { .. } => {
+                "it must be an executable file; a relative name is looked up in state_dir"
+                    .to_owned()
+            }
+            Self::EkScriptRefused { .. } => {
+                "nothing is changed; the program decides which TPMs this site accepts".to_owned()
+            }
+            Self::EkScriptTimeout { .. } => {
+                "nothing is changed; ek_check_timeout gives it more time".to_owned()
+            }
+            Self::NoEkCertificate { .. } => {
+                "let an ek_check_script vouch for the EK, or accept the TPM unseen, with \
+                 --require-ek-cert false"
                     .to_owned()
             }
             Self::Credentials { .. } => {
@@ -333,6 +407,20 @@ fn why(error: &ClientError) -> String {
         other => other.to_string(),
     }
 }
+
+/// What a program said, on one line behind a colon.
+fn said(output: &str) -> String {
+    let lines: Vec<_> = output.lines().map(str::trim).collect();
+    let text: String = lines.join("; ").chars().take(SAID_SHOWN).collect();
+    if text.is_empty() {
+        text
+    } else {
+        format!(": {text}")
+    }
+}
+
+/// Characters of a program's output in an error.
+const SAID_SHOWN: usize = 1000;
 
 /// The options that name an agent's address.
 pub(crate) const AGENT_ADDRESS: &str = "--address and --port";

@@ -28,10 +28,13 @@ pub(crate) const AGENT_ADD: &str = "\
 Check a registered node's identity and have the verifier attest it from now on.
 
 In this order: read and check the policies; fetch the node's keys from the registrar; check that \
-its EK and AK follow the TCG's templates and that an EK certificate is for that EK; contact the \
-agent, which must show the certificate that it registered; have it quote PCR 16 over a fresh \
-nonce, and check that quote with the registered AK; enrol the node at the verifier. Nothing is \
-enrolled when a step fails.
+its EK and AK follow the TCG's templates, and that a CA of the store of TPM vendors certified that \
+EK; contact the agent, which must show the certificate that it registered; have it quote PCR 16 \
+over a fresh nonce, and check that quote with the registered AK; ask ek_check_script, if there is \
+one; enrol the node at the verifier. Nothing is enrolled when a step fails.
+
+The store must hold the CA that issued the EK certificate, unless --require-ek-cert is false. \
+`trothctl registrar show` names that issuer; TPM vendors publish their CAs' certificates.
 
 PCR 10 is quoted when there is a runtime policy, PCRs 0 to 9 and 11 to 15 when there is a boot \
 policy, and every PCR that --tpm-policy names.";
@@ -97,8 +100,9 @@ Members may be added; those named here stay.
 agent list      {\"agents\": [NODE]}
 agent status    NODE
 agent add       {\"id\", \"result\", \"verifier\", \"agent\", \"api_version\", \"ak_name\",
-                \"ek_certificate\", \"tpm_policy\", \"has_runtime_policy\", \"has_boot_policy\",
-                \"warnings\"}
+                \"ek_certificate\", \"ek_path\", \"ek_check_script\", \"tpm_policy\",
+                \"has_runtime_policy\", \"has_boot_policy\", \"warnings\"}; ek_certificate is
+                certified, matches (issuer not looked at) or absent
 agent update    {\"id\", \"result\", \"how\", \"verifier\"}, how is in_place or enrolled_anew, and
                 then with the members of agent add
 agent remove    {\"id\", \"result\"}, result is removed or accepted
@@ -124,7 +128,8 @@ inspect ima     {\"entries\", \"templates\", \"names\", \"log_hash\", \"boot_agg
 ca show         {\"directory\", \"ca\": FILE, \"issued\": [FILE]}
 
 NODE: id, state, reason, judged_at_ms, last_trusted_ms, due_at_ms, period, attestation_count,
-ima_entries, address, severity, last_event, tpm_policy, has_runtime_policy, has_boot_policy,
+ima_entries, address, severity, last_event, tpm_policy, has_runtime_policy, runtime_policy,
+has_boot_policy, boot_policy,
 hash_algorithm, encryption_algorithm, signing_algorithm, verifier, findings, findings_total.
 state: trusted, failed, unreachable, stale, pending, stopped, removed, unknown.
 Finding: id, recoverable, place, expected, got, explanation, action.
@@ -158,6 +163,14 @@ exponential_backoff          true: retry_interval is doubled each time, up to a 
 accept_tpm_hash_algs         [\"sha256\", \"sha384\", \"sha512\"]
 accept_tpm_encryption_algs   [\"rsa2048\", \"rsa3072\", \"rsa4096\", \"ecc256\", \"ecc384\", \"ecc521\"]
 accept_tpm_signing_algs      [\"rsassa\", \"rsapss\", \"ecdsa\"]
+require_ek_cert              true: a CA of the store must have certified a node's EK
+tpm_cert_store               <state_dir>/tpm_cert_store: certificates of TPM vendors' CAs, one or
+                             more a file, *.pem, *.crt, *.der, *.cer
+ek_check_script              program that has the last word about an EK, by default none; relative
+                             to state_dir. It gets AGENT_UUID, EK (PEM), EK_TPM (base64
+                             TPM2B_PUBLIC), EK_CERT (base64 DER or nothing), PROVKEYS (JSON) and
+                             TPM_CERT_STORE, and PATH; exit status 0 accepts
+ek_check_timeout             60
 mb_refstate                  file for --boot-policy default, by default none";
 
 /// The sections as `--help` shows them.

@@ -2,8 +2,6 @@
 
 use std::{
     fmt,
-    future::Future,
-    pin::{Pin, pin},
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -21,7 +19,6 @@ use rustls::{ClientConfig, pki_types::ServerName};
 use serde::de::DeserializeOwned;
 use tokio::{
     net::TcpStream,
-    runtime::Handle,
     sync::{Mutex, OwnedSemaphorePermit, Semaphore},
     time::{Instant, timeout, timeout_at},
 };
@@ -40,7 +37,7 @@ pub struct Client {
     timeout: Duration,
     body_limit: usize,
     large: Option<LargeAnswers>,
-    connection: Mutex<Option<Connection>>,
+    connection: Mutex<Option<SendRequest<Full<Bytes>>>>,
 }
 
 impl fmt::Debug for Client {
@@ -101,7 +98,7 @@ impl Client {
     ) -> Result<Answer, ClientError> {
         let mut connection = self.connection.lock().await;
         if let Some(mut kept) = connection.take()
-            && kept.is_ready().await
+            && kept.ready().await.is_ok()
         {
             let request = self.request(&method, path_and_query, body.clone())?;
             match self.exchange(&mut kept, request).await {
@@ -154,7 +151,7 @@ impl Client {
             .map_err(|error| self.http_error(error.to_string()))
     }
 
-    async fn connect(&self) -> Result<Connection, ClientError> {
+    async fn connect(&self) -> Result<SendRequest<Full<Bytes>>, ClientError> {
         match timeout(self.timeout, self.handshake()).await {
             Ok(result) => result,
             Err(_) => Err(ClientError::Timeout {
@@ -165,7 +162,7 @@ impl Client {
         }
     }
 
-    async fn handshake(&self) -> Result<Connection, ClientError> {
+    async fn handshake(&self) -> Result<SendRequest<Full<Bytes>>, ClientError> {
         let unreachable = |source| ClientError::Connect {
             target: self.target(),
             source,
@@ -190,50 +187,48 @@ impl Client {
         self.http(TokioIo::new(stream)).await
     }
 
-    async fn http<S>(&self, stream: S) -> Result<Connection, ClientError>
+    async fn http<S>(&self, stream: S) -> Result<SendRequest<Full<Bytes>>, ClientError>
     where
         S: hyper::rt::Read + hyper::rt::Write + Send + Unpin + 'static,
     {
-        let (requests, driver) = http1::handshake(stream)
+        let (sender, connection) = http1::handshake(stream)
             .await
             .map_err(|error| self.http_error(error_chain(&error)))?;
-        Ok(Connection {
-            requests,
-            driver: Some(Box::pin(driver)),
-        })
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "client connection ended");
+            }
+        });
+        Ok(sender)
     }
 
     async fn exchange(
         &self,
-        connection: &mut Connection,
+        connection: &mut SendRequest<Full<Bytes>>,
         request: Request<Full<Bytes>>,
     ) -> Result<Answer, Broken> {
-        let Connection { requests, driver } = connection;
-        drive(driver, async {
-            let sent_by = Instant::now() + self.timeout;
-            let answer = timeout_at(sent_by, requests.try_send_request(request))
-                .await
-                .map_err(|_| self.too_slow())?
-                .map_err(|mut error| {
-                    let unsent = error.take_message().is_some();
-                    Broken {
-                        error: self.http_error(error_chain(error.error())),
-                        unsent,
-                    }
-                })?;
-            let status = answer.status().as_u16();
-            let retry_after = answer
-                .headers()
-                .get(header::RETRY_AFTER)
-                .and_then(|value| retry_after(value.to_str().ok()?, SystemTime::now()));
-            let body = self.read(answer.into_body(), sent_by).await?;
-            Ok(Answer {
-                status,
-                retry_after,
-                body,
-            })
+        let sent_by = Instant::now() + self.timeout;
+        let answer = timeout_at(sent_by, connection.try_send_request(request))
+            .await
+            .map_err(|_| self.too_slow())?
+            .map_err(|mut error| {
+                let unsent = error.take_message().is_some();
+                Broken {
+                    error: self.http_error(error_chain(error.error())),
+                    unsent,
+                }
+            })?;
+        let status = answer.status().as_u16();
+        let retry_after = answer
+            .headers()
+            .get(header::RETRY_AFTER)
+            .and_then(|value| retry_after(value.to_str().ok()?, SystemTime::now()));
+        let body = self.read(answer.into_body(), sent_by).await?;
+        Ok(Answer {
+            status,
+            retry_after,
+            body,
         })
-        .await
     }
 
     /// The whole body, until `deadline`. The time that a large one waits for its turn does not
@@ -300,52 +295,6 @@ impl Client {
             reason,
         }
     }
-}
-
-type Driver = Pin<Box<dyn Future<Output = hyper::Result<()>> + Send>>;
-
-/// An open connection. It is driven by whoever waits for an answer, in the same task, and by
-/// nobody in between: an idle one costs no task, an exchange no wake-up of another thread.
-struct Connection {
-    requests: SendRequest<Full<Bytes>>,
-    /// `None` when it has ended.
-    driver: Option<Driver>,
-}
-
-impl Connection {
-    /// Has the peer left it open?
-    async fn is_ready(&mut self) -> bool {
-        let Self { requests, driver } = self;
-        drive(driver, requests.ready()).await.is_ok()
-    }
-}
-
-impl Drop for Connection {
-    /// Says goodbye (TLS's close_notify), which no peer has to be waited for.
-    fn drop(&mut self) {
-        if let (Some(driver), Ok(runtime)) = (self.driver.take(), Handle::try_current()) {
-            runtime.spawn(driver);
-        }
-    }
-}
-
-/// Does `work`, which waits for what the connection brings.
-async fn drive<T>(driver: &mut Option<Driver>, work: impl Future<Output = T>) -> T {
-    let mut work = pin!(work);
-    if let Some(running) = driver {
-        tokio::select! {
-            biased;
-            // First, so that a connection that the peer closed is seen before it is used.
-            ended = running => {
-                if let Err(error) = ended {
-                    tracing::debug!(%error, "client connection ended");
-                }
-                *driver = None;
-            }
-            done = &mut work => return done,
-        }
-    }
-    work.await
 }
 
 /// Bounds how many large answers are in memory at a time, over all clients that share it.

@@ -6,14 +6,14 @@
 use std::{
     fmt,
     path::{Path, PathBuf},
-    sync::{Arc, LazyLock},
+    sync::Arc,
 };
 
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, RootCertStore,
     ServerConfig, SignatureScheme,
     client::{
-        Resumption, WebPkiServerVerifier,
+        WebPkiServerVerifier,
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     },
     crypto::{
@@ -28,26 +28,26 @@ use rustls::{
         NoServerSessionStorage, WebPkiClientVerifier,
         danger::{ClientCertVerified, ClientCertVerifier},
     },
-    sign::{CertifiedKey, SingleCertAndKey},
 };
 use x509_cert::{
     Certificate,
     der::{Decode, Encode},
 };
 
-/// A certificate chain with its private key. Cheap to clone: the key is read once, and shared by
-/// all configurations.
-#[derive(Clone)]
-pub struct Identity(Arc<CertifiedKey>);
+/// A certificate chain with its private key.
+pub struct Identity {
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+}
 
 impl Identity {
     /// From PEM texts: the certificate (leaf first) and the key (PKCS#8, PKCS#1 or SEC 1).
     pub fn from_pem(cert_pem: &[u8], key_pem: &[u8]) -> Result<Self, TlsError> {
         let key = PrivateKeyDer::from_pem_slice(key_pem).map_err(TlsError::PrivateKey)?;
-        let chain = certificates_from_pem(cert_pem)?;
-        let certified =
-            CertifiedKey::from_der(chain, key, &provider()).map_err(TlsError::Config)?;
-        Ok(Self(Arc::new(certified)))
+        Ok(Self {
+            chain: certificates_from_pem(cert_pem)?,
+            key,
+        })
     }
 
     /// From two PEM files.
@@ -58,19 +58,23 @@ impl Identity {
     /// The leaf certificate.
     pub fn certificate(&self) -> &CertificateDer<'static> {
         // `certificates_from_pem` refuses an empty chain.
-        &self.0.cert[0]
+        &self.chain[0]
     }
+}
 
-    /// Shows this identity to every peer.
-    fn resolver(&self) -> Arc<SingleCertAndKey> {
-        Arc::new(SingleCertAndKey::from(Arc::clone(&self.0)))
+impl Clone for Identity {
+    fn clone(&self) -> Self {
+        Self {
+            chain: self.chain.clone(),
+            key: self.key.clone_key(),
+        }
     }
 }
 
 impl fmt::Debug for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Identity")
-            .field("chain", &self.0.cert.len())
+            .field("chain", &self.chain.len())
             .finish_non_exhaustive()
     }
 }
@@ -141,7 +145,8 @@ pub fn server_config(
         .with_safe_default_protocol_versions()
         .map_err(TlsError::Config)?
         .with_client_cert_verifier(verifier)
-        .with_cert_resolver(identity.resolver());
+        .with_single_cert(identity.chain.clone(), identity.key.clone_key())
+        .map_err(TlsError::Config)?;
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     // Peers keep their connections; tickets would let a resumed session outlive a changed CA.
     config.session_storage = Arc::new(NoServerSessionStorage {});
@@ -178,21 +183,18 @@ pub fn client_config(
         .dangerous()
         .with_custom_certificate_verifier(verifier);
     let mut config = match identity {
-        Some(identity) => builder.with_client_cert_resolver(identity.resolver()),
+        Some(identity) => builder
+            .with_client_auth_cert(identity.chain.clone(), identity.key.clone_key())
+            .map_err(TlsError::Config)?,
         None => builder.with_no_client_auth(),
     };
     config.enable_sni = false;
-    // Connections are kept; room for sessions to resume would cost 10 KiB for each node.
-    config.resumption = Resumption::disabled();
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(Arc::new(config))
 }
 
-/// One for all configurations: each of a verifier's nodes has one.
 fn provider() -> Arc<CryptoProvider> {
-    static PROVIDER: LazyLock<Arc<CryptoProvider>> =
-        LazyLock::new(|| Arc::new(aws_lc_rs::default_provider()));
-    Arc::clone(&PROVIDER)
+    Arc::new(aws_lc_rs::default_provider())
 }
 
 fn roots(authorities: &[CertificateDer<'static>]) -> Result<RootCertStore, TlsError> {

@@ -188,12 +188,31 @@ impl Fleet {
                 format!("https://127.0.0.1:{}", self.ports.registrar_tls),
             )
             .env("TROTH_CA_DIR", ca_dir)
+            .env("TROTH_CTL_TPM_CERT_STORE", self.tpm_cert_store())
+            .env(
+                "TROTH_CTL_REQUIRE_EK_CERT",
+                self.tpm_cert_store().exists().to_string(),
+            )
             .env("COLUMNS", "100")
             .args(arguments)
             .stdin(Stdio::null())
             .output()
             .context("cannot start trothctl")?;
         Ok(Answer::from(output))
+    }
+
+    /// Has the operator trust a CA of TPM vendors; before the first, no EK certificate is required.
+    pub fn trust_tpm_vendor(&self, certificate: &Path) -> Result<()> {
+        let store = self.tpm_cert_store();
+        fs::create_dir_all(&store)?;
+        let number = fs::read_dir(&store)?.count();
+        fs::copy(certificate, store.join(format!("{number}.pem")))?;
+        Ok(())
+    }
+
+    /// The operator's directory of TPM vendors' CAs.
+    pub fn tpm_cert_store(&self) -> PathBuf {
+        self.directory.join("tpm_cert_store")
     }
 
     /// Waits until the registrar shows the agent `id`, activated.

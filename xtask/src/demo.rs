@@ -107,6 +107,9 @@ fn play(narrator: &Narrator, programs: &Programs, directory: &Path) -> Result<()
     narrator.say("Registered: the TPM proved that EK and AK live in it (MakeCredential).");
     narrator.detail(format!("agent id (hash of the EK): {id}"));
 
+    narrator.say("The operator trusts the CA of the TPM's vendor, which certified that EK.");
+    fleet.trust_tpm_vendor(&machine.tpm().ek_issuer())?;
+
     let policy = machine.write_runtime_policy()?;
     let files = machine.runtime_policy()?["digests"]
         .as_object()

@@ -4,7 +4,7 @@ use serde::Serialize;
 use serde_json::Value;
 use troth_core::{appraise::AcceptedAlgorithms, tpm::PcrMask, wire::Enrolment};
 
-use super::{identity::Proven, policies::Policies};
+use super::{ek::EkFindings, identity::Proven, policies::Policies};
 use crate::{
     api::{Credentials, Service},
     cli::{AcceptArgs, AddArgs},
@@ -22,9 +22,8 @@ pub(super) struct Enrolled {
     api_version: String,
     /// Name of the AK that signed the identity quote, hex.
     ak_name: String,
-    /// `matches`: there is an EK certificate, and it is for the registered EK; `absent`: there is
-    /// none.
-    ek_certificate: &'static str,
+    #[serde(flatten)]
+    ek: EkFindings,
     tpm_policy: Value,
     has_runtime_policy: bool,
     has_boot_policy: bool,
@@ -46,14 +45,14 @@ struct Added {
 /// Runs `trothctl agent add`.
 pub(super) async fn run(config: &Config, args: &AddArgs, out: &Output) -> Result<Exit, Error> {
     let id = &args.id;
+    let config = &config.with_ek(&args.ek);
     let policies = Policies::read(config, &args.policies).await?;
     let accept = accepted(config, &args.accept);
     let credentials = Credentials::load(config)?;
     let proven = Proven::check(config, &credentials, id, &args.contact, &accept, out).await?;
     let verifier = credentials.verifier(config)?;
     let tpm_policy = policies.tpm_json(PcrMask::default())?;
-    let enrolled = Enrolled::new(&proven, &policies, &tpm_policy);
-    let enrolment = enrolment(proven, policies, tpm_policy, accept);
+    let (enrolled, enrolment) = enrolment(proven, policies, tpm_policy, accept);
     post(&verifier, id.as_str(), &enrolment).await?;
     let added = Added {
         id: id.to_string(),
@@ -83,17 +82,27 @@ pub(super) fn accepted(config: &Config, args: &AcceptArgs) -> AcceptedAlgorithms
     }
 }
 
-/// The body of the enrolment. Names and texts that do not exist are sent as Keylime's tenant sends
-/// them.
+/// The body of the enrolment, and what is told about it. Names and texts that do not exist are sent
+/// as Keylime's tenant sends them.
 pub(super) fn enrolment(
     proven: Proven,
     policies: Policies,
     tpm_policy: String,
     accept: AcceptedAlgorithms,
-) -> Enrolment {
+) -> (Enrolled, Enrolment) {
     let Policies { runtime, boot, .. } = policies;
+    let enrolled = Enrolled {
+        agent: proven.url,
+        api_version: proven.api_version.clone(),
+        ak_name: proven.ak_name,
+        ek: proven.ek,
+        tpm_policy: serde_json::from_str(&tpm_policy).unwrap_or(Value::Null),
+        has_runtime_policy: runtime.is_some(),
+        has_boot_policy: boot.is_some(),
+        warnings: proven.warnings,
+    };
     let encoded = runtime.text.map(|json| BASE64_STANDARD.encode(json));
-    Enrolment {
+    let enrolment = Enrolment {
         v: None,
         cloudagent_ip: Some(proven.contact.host),
         cloudagent_port: Some(proven.contact.port),
@@ -112,7 +121,8 @@ pub(super) fn enrolment(
         ak_tpm: proven.record.aik_tpm,
         mtls_cert: proven.record.mtls_cert,
         supported_version: Some(proven.api_version),
-    }
+    };
+    (enrolled, enrolment)
 }
 
 /// Enrols.
@@ -131,19 +141,6 @@ pub(super) async fn post(verifier: &Service, id: &str, enrolment: &Enrolment) ->
 }
 
 impl Enrolled {
-    pub(super) fn new(proven: &Proven, policies: &Policies, tpm_policy: &str) -> Self {
-        Self {
-            agent: proven.url.clone(),
-            api_version: proven.api_version.clone(),
-            ak_name: proven.ak_name.clone(),
-            ek_certificate: proven.ek_certificate,
-            tpm_policy: serde_json::from_str(tpm_policy).unwrap_or(Value::Null),
-            has_runtime_policy: policies.runtime.is_some(),
-            has_boot_policy: policies.boot.is_some(),
-            warnings: proven.warnings.clone(),
-        }
-    }
-
     /// Prints the warnings where people see them.
     pub(super) fn warn(&self, out: &Output) {
         for warning in &self.warnings {
@@ -152,10 +149,6 @@ impl Enrolled {
     }
 
     pub(super) fn describe(&self, verifier: &str, out: &Output) -> String {
-        let ek = match self.ek_certificate {
-            "absent" => "no EK certificate",
-            _ => "the EK certificate is for the registered EK (its issuer is not checked)",
-        };
         let which = |has: bool, what: &str| format!("{} {what}", if has { "a" } else { "no" });
         let mask = self
             .tpm_policy
@@ -167,7 +160,7 @@ impl Enrolled {
                 "Identity",
                 format!("quote signed by the registered AK {}", self.ak_name),
             ),
-            ("TPM", ek.to_owned()),
+            ("TPM", self.ek.describe()),
             (
                 "Agent",
                 format!("{} (API {})", clean(&self.agent), self.api_version),

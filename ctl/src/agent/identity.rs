@@ -3,6 +3,8 @@ use std::time::Duration;
 use base64::{Engine, prelude::BASE64_STANDARD};
 use rand::distr::{Alphanumeric, SampleString};
 use rustls::pki_types::CertificateDer;
+use serde::Deserialize;
+use serde_json::Value;
 use tokio::time::sleep;
 use troth_core::{
     appraise::{self, AcceptedAlgorithms},
@@ -12,6 +14,7 @@ use troth_core::{
 };
 use troth_daemon::{client::ClientError, tls};
 
+use super::ek::{Ek, EkFindings};
 use crate::{
     api::{Credentials, Endpoint, Service},
     cli::ContactArgs,
@@ -35,9 +38,8 @@ pub(super) struct Proven {
     pub(super) api_version: String,
     /// Name of the AK that signed the identity quote, hex.
     pub(super) ak_name: String,
-    /// `matches`: there is an EK certificate, and it is for the registered EK; `absent`: there is
-    /// none.
-    pub(super) ek_certificate: &'static str,
+    /// What is known about its EK.
+    pub(super) ek: EkFindings,
     /// What an operator should know about this node.
     pub(super) warnings: Vec<String>,
 }
@@ -53,20 +55,27 @@ impl Proven {
         out: &Output,
     ) -> Result<Self, Error> {
         let registrar = credentials.registrar(config)?;
-        let record: RegistrarRecord = registrar
+        let Registered {
+            record,
+            provider_keys,
+        } = registrar
             .find(&format!("agents/{id}"))
             .await?
             .ok_or_else(|| registrar.unknown(id))?;
         let id = id.as_str();
-        let keys = Keys::check(id, &record)?;
+        let ek = registered_key(id, "EK", &record.ek_tpm)?;
+        let ak = registered_key(id, "AK", &record.aik_tpm)?;
+        let refused = |source| Error::Identity {
+            id: id.to_owned(),
+            what: "AK",
+            source,
+        };
+        identity::check_ak(&ak).map_err(refused)?;
+        identity::check_distinct(&ek, &ak).map_err(refused)?;
+        let ak_name = hex::encode(ak.name().as_bytes());
+        let ak = AttestationKey::new(&ak)?;
+        let ek = Ek::check(config, id, &record, ek, out)?;
         let mut warnings = Vec::new();
-        if keys.ek_certificate == "absent" {
-            warnings.push(
-                "the node has no EK certificate: nothing but its registration says that its TPM \
-                 is genuine"
-                    .to_owned(),
-            );
-        }
         let host = args.address.as_ref().unwrap_or(&record.ip).clone();
         let port = args.port.unwrap_or(record.port);
         let certificate = match record.mtls_cert.as_deref() {
@@ -88,7 +97,10 @@ impl Proven {
         if let Some(version) = &args.api_version {
             agent.set_version(version);
         }
-        check_quote(config, id, &agent, &keys.ak, accept, out).await?;
+        check_quote(config, id, &agent, &ak, accept, out).await?;
+        let script = ek.ask(config, &provider_keys, out).await?;
+        let (ek, more) = ek.findings(script);
+        warnings.extend(more);
         Ok(Self {
             contact: Endpoint {
                 host: args.address_for_verifier.clone().unwrap_or(host),
@@ -97,53 +109,25 @@ impl Proven {
             api_version: agent.version().await?.to_owned(),
             url: agent.url,
             record,
-            ak_name: keys.ak_name,
-            ek_certificate: keys.ek_certificate,
+            ak_name,
+            ek,
             warnings,
         })
     }
 }
 
-/// Keys of the registrar's record, parsed and checked.
-struct Keys {
-    ak: AttestationKey,
-    ak_name: String,
-    ek_certificate: &'static str,
+/// The registrar's record, with what Keylime's registrar has in it for some agents.
+#[derive(Deserialize)]
+struct Registered {
+    #[serde(flatten)]
+    record: RegistrarRecord,
+    /// Keys that a cloud provider vouches for; for `ek_check_script` only.
+    #[serde(default = "no_keys")]
+    provider_keys: Value,
 }
 
-impl Keys {
-    fn check(id: &str, record: &RegistrarRecord) -> Result<Self, Error> {
-        let refused = |what| {
-            move |source| Error::Identity {
-                id: id.to_owned(),
-                what,
-                source,
-            }
-        };
-        let ek = registered_key(id, "EK", &record.ek_tpm)?;
-        let ak = registered_key(id, "AK", &record.aik_tpm)?;
-        identity::check_ek(&ek).map_err(refused("EK"))?;
-        identity::check_ak(&ak).map_err(refused("AK"))?;
-        identity::check_distinct(&ek, &ak).map_err(refused("AK"))?;
-        let certificate = record.ekcert.as_deref().unwrap_or_default();
-        let certificate = identity::normalise_ek_certificate(certificate.as_bytes())
-            .map_err(refused("EK certificate"))?;
-        let ek_certificate = match certificate {
-            None => "absent",
-            Some(der) => {
-                let matches = identity::certificate_matches_key(&der, &ek);
-                if !matches.map_err(refused("EK certificate"))? {
-                    return Err(Error::ForeignEkCertificate { id: id.to_owned() });
-                }
-                "matches"
-            }
-        };
-        Ok(Self {
-            ak_name: hex::encode(ak.name().as_bytes()),
-            ak: AttestationKey::new(&ak)?,
-            ek_certificate,
-        })
-    }
+fn no_keys() -> Value {
+    Value::Object(serde_json::Map::new())
 }
 
 /// A key of the registrar's record: base64 TPM2B_PUBLIC.

@@ -144,8 +144,12 @@ pub(crate) struct Node {
     pub(crate) tpm_policy: Value,
     /// Is there a runtime policy?
     pub(crate) has_runtime_policy: bool,
+    /// Its name; null: there is none, or the verifier does not say.
+    pub(crate) runtime_policy: Option<String>,
     /// Is there a boot policy?
     pub(crate) has_boot_policy: bool,
+    /// Its name; null: there is none, or the verifier does not say.
+    pub(crate) boot_policy: Option<String>,
     /// Hash algorithm of the last quote, `""` before.
     pub(crate) hash_algorithm: String,
     /// AK algorithm of the last quote.
@@ -203,7 +207,9 @@ impl Node {
                 .filter(|event| !event.is_empty()),
             tpm_policy: serde_json::from_str(&status.tpm_policy).unwrap_or(Value::Null),
             has_runtime_policy: status.has_runtime_policy != 0,
+            runtime_policy: troth.and_then(|troth| troth.runtime_policy.clone()),
             has_boot_policy: status.has_mb_refstate != 0,
+            boot_policy: troth.and_then(|troth| troth.boot_policy.clone()),
             hash_algorithm: status.hash_alg.clone(),
             encryption_algorithm: status.enc_alg.clone(),
             signing_algorithm: status.sign_alg.clone(),
@@ -287,10 +293,14 @@ impl Node {
         fields.push((
             "Policies",
             format!(
-                "PCR mask {}, {} runtime policy, {} boot policy",
+                "PCR mask {}, {}, {}",
                 clean(mask),
-                if self.has_runtime_policy { "a" } else { "no" },
-                if self.has_boot_policy { "a" } else { "no" }
+                self.which(
+                    "runtime policy",
+                    self.has_runtime_policy,
+                    &self.runtime_policy
+                ),
+                self.which("boot policy", self.has_boot_policy, &self.boot_policy)
             ),
         ));
         if !self.hash_algorithm.is_empty() {
@@ -309,6 +319,17 @@ impl Node {
         }
         fields.push(("Verifier", clean(&self.verifier)));
         fields
+    }
+}
+
+impl Node {
+    /// `no boot policy`, `a boot policy`, or `boot policy "NAME"` if it is not the node's own.
+    fn which(&self, what: &str, has: bool, name: &Option<String>) -> String {
+        match name {
+            Some(name) if *name != self.id => format!("{what} \"{}\"", clean(name)),
+            _ if has => format!("a {what}"),
+            _ => format!("no {what}"),
+        }
     }
 }
 
@@ -430,6 +451,7 @@ Finding 1 of 1: /usr/bin/evil (IMA list entry 1640) \
             [
                 "address",
                 "attestation_count",
+                "boot_policy",
                 "due_at_ms",
                 "encryption_algorithm",
                 "findings",
@@ -444,6 +466,7 @@ Finding 1 of 1: /usr/bin/evil (IMA list entry 1640) \
                 "last_trusted_ms",
                 "period",
                 "reason",
+                "runtime_policy",
                 "severity",
                 "signing_algorithm",
                 "state",

@@ -39,6 +39,7 @@ struct Updated<'a> {
 
 /// Runs `trothctl agent update`.
 pub(super) async fn run(config: &Config, args: &UpdateArgs, out: &Output) -> Result<Exit, Error> {
+    let config = &config.with_ek(&args.ek);
     let given = Policies::read(config, &args.policies).await?;
     let credentials = Credentials::load(config)?;
     let verifier = credentials.verifier(config)?;
@@ -157,8 +158,7 @@ async fn anew(
     let proven = Proven::check(config, credentials, id, &args.contact, &accept, out).await?;
 
     let tpm_policy = policies.tpm_json(mask)?;
-    let enrolled = Enrolled::new(&proven, &policies, &tpm_policy);
-    let mut enrolment = add::enrolment(proven, policies, tpm_policy, accept);
+    let (enrolled, mut enrolment) = add::enrolment(proven, policies, tpm_policy, accept);
     keep_contact(&args.contact, status, &mut enrolment);
     enrolment.metadata.clone_from(&status.meta_data);
     enrolment.v.clone_from(&status.v);

@@ -55,6 +55,8 @@ pub(crate) struct AddArgs {
     pub(crate) accept: AcceptArgs,
     #[command(flatten)]
     pub(crate) contact: ContactArgs,
+    #[command(flatten)]
+    pub(crate) ek: EkArgs,
 }
 
 #[derive(Debug, Args)]
@@ -82,6 +84,8 @@ pub(crate) struct UpdateArgs {
     pub(crate) accept: AcceptArgs,
     #[command(flatten)]
     pub(crate) contact: ContactArgs,
+    #[command(flatten)]
+    pub(crate) ek: EkArgs,
 }
 
 /// What a node is judged by.
@@ -159,6 +163,21 @@ pub(crate) struct ContactArgs {
     /// Speak this version of the API with the agent, instead of the highest that both know
     #[arg(long, value_name = "VERSION", value_parser = api_version)]
     pub(crate) api_version: Option<String>,
+}
+
+/// How the TPM's own identity is checked.
+#[derive(Debug, Default, Args)]
+#[command(next_help_heading = "TPM")]
+pub(crate) struct EkArgs {
+    /// Directory with certificates of TPM vendors' CAs
+    #[arg(long, value_name = "DIR")]
+    pub(crate) tpm_cert_store: Option<PathBuf>,
+    /// Refuse a node whose EK certificate is missing or not issued by a CA of the store
+    #[arg(long, value_name = "BOOL")]
+    pub(crate) require_ek_cert: Option<bool>,
+    /// Program that accepts (exit status 0) or refuses the node's EK
+    #[arg(long, value_name = "PROGRAM")]
+    pub(crate) ek_check_script: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

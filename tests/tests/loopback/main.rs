@@ -13,6 +13,8 @@ mod keylime;
 mod load;
 /// A Keylime site whose servers are replaced by ours.
 mod migration;
+/// What an operator decides: which TPMs are believed, which policies apply.
+mod operator;
 /// Registrar and verifier with their databases in a PostgreSQL server.
 mod postgres;
 /// Daemons that are stopped, killed and started again.

@@ -1,9 +1,7 @@
 use std::fs;
 use std::path::Path;
 
-use base64::{Engine, engine::general_purpose::STANDARD};
 use serde_json::Value;
-use troth_core::{identity::AgentId, tpm::Public};
 use troth_tests::boot::Machine;
 use troth_tests::fleet::{Agent, AgentOptions, Fleet, Programs, QUOTE_INTERVAL};
 use troth_tests::keylime::Keylime;
@@ -84,92 +82,6 @@ fn our_servers_take_the_place_of_keylimes_one_after_the_other() {
     assert_eq!(
         node["findings"][0]["place"]["ima_entry"]["path"],
         "/usr/local/bin/miner"
-    );
-}
-
-/// docs/compatibility.md, "Move one host": what Keylime's agent leaves in its directory is what our
-/// agent starts with, and Keylime's verifier goes on without an operator.
-#[test]
-fn a_host_keeps_its_place_when_its_agent_becomes_ours() {
-    let directory = tempfile::tempdir().unwrap();
-    let machine = Machine::booted(&directory.path().join("machine")).unwrap();
-    let mut keylime = Keylime::start(
-        &directory.path().join("keylime"),
-        &machine.tpm().ek_issuer(),
-    )
-    .unwrap();
-    let place = directory.path().join("agent");
-    let mut agent = Agent::start(
-        &Programs::beside_this().unwrap(),
-        &place,
-        &machine,
-        keylime.registrar_port(),
-        &keylime.ca_dir(),
-        &AgentOptions::with_id(ID),
-    )
-    .unwrap();
-    let policy = machine.write_runtime_policy().unwrap();
-    keylime
-        .tenant(&[
-            "-c",
-            "add",
-            "-u",
-            ID,
-            "--runtime-policy",
-            policy.to_str().unwrap(),
-        ])
-        .unwrap();
-    keylime.wait_for_attestations(ID, 1).unwrap();
-    agent.process().terminate().unwrap();
-
-    let ek = keylime
-        .operator()
-        .json(&["-c", "regstatus", "-u", ID])
-        .unwrap()[ID]["ek_tpm"]
-        .as_str()
-        .map(|text| Public::from_tpm2b(&STANDARD.decode(text).unwrap()).unwrap())
-        .unwrap();
-    let state = place.join("state");
-    leave_as_keylimes_agent_does(&state, &ek);
-    agent.start_again().unwrap();
-    let status = keylime.operator().status(ID).unwrap();
-    let before = status["attestation_count"].as_u64().unwrap();
-    let status = keylime.wait_for_attestations(ID, before + 2).unwrap();
-    assert_eq!(status["attestation_status"], "PASS");
-    assert!(
-        state.join("ak.json").is_file(),
-        "the AK is ours to keep now"
-    );
-}
-
-/// Turns our agent's AK file into Keylime's `agent_data.json`; the other files that a host moves
-/// with have the same names in both.
-fn leave_as_keylimes_agent_does(state: &Path, ek: &Public) {
-    let ours = state.join("ak.json");
-    let saved: Value = serde_json::from_slice(&fs::read(&ours).unwrap()).unwrap();
-    let bytes = |member: &str| STANDARD.decode(saved[member].as_str().unwrap()).unwrap();
-    let keylimes = serde_json::json!({
-        "ak_hash_alg": "Sha256",
-        "ak_sign_alg": "RsaSsa",
-        "ak_public": bytes("public"),
-        "ak_private": bytes("private"),
-        "ek_hash": AgentId::hash_ek(ek).as_str().as_bytes(),
-    });
-    fs::write(state.join("agent_data.json"), keylimes.to_string()).unwrap();
-    fs::remove_file(ours).unwrap();
-    let mut left: Vec<_> = fs::read_dir(state)
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .collect();
-    left.sort();
-    assert_eq!(
-        left,
-        [
-            "agent_data.json",
-            "payload-private.pem",
-            "server-cert.crt",
-            "server-private.pem"
-        ]
     );
 }
 

@@ -107,9 +107,8 @@ pub(super) async fn ask(client: &Client, workers: &Workers, question: Question) 
     }
     // The body moves along: a large one counts as in memory until it is judged.
     let Answer { body, .. } = answer;
-    let size = body.len();
     let work = move || judge(&rules, &nonce, &state, &body);
-    let outcome = match workers.check(size, work).await {
+    let outcome = match workers.run(work).await {
         Ok(outcome) => outcome,
         Err(error) => judge::broken(&error),
     };

@@ -18,18 +18,17 @@ use std::{
     fs::OpenOptions,
     os::unix::{ffi::OsStringExt, fs::OpenOptionsExt},
     path::{Path, PathBuf},
-    sync::{Arc, Once},
+    sync::Once,
     time::Duration,
 };
 
 use sqlx::{
-    Any, AnyConnection, AnyPool, Connection, Executor, Row, SqlSafeStr, Transaction,
+    Any, AnyPool, Executor, Row, SqlSafeStr, Transaction,
     any::{AnyPoolOptions, AnyRow},
     migrate::{MigrateError, Migration, MigrationType, Migrator},
 };
-use tokio::sync::Mutex;
 
-pub use nodes::{Enrolled, MAX_UPDATES, NewNode, NodeRow, RecordUpdate};
+pub use nodes::{Enrolled, NewNode, NodeRow, RecordUpdate};
 pub use policies::{NewPolicy, PolicyChoice, PolicyChoices, PolicyKind, Removed};
 pub use registrar::{Agent, Pending, Promotion};
 
@@ -106,9 +105,6 @@ impl Table {
 pub struct Store {
     pool: AnyPool,
     sqlite: bool,
-    /// SQLite's connection for verdicts, once there are some: it does not wait for the disk, its
-    /// cache stays warm, and no pool looks at it before and after each use.
-    verdicts: Arc<Mutex<Option<AnyConnection>>>,
 }
 
 impl Store {
@@ -135,14 +131,12 @@ impl Store {
         let pool = AnyPoolOptions::new()
             .max_connections(CONNECTIONS)
             .acquire_timeout(Duration::from_secs(30))
-            // A file does not go away as a server does, and each look is a change of threads.
-            .test_before_acquire(!sqlite)
             .after_connect(move |connection, _| {
                 Box::pin(async move {
                     if sqlite {
                         let busy = BUSY_TIMEOUT.as_millis();
                         // What an operator or an agent was told is done must survive a power
-                        // failure; verdicts have a connection that relaxes this.
+                        // failure; the verdict writer relaxes this for its own connection.
                         let pragmas = format!(
                             "PRAGMA busy_timeout = {busy}; PRAGMA journal_mode = WAL; \
                              PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON;"
@@ -171,11 +165,7 @@ impl Store {
                     source,
                 },
             })?;
-        Ok(Self {
-            pool,
-            sqlite,
-            verdicts: Arc::default(),
-        })
+        Ok(Self { pool, sqlite })
     }
 
     /// Begins a transaction that nobody else writes `table` beside, in which a decision may
@@ -197,10 +187,6 @@ impl Store {
 
     /// Waits for running statements and closes all connections.
     pub async fn close(&self) {
-        if let Some(connection) = self.verdicts.lock().await.take() {
-            // Whatever a close has to say, the process is about to end.
-            let _ = connection.close().await;
-        }
         self.pool.close().await;
     }
 }

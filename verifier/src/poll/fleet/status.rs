@@ -47,7 +47,16 @@ impl Fleet {
             )
         });
         let record = node.shown();
-        let troth = record.status(now(), timing);
+        let mut troth = record.status(now(), timing);
+        // A policy that was enrolled without a name is stored under the node's id.
+        let name = |given: &Option<String>| {
+            let given = given.clone().filter(|name| !name.is_empty());
+            Some(given.unwrap_or_else(|| node.enrolled.id.as_str().to_owned()))
+        };
+        troth.runtime_policy = runtime
+            .then(|| name(&enrolment.runtime_policy_name))
+            .flatten();
+        troth.boot_policy = boot.then(|| name(&enrolment.mb_policy_name)).flatten();
         // Keylime's PASS must not outlive what Troth itself would say.
         let attestation_status = match (record.operational, troth.state.as_str()) {
             (3, "trusted") => "PASS",

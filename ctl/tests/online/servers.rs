@@ -1,0 +1,100 @@
+use serde_json::json;
+
+use crate::site::{Site, node, stderr};
+
+#[test]
+fn the_version_is_the_highest_that_both_speak() {
+    let versions = |list: &[&str]| json!({"current_version": "2.3", "supported_versions": list});
+    for (status, results, path) in [
+        (200, versions(&["1.0", "2.0", "2.3"]), "GET /v2.3/agents/n"),
+        (200, versions(&["2.6", "2.7", "3.0"]), "GET /v2.6/agents/n"),
+        // Keylime's verifier in push mode.
+        (410, json!({}), "GET /v2.6/agents/n"),
+        (200, json!("?"), "GET /v2.6/agents/n"),
+    ] {
+        let site = Site::start();
+        let body = json!({"code": status, "status": "", "results": results});
+        site.answer("GET /version", status, body.to_string());
+        site.success(path, &node("trusted", 3));
+        let output = site.trothctl(&["agent", "status", "n"]);
+        assert_eq!(output.status.code(), Some(0), "{path}: {}", stderr(&output));
+    }
+    let site = Site::start();
+    site.success("GET /version", &versions(&["1.0", "3.0"]));
+    let output = site.trothctl(&["agent", "status", "n"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        stderr(&output).contains("2.0 to 2.6"),
+        "{}",
+        stderr(&output)
+    );
+}
+
+#[test]
+fn refusals_say_what_the_server_said() {
+    let site = Site::start();
+    let forbidden = json!({"errors": [{"status": "403", "title": "Forbidden",
+        "detail": "Action read_agent requires authentication"}]});
+    for (status, body, wanted) in [
+        (403, forbidden.to_string(), "requires authentication"),
+        (500, String::new(), "see its log"),
+        (
+            400,
+            json!({"code": 400, "status": "no good", "results": {}}).to_string(),
+            "no good",
+        ),
+        (200, "<html>".to_owned(), "unusable answer"),
+        (
+            200,
+            json!({"code": 200, "status": "Success"}).to_string(),
+            "results",
+        ),
+    ] {
+        site.answer("GET /v2.6/agents/n", status, body);
+        let output = site.trothctl(&["agent", "status", "n"]);
+        assert_eq!(output.status.code(), Some(1), "{status}");
+        assert!(stderr(&output).contains(wanted), "{}", stderr(&output));
+        assert!(
+            stderr(&output).contains(&site.port.to_string()),
+            "{}",
+            stderr(&output)
+        );
+    }
+}
+
+#[test]
+fn a_dead_or_foreign_server_is_exit_status_7() {
+    let site = Site::start();
+    let free = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    let url = format!("https://{free}");
+    let output = site.trothctl(&["--verifier", &url, "agent", "list"]);
+    assert_eq!(output.status.code(), Some(7));
+    assert!(stderr(&output).contains("refused"), "{}", stderr(&output));
+    assert!(stderr(&output).contains(&url), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains("--verifier"),
+        "{}",
+        stderr(&output)
+    );
+
+    let other = Site::start();
+    let directory = other.directory.path().to_str().unwrap();
+    let output = site.trothctl(&["--ca-dir", directory, "registrar", "list"]);
+    assert_eq!(output.status.code(), Some(7));
+    assert!(stderr(&output).contains("TLS"), "{}", stderr(&output));
+    assert!(stderr(&output).contains("--ca-dir"), "{}", stderr(&output));
+
+    // The right CA, but a client certificate of another one.
+    let ca = std::fs::read(site.directory.path().join("cacert.crt")).unwrap();
+    other.file("cacert.crt", ca);
+    let output = site.trothctl(&["--ca-dir", directory, "registrar", "list"]);
+    assert_eq!(output.status.code(), Some(7));
+    assert!(
+        stderr(&output).contains("operator's certificate is refused"),
+        "{}",
+        stderr(&output)
+    );
+}
