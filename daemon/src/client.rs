@@ -1,7 +1,8 @@
 //! HTTP/1.1 client: one target, one kept-alive connection, made again when it broke.
 
 use std::{
-    fmt,
+    error::Error as _,
+    fmt, io,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -9,7 +10,7 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use http_body_util::{BodyExt, Full};
 use hyper::{
-    Method, Request,
+    Method, Request, Version,
     body::{Body, Incoming},
     client::conn::http1::{self, SendRequest},
     header,
@@ -223,7 +224,8 @@ impl Client {
             .headers()
             .get(header::RETRY_AFTER)
             .and_then(|value| retry_after(value.to_str().ok()?, SystemTime::now()));
-        let body = self.read(answer.into_body(), sent_by).await?;
+        let old = answer.version() == Version::HTTP_10;
+        let body = self.read(answer.into_body(), old, sent_by).await?;
         Ok(Answer {
             status,
             retry_after,
@@ -233,7 +235,16 @@ impl Client {
 
     /// The whole body, until `deadline`. The time that a large one waits for its turn does not
     /// count: it is not the peer's.
-    async fn read(&self, mut body: Incoming, mut deadline: Instant) -> Result<Bytes, Broken> {
+    ///
+    /// HTTP/1.0 without a Content-Length ends with the connection, and `old` servers forget TLS's
+    /// close_notify (Keylime's Python agent). It is taken as the end: every body here is a JSON
+    /// object, which itself shows whether it is whole.
+    async fn read(
+        &self,
+        mut body: Incoming,
+        old: bool,
+        mut deadline: Instant,
+    ) -> Result<Bytes, Broken> {
         let too_large = || Broken {
             error: ClientError::BodyTooLarge {
                 target: self.target(),
@@ -245,16 +256,23 @@ impl Client {
         if body.size_hint().lower() > limit {
             return Err(too_large());
         }
+        let unknown_length = body.size_hint().exact().is_none();
         let mut bytes = BytesMut::new();
         let mut turn = None;
         while let Some(frame) = timeout_at(deadline, body.frame())
             .await
             .map_err(|_| self.too_slow())?
         {
-            let frame = frame.map_err(|error| Broken {
-                error: self.http_error(error_chain(&error)),
-                unsent: false,
-            })?;
+            let frame = match frame {
+                Ok(frame) => frame,
+                Err(error) if old && unknown_length && is_unexpected_eof(&error) => break,
+                Err(error) => {
+                    return Err(Broken {
+                        error: self.http_error(error_chain(&error)),
+                        unsent: false,
+                    });
+                }
+            };
             // The others are trailers.
             let Ok(data) = frame.into_data() else {
                 continue;
@@ -385,7 +403,7 @@ pub enum ClientError {
         /// Host and port.
         target: String,
         /// The reason.
-        source: std::io::Error,
+        source: io::Error,
     },
     /// The connection broke, or what came back is not HTTP.
     #[error("{target}: {reason}")]
@@ -432,6 +450,18 @@ fn error_chain(error: &dyn std::error::Error) -> String {
         source = error.source();
     }
     text
+}
+
+/// The connection ended where TLS had not.
+fn is_unexpected_eof(error: &hyper::Error) -> bool {
+    let mut source = error.source();
+    while let Some(error) = source {
+        if let Some(error) = error.downcast_ref::<io::Error>() {
+            return error.kind() == io::ErrorKind::UnexpectedEof;
+        }
+        source = error.source();
+    }
+    false
 }
 
 #[cfg(test)]

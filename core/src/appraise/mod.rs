@@ -218,7 +218,11 @@ pub fn appraise_identity<'a>(
 ) -> Result<&'a str, Vec<Finding>> {
     let key = fresh_key(evidence).ok_or_else(|| vec![pcrs::no_pubkey()])?;
     let mask = PcrMask::default().with(BIND_PCR);
-    let quote = quote::verify(ak, nonce, mask, evidence, accept).map_err(|f| vec![*f])?;
+    let verify = |mask| quote::verify(ak, nonce, mask, evidence, accept);
+    // Keylime's Python agents quote PCR 0 as well. Nothing is concluded from its value.
+    let quote = verify(mask)
+        .or_else(|finding| verify(mask.with(0)).map_err(|_| finding))
+        .map_err(|finding| vec![*finding])?;
     match pcrs::check_binding(key, &quote) {
         None => Ok(key),
         Some(finding) => Err(vec![finding]),

@@ -12,6 +12,8 @@ mod der;
 mod id;
 /// What makes an AK and an EK acceptable.
 mod keys;
+/// From an EK certificate to the EK.
+mod template;
 /// The parts of a certificate (RFC 5280).
 mod x509;
 
@@ -23,6 +25,7 @@ pub use chain::{
 };
 pub use id::AgentId;
 pub use keys::{check_ak, check_distinct, check_ek};
+pub use template::default_ek_of_certificate;
 
 use crate::tpm::{KeyError, ObjectAttributes};
 

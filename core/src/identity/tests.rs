@@ -285,6 +285,18 @@ fn certificates_belong_to_their_keys() {
 }
 
 #[test]
+fn an_agent_that_sends_the_certificate_alone_has_the_default_ek() {
+    let file = vectors();
+    let request = &file["registration"]["request"];
+    let wire = normalise_ek_certificate(field(request, "/ekcert").as_bytes());
+    let wire = wire.unwrap().unwrap();
+    let ek = default_ek_of_certificate(&wire).unwrap();
+    assert_eq!(ek, Some(public(field(request, "/ek_tpm"))));
+    let ecc = normalise_ek_certificate(&read("boots/uki/nv-0x1c00016.bin"));
+    assert_eq!(default_ek_of_certificate(&ecc.unwrap().unwrap()), Ok(None));
+}
+
+#[test]
 fn an_ecc_certificate_belongs_to_its_key() {
     let bytes = read("boots/uki/nv-0x1c00016.bin");
     let der = normalise_ek_certificate(&bytes).unwrap().unwrap();

@@ -2,7 +2,7 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use troth_core::{
     identity::{
         AgentId, IdentityError, certificate_matches_key, check_ak, check_distinct, check_ek,
-        normalise_ek_certificate,
+        default_ek_of_certificate, normalise_ek_certificate,
     },
     tpm::{Name, Public, StructureError},
     wire::Registration,
@@ -23,7 +23,10 @@ pub(super) struct Candidate {
 }
 
 impl Candidate {
-    pub(super) fn check(id: &AgentId, registration: Registration) -> Result<Self, Unfit> {
+    pub(super) fn check(id: &AgentId, mut registration: Registration) -> Result<Self, Unfit> {
+        if registration.ek_tpm.as_deref().is_none_or(str::is_empty) {
+            registration.ek_tpm = ek_of_certificate(&registration);
+        }
         let (aik_tpm, ak) = public("aik_tpm", registration.aik_tpm.as_deref())?;
         let (ek_tpm, ek) = public("ek_tpm", registration.ek_tpm.as_deref())?;
         check_ak(&ak).map_err(|source| Unfit::Key {
@@ -84,6 +87,13 @@ impl Candidate {
             ek,
         })
     }
+}
+
+/// Keylime's Python agents send the EK certificate alone, where the TPM has one.
+fn ek_of_certificate(registration: &Registration) -> Option<String> {
+    let der = normalise_ek_certificate(registration.ekcert.as_deref()?.as_bytes()).ok()??;
+    let ek = default_ek_of_certificate(&der).ok()??;
+    Some(STANDARD.encode(ek.to_tpm2b()))
 }
 
 /// A TPM2B_PUBLIC, with its canonical base64 text.

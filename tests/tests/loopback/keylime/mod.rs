@@ -2,3 +2,5 @@
 mod our_agent;
 /// Keylime's verifier asks every second, for minutes.
 mod polling;
+/// Keylime's agent at our registrar and verifier.
+mod their_agent;

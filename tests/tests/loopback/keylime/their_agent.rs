@@ -1,0 +1,42 @@
+use troth_tests::boot::Machine;
+use troth_tests::fleet::{Fleet, Programs, QUOTE_INTERVAL};
+use troth_tests::keylime::KeylimeAgent;
+
+/// Keylime's agent registers at our registrar, is enrolled by trothctl, and is judged by our
+/// verifier: trusted, and failed for the program that no policy lists.
+#[test]
+fn our_servers_attest_keylimes_agent() {
+    let directory = tempfile::tempdir().unwrap();
+    let machine = Machine::booted(&directory.path().join("machine")).unwrap();
+    let fleet = Fleet::start(
+        &Programs::beside_this().unwrap(),
+        &directory.path().join("fleet"),
+        QUOTE_INTERVAL,
+    )
+    .unwrap();
+    let id = "d432fbb3-d2f1-4a97-9ef7-75bd81c00001";
+    let agent = KeylimeAgent::start(
+        &directory.path().join("agent"),
+        &machine,
+        id,
+        "rsa",
+        fleet.registrar_port(),
+        &fleet.ca_dir(),
+    )
+    .unwrap();
+    let record = fleet.wait_registered(id).unwrap();
+    assert_eq!(record["port"], agent.address().port());
+
+    let policy = machine.write_runtime_policy().unwrap();
+    fleet.add(id, &policy).unwrap();
+    fleet.wait_for_state(id, "trusted").unwrap();
+
+    machine
+        .run_program("/usr/local/bin/miner", b"mine\n")
+        .unwrap();
+    let node = fleet.wait_for_state(id, "failed").unwrap();
+    assert_eq!(
+        node["findings"][0]["place"]["ima_entry"]["path"],
+        "/usr/local/bin/miner"
+    );
+}
