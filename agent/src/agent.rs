@@ -1,4 +1,11 @@
-use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use tokio::net::TcpListener;
@@ -17,6 +24,7 @@ use crate::{
     http::Api,
     identity::{
         ak::{self, AkError, Keys},
+        device::{DeviceError, DeviceIdentity, DevicePlan, Identified},
         id::{self, IdError},
         mtls::{self, MtlsError},
         transport::{self, TransportError, TransportKey},
@@ -65,6 +73,9 @@ pub enum AgentError {
     /// No AK.
     #[error(transparent)]
     Ak(#[from] AkError),
+    /// No device identity.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     /// The TPM.
     #[error(transparent)]
     Tpm(#[from] TpmError),
@@ -99,7 +110,13 @@ impl AgentError {
         match self {
             Self::Config(_) | Self::Id(_) => EX_CONFIG,
             Self::Ak(error) if !error.is_transient() => EX_CONFIG,
-            Self::Tpm(TpmError::EndorsementAuth { .. } | TpmError::EkHandle { .. }) => EX_CONFIG,
+            Self::Device(error) if !matches!(error, DeviceError::Tpm(_)) => EX_CONFIG,
+            Self::Tpm(
+                TpmError::EndorsementAuth { .. }
+                | TpmError::KeyAuth { .. }
+                | TpmError::PersistentKey { .. },
+            )
+            | Self::Registration(RegistrationError::Tpm(TpmError::KeyAuth { .. })) => EX_CONFIG,
             Self::Transport(TransportError::NotRsa2048 { .. })
             | Self::Mtls(MtlsError::Half { .. } | MtlsError::Unusable { .. })
             | Self::Tls(_) => EX_CONFIG,
@@ -170,10 +187,16 @@ async fn prepare(config: &Config, tpm: &TpmHandle) -> Result<Service, AgentError
     let versions = config.versions()?;
     let contact = config.contact()?;
     let client_auth = client_auth(config)?;
+    let device = config.device_identity()?;
+    let device = device.map(DevicePlan::read).transpose()?;
     let client = registrar_client(config)?;
 
     notify::status("Waiting for the TPM");
-    let Provisioned { keys, certificates } = provision(config, tpm, template).await?;
+    let Provisioned {
+        keys,
+        certificates,
+        device,
+    } = provision(config, tpm, template, device).await?;
     let id = id::agent_id(&config.uuid, &keys.ek, &config.dmi_product_uuid_path)?;
     tracing::info!(
         "agent {id}, AK {template} {}",
@@ -209,6 +232,10 @@ async fn prepare(config: &Config, tpm: &TpmHandle) -> Result<Service, AgentError
     let port = config
         .contact_port
         .map_or_else(|| listener.local_addr().map(|a| a.port()), Ok)?;
+    let (idevid, iak) = device.as_ref().map(|d| (&d.idevid, &d.iak)).unzip();
+    let key = |key: Option<&Identified>| key.map(|key| STANDARD.encode(key.public.to_tpm2b()));
+    let certificate =
+        |key: Option<&Identified>| key?.certificate.as_ref().map(|c| STANDARD.encode(c));
     let registrar = Registrar {
         client,
         id: id.clone(),
@@ -221,8 +248,13 @@ async fn prepare(config: &Config, tpm: &TpmHandle) -> Result<Service, AgentError
             ip: Some(contact),
             port: Some(port),
             mtls_cert: Some(mtls_cert),
+            idevid_tpm: key(idevid),
+            idevid_cert: certificate(idevid),
+            iak_tpm: key(iak),
+            iak_cert: certificate(iak),
             ..Registration::default()
         },
+        iak: device.as_ref().map(|device| device.iak_key.clone()),
     };
     register(config, &registrar, tpm).await?;
 
@@ -286,37 +318,43 @@ fn registrar_client(config: &Config) -> Result<Client, InvalidConfig> {
 struct Provisioned {
     keys: Keys,
     certificates: EkCertificates,
+    device: Option<DeviceIdentity>,
 }
 
-/// EK, its certificate, and the AK. What may pass is tried again a few times, then left to the
+/// EK, its certificate, the AK, and the device identity. What may pass is tried again a few times, then left to the
 /// service manager.
 async fn provision(
     config: &Config,
     tpm: &TpmHandle,
     template: AkTemplate,
+    device: Option<DevicePlan>,
 ) -> Result<Provisioned, AgentError> {
     let path = config.state_dir.join(ak::FILE);
     let agent_data = config.agent_data_files();
     let mut backoff = Backoff::new(PROVISION_RETRY, PROVISION_RETRY * 8);
     loop {
         let (path, agent_data) = (path.clone(), agent_data.clone());
-        // The outer result is the TPM thread's, the inner one the key's.
+        let device = device.clone();
+        // The outer result is the TPM thread's, the inner one the keys'.
         let result = tpm
             .call("EK and AK", PROVISION_DEADLINE, move |tpm| {
                 tracing::info!("TPM: {}", tpm.describe()?);
-                match ak::load_or_create(tpm, &template, &path, &agent_data) {
-                    // The EK stays loaded for the activation that follows.
-                    Ok(keys) => Ok((Ok(keys), ek_certificates(tpm, template.kind)?)),
-                    Err(AkError::Tpm(error)) => Err(error),
-                    Err(error) => Ok((Err(error), EkCertificates::default())),
+                match find_keys(tpm, template, &path, &agent_data, device.as_ref()) {
+                    Err(
+                        AgentError::Tpm(error)
+                        | AgentError::Ak(AkError::Tpm(error))
+                        | AgentError::Device(DeviceError::Tpm(error)),
+                    ) => Err(error),
+                    other => Ok(other),
                 }
             })
             .await;
         let error = match result {
-            Ok((keys, certificates)) => {
-                let keys = keys?;
-                tpm.keep_loaded(template.kind, keys.blobs.clone()).await?;
-                return Ok(Provisioned { keys, certificates });
+            Ok(found) => {
+                let found = found?;
+                tpm.keep_loaded(template.kind, found.keys.blobs.clone())
+                    .await?;
+                return Ok(found);
             }
             Err(error) => error,
         };
@@ -328,6 +366,21 @@ async fn provision(
         notify::status(&format!("Waiting for the TPM: {error}"));
         tokio::time::sleep(delay).await;
     }
+}
+
+/// What [`provision`] does on the TPM thread. EK and AK stay loaded, for the activation that follows.
+fn find_keys(
+    tpm: &mut dyn Tpm,
+    template: AkTemplate,
+    path: &Path,
+    agent_data: &[PathBuf],
+    device: Option<&DevicePlan>,
+) -> Result<Provisioned, AgentError> {
+    Ok(Provisioned {
+        device: device.map(|plan| plan.identify(tpm)).transpose()?,
+        keys: ak::load_or_create(tpm, &template, path, agent_data)?,
+        certificates: ek_certificates(tpm, template.kind)?,
+    })
 }
 
 /// Registers, again and again until it works or cannot.

@@ -9,6 +9,8 @@ pub use checked::InvalidConfig;
 
 /// What the options mean together; combinations that cannot work.
 mod checked;
+/// What the options of the device identity mean together.
+mod device;
 
 /// The configuration as written. Everything has a default that fits a host whose registrar and
 /// verifier run beside it.
@@ -54,7 +56,7 @@ pub struct Config {
     /// The file in which Keylime's agent keeps its AK, taken over when this agent has none yet.
     /// Empty: none. Default: `agent_data.json` in the state directory, else in /var/lib/keylime.
     pub agent_data_path: Option<PathBuf>,
-    /// API versions to serve, and to register with. Default: all.
+    /// API versions to serve, and to register with; or the one word `default` (all) or `latest`.
     pub api_versions: Option<Vec<String>>,
     /// Way to the TPM: `device:PATH`, `tabrmd`, `swtpm:host=H,port=N`. Default: `/dev/tpmrm0` if
     /// it exists, else tpm2-abrmd.
@@ -64,6 +66,27 @@ pub struct Config {
     pub ek_handle: Option<String>,
     /// Password of the TPM's **endorsement** hierarchy; `hex:` before one in hex. Default: none.
     pub tpm_ownerpassword: Secret,
+    /// Register with the device identity that the manufacturer gave: IDevID and IAK.
+    pub enable_iak_idevid: bool,
+    /// Template of IDevID and IAK: `H-1` (RSA 2048), `H-2` (P-256), `H-3` (P-384), `H-4` (P-521),
+    /// `manual` for the next two options. Default: `detect`, from the certificates, else `H-1`.
+    pub iak_idevid_template: Option<String>,
+    /// With template `manual`: `rsa` or `ecc`.
+    pub iak_idevid_asymmetric_alg: String,
+    /// With template `manual`: `sha256`, `sha384` or `sha512`; the key's size follows.
+    pub iak_idevid_name_alg: String,
+    /// The IDevID's certificate, PEM or DER. Empty: none. Default: `idevid-cert.crt`, if it exists.
+    pub idevid_cert: Option<PathBuf>,
+    /// The IAK's certificate, PEM or DER. Empty: none. Default: `iak-cert.crt`, if it exists.
+    pub iak_cert: Option<PathBuf>,
+    /// Persistent handle of the IDevID in hex. Default: `generate`, from its template.
+    pub idevid_handle: Option<String>,
+    /// Password of the key at `idevid_handle`; `hex:` before one in hex. Default: none.
+    pub idevid_password: Secret,
+    /// Persistent handle of the IAK in hex. Default: `generate`, from its template.
+    pub iak_handle: Option<String>,
+    /// Password of the key at `iak_handle`; `hex:` before one in hex. Default: none.
+    pub iak_password: Secret,
     /// PCR bank, and hash of the AK.
     pub tpm_hash_alg: String,
     /// Kind of EK and AK: `rsa2048`, `rsa3072`, `rsa4096`, `ecc256`, `ecc384`, `ecc521`.
@@ -86,7 +109,7 @@ impl Config {
     /// `agent.toml`, `TROTH_AGENT_...`, `troth.agent....`.
     pub const COMPONENT: Component = Component {
         name: "agent",
-        secrets: &["tpm_ownerpassword"],
+        secrets: &["tpm_ownerpassword", "idevid_password", "iak_password"],
     };
 }
 
@@ -114,6 +137,16 @@ impl Default for Config {
             tcti: None,
             ek_handle: None,
             tpm_ownerpassword: Secret::default(),
+            enable_iak_idevid: false,
+            iak_idevid_template: None,
+            iak_idevid_asymmetric_alg: "rsa".into(),
+            iak_idevid_name_alg: "sha256".into(),
+            idevid_cert: None,
+            iak_cert: None,
+            idevid_handle: None,
+            idevid_password: Secret::default(),
+            iak_handle: None,
+            iak_password: Secret::default(),
             tpm_hash_alg: "sha256".into(),
             tpm_encryption_alg: "rsa2048".into(),
             tpm_signing_alg: None,

@@ -420,7 +420,7 @@ fn what_is_no_ek_at_the_handle_is_refused() {
         let mut tpm = host.open_with(Some(handle), b"");
         let error = tpm.load_ek(kind).unwrap_err();
         assert!(
-            matches!(error, TpmError::EkHandle { .. }) && error.is_final(),
+            matches!(error, TpmError::PersistentKey { .. }) && error.is_final(),
             "{error}"
         );
         assert!(error.to_string().contains(told), "{error}");

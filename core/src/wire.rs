@@ -51,6 +51,18 @@ pub struct Registration {
     pub iak_cert: Option<String>,
     /// base64 DER or null; always present.
     pub idevid_cert: Option<String>,
+    /// base64 TPM2B_PUBLIC of the IAK.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub iak_tpm: Option<String>,
+    /// base64 TPM2B_PUBLIC of the IDevID.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idevid_tpm: Option<String>,
+    /// base64 TPMS_ATTEST: the AK, certified by the IAK.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub iak_attest: Option<String>,
+    /// base64 TPMT_SIGNATURE over it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub iak_sign: Option<String>,
     /// Contact address: name, IPv4 or IPv6.
     pub ip: Option<String>,
     /// Contact port; a number or text.

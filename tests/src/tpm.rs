@@ -203,13 +203,17 @@ pub struct TpmClient {
 
 const TPM_ST_NO_SESSIONS: u16 = 0x8001;
 const TPM_ST_SESSIONS: u16 = 0x8002;
+const TPM_CC_CREATE_PRIMARY: u32 = 0x131;
+const TPM_CC_FLUSH_CONTEXT: u32 = 0x165;
 const TPM_CC_SHUTDOWN: u32 = 0x145;
 const TPM_CC_PCR_READ: u32 = 0x17e;
 const TPM_CC_GET_CAPABILITY: u32 = 0x17a;
 const TPM_CC_PCR_EXTEND: u32 = 0x182;
 const TPM_SU_CLEAR: [u8; 2] = [0, 0];
 const TPM_CAP_HANDLES: u32 = 1;
-const TPM_RS_PW: u32 = 0x4000_0009;
+const TPM_RH_ENDORSEMENT: u32 = 0x4000_000b;
+/// Authorization area: 9 bytes with TPM_RS_PW, no nonce, no attributes, no password.
+const EMPTY_PASSWORD: [u8; 13] = [0, 0, 0, 9, 0x40, 0, 0, 9, 0, 0, 0, 0, 0];
 /// First handle of the range of loaded objects (TPM 2.0 Part 2, 7.2).
 const TRANSIENT_FIRST: u32 = 0x8000_0000;
 
@@ -217,10 +221,7 @@ impl TpmClient {
     /// TPM2_PCR_Extend with one digest per bank (TPM 2.0 Part 3, 22.2).
     pub fn extend(&self, pcr: u32, digests: &[(Bank, Vec<u8>)]) -> Result<()> {
         let mut body = pcr.to_be_bytes().to_vec();
-        // One password session with an empty password: handle, nonce, attributes, authorization.
-        body.extend_from_slice(&9_u32.to_be_bytes());
-        body.extend_from_slice(&TPM_RS_PW.to_be_bytes());
-        body.extend_from_slice(&[0, 0, 0, 0, 0]);
+        body.extend_from_slice(&EMPTY_PASSWORD);
         body.extend_from_slice(&u32::try_from(digests.len())?.to_be_bytes());
         for (bank, digest) in digests {
             ensure!(
@@ -269,6 +270,30 @@ impl TpmClient {
             .chunks_exact(4)
             .map(|bytes| u32::from_be_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]))
             .collect())
+    }
+
+    /// TPM2_CreatePrimary in the endorsement hierarchy, flushed again. `template` is TPMT_PUBLIC;
+    /// so is what is returned.
+    pub fn endorsement_primary(&self, template: &[u8]) -> Result<Vec<u8>> {
+        let mut body = TPM_RH_ENDORSEMENT.to_be_bytes().to_vec();
+        body.extend_from_slice(&EMPTY_PASSWORD);
+        // No authValue and no data for the key itself.
+        body.extend_from_slice(&[0, 4, 0, 0, 0, 0]);
+        body.extend_from_slice(&u16::try_from(template.len())?.to_be_bytes());
+        body.extend_from_slice(template);
+        // No outside info, no creation PCRs.
+        body.extend_from_slice(&[0, 0, 0, 0, 0, 0]);
+        let answer = self.command(TPM_ST_SESSIONS, TPM_CC_CREATE_PRIMARY, &body)?;
+        let (handle, rest) = answer.split_at_checked(4).context("no handle")?;
+        self.command(TPM_ST_NO_SESSIONS, TPM_CC_FLUSH_CONTEXT, handle)?;
+        // Size of the parameters, then TPM2B_PUBLIC.
+        let public = rest.get(4..).and_then(|rest| {
+            let (size, rest) = rest.split_first_chunk::<2>()?;
+            rest.get(..usize::from(u16::from_be_bytes(*size)))
+        });
+        Ok(public
+            .context("TPM2_CreatePrimary: a short answer")?
+            .to_vec())
     }
 
     fn command(&self, tag: u16, code: u32, body: &[u8]) -> Result<Vec<u8>> {

@@ -8,6 +8,7 @@ use std::{
 };
 
 use troth_core::tpm::{HashAlgorithm, SignatureScheme};
+use troth_daemon::config::Secret;
 use zeroize::Zeroizing;
 
 use super::Config;
@@ -45,8 +46,13 @@ pub enum InvalidConfig {
         fitting: &'static str,
     },
     /// The password cannot be one. Its text is not shown.
-    #[error("tpm_ownerpassword: {0}")]
-    Password(&'static str),
+    #[error("{option}: {reason}")]
+    Password {
+        /// The option.
+        option: &'static str,
+        /// What is wrong.
+        reason: &'static str,
+    },
     /// A client CA file cannot be used.
     #[error("trusted_client_ca: {reason}; copy the verifier's CA certificate (cacert.crt) there")]
     ClientCa {
@@ -111,30 +117,10 @@ impl Config {
 
     /// The endorsement hierarchy: persistent EK and password.
     pub fn endorsement(&self) -> Result<Endorsement, InvalidConfig> {
-        let ek_handle = match self.ek_handle.as_deref() {
-            None | Some("" | "generate") => None,
-            Some(text) => {
-                let digits = text.strip_prefix("0x").unwrap_or(text);
-                let handle = u32::from_str_radix(digits, 16).ok();
-                let handle = handle.filter(|handle| PERSISTENT.contains(handle));
-                Some(handle.ok_or_else(|| InvalidConfig::Value {
-                    option: "ek_handle",
-                    value: text.to_owned(),
-                    expected: "use \"generate\" or a persistent handle, 0x81000000 to 0x81ffffff",
-                })?)
-            }
-        };
-        let password = self.tpm_ownerpassword.expose();
-        let auth = match password.strip_prefix("hex:") {
-            Some(digits) => hex::decode(digits)
-                .map_err(|_| InvalidConfig::Password("what follows hex: is not hexadecimal"))?,
-            None => password.as_bytes().to_vec(),
-        };
-        let auth = Zeroizing::new(auth);
-        if auth.len() > AUTH_LIMIT {
-            return Err(InvalidConfig::Password("longer than 64 bytes"));
-        }
-        Ok(Endorsement { ek_handle, auth })
+        Ok(Endorsement {
+            ek_handle: persistent("ek_handle", self.ek_handle.as_deref())?,
+            auth: auth_value("tpm_ownerpassword", &self.tpm_ownerpassword)?,
+        })
     }
 
     /// The API versions to serve and to register with, ascending.
@@ -142,6 +128,13 @@ impl Config {
         let Some(names) = &self.api_versions else {
             return Ok(ApiVersion::ALL.to_vec());
         };
+        match names.as_slice() {
+            [word] if word == "default" => return Ok(ApiVersion::ALL.to_vec()),
+            [word] if word == "latest" => {
+                return Ok(ApiVersion::ALL.last().copied().into_iter().collect());
+            }
+            _ => {}
+        }
         let mut versions = Vec::new();
         for name in names {
             let version = name.parse().ok().filter(|v| ApiVersion::ALL.contains(v));
@@ -231,6 +224,44 @@ impl Config {
 
 /// Handles of persistent objects (TPM 2.0 Part 2, 7.2, TPM_HT_PERSISTENT).
 const PERSISTENT: RangeInclusive<u32> = 0x8100_0000..=0x81FF_FFFF;
+
+/// A persistent handle in hex; `None` for a key that is made from its template.
+pub(super) fn persistent(
+    option: &'static str,
+    text: Option<&str>,
+) -> Result<Option<u32>, InvalidConfig> {
+    let text = match text {
+        None | Some("" | "generate") => return Ok(None),
+        Some(text) => text,
+    };
+    let digits = text.strip_prefix("0x").unwrap_or(text);
+    let handle = u32::from_str_radix(digits, 16).ok();
+    let handle = handle.filter(|handle| PERSISTENT.contains(handle));
+    handle.map(Some).ok_or_else(|| InvalidConfig::Value {
+        option,
+        value: text.to_owned(),
+        expected: "use \"generate\" or a persistent handle, 0x81000000 to 0x81ffffff",
+    })
+}
+
+/// The authValue that a password gives: its text, or the bytes after `hex:`.
+pub(super) fn auth_value(
+    option: &'static str,
+    password: &Secret,
+) -> Result<Zeroizing<Vec<u8>>, InvalidConfig> {
+    let invalid = |reason| InvalidConfig::Password { option, reason };
+    let password = password.expose();
+    let auth = Zeroizing::new(match password.strip_prefix("hex:") {
+        Some(digits) => {
+            hex::decode(digits).map_err(|_| invalid("what follows hex: is not hexadecimal"))?
+        }
+        None => password.as_bytes().to_vec(),
+    });
+    if auth.len() > AUTH_LIMIT {
+        return Err(invalid("longer than 64 bytes"));
+    }
+    Ok(auth)
+}
 
 /// Longest authValue in bytes: a digest of SHA-512 (TPM 2.0 Part 2, 10.4.5).
 const AUTH_LIMIT: usize = 64;
@@ -347,7 +378,19 @@ mod tests {
             .map(ToString::to_string)
             .collect();
         assert_eq!(names, ["2.1", "2.6"]);
-        for bad in [vec!["2.7".to_owned()], vec!["x".into()], vec![]] {
+        for (word, wanted) in [
+            ("default", &ApiVersion::ALL[..]),
+            ("latest", &ApiVersion::ALL[5..]),
+        ] {
+            let config = with(|c| c.api_versions = Some(vec![word.into()]));
+            assert_eq!(config.versions().unwrap(), wanted);
+        }
+        for bad in [
+            vec!["2.7".to_owned()],
+            vec!["x".into()],
+            vec!["latest".into(), "2.1".into()],
+            vec![],
+        ] {
             assert!(with(|c| c.api_versions = Some(bad)).versions().is_err());
         }
     }

@@ -4,6 +4,8 @@
 pub mod agent_data;
 /// The AK, made once, saved, reloaded, never silently replaced.
 pub mod ak;
+/// The device identity that the manufacturer gave: IDevID and IAK.
+pub mod device;
 /// The agent id, from the EK, the host or the configuration.
 pub mod id;
 /// The TLS server certificate: self-signed, because the registrar vouches for it.

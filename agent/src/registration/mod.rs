@@ -21,12 +21,16 @@ use troth_daemon::client::{Answer, Client, ClientError};
 
 use crate::{
     http::ApiVersion,
-    tpm::{KeyKind, TpmError, TpmHandle},
+    identity::device::qualifying_data,
+    tpm::{DeviceKey, KeyKind, TpmError, TpmHandle},
 };
 pub use retry::{Backoff, spread};
 
 /// Longest wait for an activation: an RSA EK may have to be made again first, seconds on some chips.
 const ACTIVATE_DEADLINE: Duration = Duration::from_secs(120);
+
+/// Longest wait for the IAK to be made and to certify the AK.
+const CERTIFY_DEADLINE: Duration = Duration::from_secs(120);
 
 /// Bounds of what a registrar may ask for: never a storm of requests, never silence for days.
 const SHORTEST_RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -46,8 +50,10 @@ pub struct Registrar {
     pub kind: KeyKind,
     /// API versions that may be used, ascending.
     pub versions: Vec<ApiVersion>,
-    /// The body of the registration.
+    /// The body of the registration, without what certifies the AK.
     pub body: Registration,
+    /// What certifies the AK, on a host that has a device identity.
+    pub iak: Option<DeviceKey>,
 }
 
 /// Why the registrar does not know this host yet.
@@ -92,15 +98,19 @@ pub enum RegistrationError {
     /// The challenge is not base64.
     #[error("the registrar's challenge is not base64: {0}")]
     ChallengeText(#[from] base64::DecodeError),
-    /// The TPM could not answer the challenge.
-    #[error("the challenge cannot be answered: {0}")]
+    /// The TPM could not certify the AK or answer the challenge.
+    #[error("the TPM has no proof for the registrar: {0}")]
     Tpm(#[from] TpmError),
 }
 
 impl RegistrationError {
     /// Would the same request fail in the same way, until somebody intervenes?
     pub fn is_final(&self) -> bool {
-        matches!(self, Self::Forbidden { .. })
+        match self {
+            Self::Forbidden { .. } => true,
+            Self::Tpm(error) => error.is_final(),
+            _ => false,
+        }
     }
 
     /// The wait that the registrar asked for, within bounds.
@@ -119,9 +129,10 @@ impl Registrar {
     pub async fn register(&self, tpm: &TpmHandle) -> Result<ApiVersion, RegistrationError> {
         let version = self.negotiate().await?;
         let path = format!("/v{version}/agents/{}", self.id);
+        let body = self.body(version, tpm).await?;
         let answer = self
             .client
-            .send(Method::POST, &path, Some(encode(&self.body)))
+            .send(Method::POST, &path, Some(encode(&body)))
             .await?;
         let challenge: RegistrationChallenge = results("the registration", &answer)?;
         let blob = CredentialBlob::parse(&STANDARD.decode(challenge.blob)?)?;
@@ -143,6 +154,26 @@ impl Registrar {
             .await?;
         accepted("the activation", &answer)?;
         Ok(version)
+    }
+
+    /// The body for a registrar of this version.
+    async fn body(
+        &self,
+        version: ApiVersion,
+        tpm: &TpmHandle,
+    ) -> Result<Registration, RegistrationError> {
+        let mut body = self.body.clone();
+        if let Some(iak) = self.iak.clone() {
+            let id = qualifying_data(&self.id, version);
+            let certified = tpm
+                .call("certifying the AK", CERTIFY_DEADLINE, move |tpm| {
+                    tpm.certify_ak(&iak, &id)
+                })
+                .await?;
+            body.iak_attest = Some(STANDARD.encode(certified.attest));
+            body.iak_sign = Some(STANDARD.encode(certified.signature));
+        }
+        Ok(body)
     }
 
     /// The registrar's preferred version if it is enabled here, else the newest that both know.

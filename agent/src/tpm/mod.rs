@@ -5,6 +5,8 @@
 
 /// The thread that owns the TPM; requests come by channel, each with a deadline.
 pub mod actor;
+/// The keys of the device identity: IDevID and IAK.
+pub mod device;
 /// The implementation over tpm2-tss (ESYS) through tss-esapi.
 pub mod esys;
 /// EK certificates and their chain in NV.
@@ -17,6 +19,7 @@ pub mod sim;
 pub mod templates;
 
 pub use actor::{Actor, TpmHandle};
+pub use device::{DeviceKey, DeviceRole};
 pub use quote::{BoundQuote, QuoteRequest};
 pub use templates::{AkTemplate, KeyKind};
 
@@ -49,9 +52,9 @@ pub struct KeyBlobs {
     pub private: Vec<u8>,
 }
 
-/// What TPM2_Quote returns.
+/// What TPM2_Quote and TPM2_Certify return.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct RawQuote {
+pub struct Signed {
     /// TPMS_ATTEST.
     pub attest: Vec<u8>,
     /// TPMT_SIGNATURE.
@@ -73,6 +76,11 @@ pub trait Tpm {
     fn load_ak(&mut self, blobs: &KeyBlobs) -> Result<(), TpmError>;
     /// TPM2_ActivateCredential with the loaded AK and EK; returns the challenge.
     fn activate(&mut self, blob: &CredentialBlob) -> Result<Zeroizing<Vec<u8>>, TpmError>;
+    /// TPM2_CreatePrimary of a device identity key by its template, or TPM2_ReadPublic of the
+    /// persistent one; returns its TPMT_PUBLIC. Leaves nothing loaded.
+    fn device_key(&mut self, key: &DeviceKey) -> Result<Vec<u8>, TpmError>;
+    /// TPM2_Certify of the loaded AK by the IAK. Leaves the IAK unloaded.
+    fn certify_ak(&mut self, iak: &DeviceKey, qualifying_data: &[u8]) -> Result<Signed, TpmError>;
     /// TPM2_PCR_Reset.
     fn pcr_reset(&mut self, pcr: u8) -> Result<(), TpmError>;
     /// TPM2_PCR_Extend of one bank.
@@ -86,7 +94,7 @@ pub trait Tpm {
         nonce: &[u8],
         bank: HashAlgorithm,
         mask: PcrMask,
-    ) -> Result<RawQuote, TpmError>;
+    ) -> Result<Signed, TpmError>;
     /// Defined NV indices from `first` to `last`, both included, ascending.
     fn nv_indices(&mut self, first: u32, last: u32) -> Result<Vec<u32>, TpmError>;
     /// The whole content of an NV index that its own empty authorisation may read.
@@ -172,16 +180,29 @@ pub enum TpmError {
         /// The command under way.
         command: &'static str,
     },
-    /// What is at the configured handle is no EK to use.
+    /// What is at a configured handle is no key to use.
     #[error(
-        "ek_handle {handle:#010x}: {reason}; `tpm2_getcap handles-persistent` lists what is there, \
-         `ek_handle = \"generate\"` needs none"
+        "{option} {handle:#010x}: {reason}; `tpm2_getcap handles-persistent` lists what is there, \
+         `{option} = \"generate\"` needs none"
     )]
-    EkHandle {
+    PersistentKey {
+        /// The option with the handle.
+        option: &'static str,
         /// The handle.
         handle: u32,
         /// What is wrong.
         reason: String,
+    },
+    /// A persistent key has another authValue.
+    #[error(
+        "the TPM refuses the password of the key ({command}); set `{option}`. Do not guess: after \
+         a few wrong ones the TPM locks itself"
+    )]
+    KeyAuth {
+        /// The option with the password.
+        option: &'static str,
+        /// The command under way.
+        command: &'static str,
     },
     /// Neither this TPM's templates nor tpm2-tss can do what was asked for.
     #[error("not supported: {0}")]
@@ -213,7 +234,10 @@ impl TpmError {
     pub fn is_final(&self) -> bool {
         matches!(
             self,
-            Self::Unsupported(_) | Self::EndorsementAuth { .. } | Self::EkHandle { .. }
+            Self::Unsupported(_)
+                | Self::EndorsementAuth { .. }
+                | Self::KeyAuth { .. }
+                | Self::PersistentKey { .. }
         )
     }
 

@@ -22,7 +22,7 @@ use troth_core::tpm::{
 };
 use zeroize::Zeroizing;
 
-use super::{AkTemplate, KeyBlobs, KeyKind, RawQuote, Tpm, TpmError};
+use super::{AkTemplate, DeviceKey, KeyBlobs, KeyKind, Signed, Tpm, TpmError, templates::sized};
 
 const HASH: HashAlgorithm = HashAlgorithm::Sha256;
 const BANKS: [HashAlgorithm; 2] = [HashAlgorithm::Sha1, HASH];
@@ -267,6 +267,18 @@ impl Tpm for SimTpm {
         })
     }
 
+    fn device_key(&mut self, key: &DeviceKey) -> Result<Vec<u8>, TpmError> {
+        Err(TpmError::Unsupported(format!(
+            "{} in the simulated TPM",
+            key.role
+        )))
+    }
+
+    fn certify_ak(&mut self, iak: &DeviceKey, _: &[u8]) -> Result<Signed, TpmError> {
+        self.device_key(iak)?;
+        Err(TpmError::NotLoaded("the IAK"))
+    }
+
     fn pcr_reset(&mut self, pcr: u8) -> Result<(), TpmError> {
         let mut state = self.chip.state();
         for bank in BANKS {
@@ -300,7 +312,7 @@ impl Tpm for SimTpm {
         nonce: &[u8],
         bank: HashAlgorithm,
         mask: PcrMask,
-    ) -> Result<RawQuote, TpmError> {
+    ) -> Result<Signed, TpmError> {
         const COMMAND: &str = "TPM2_Quote";
         let mut state = self.chip.state();
         if strike(&mut state.faults.lose_in_quote) {
@@ -336,7 +348,7 @@ impl Tpm for SimTpm {
         let mut signature = vec![0x00, 0x18, 0x00, 0x0B];
         sized(&mut signature, r);
         sized(&mut signature, s);
-        Ok(RawQuote { attest, signature })
+        Ok(Signed { attest, signature })
     }
 
     fn nv_indices(&mut self, first: u32, last: u32) -> Result<Vec<u32>, TpmError> {
@@ -386,13 +398,6 @@ fn broken(command: &'static str) -> TpmError {
 
 fn values(pcrs: &PcrValues) -> Vec<&[u8]> {
     pcrs.iter().map(|(_, value)| value.as_bytes()).collect()
-}
-
-/// Appends a TPM2B of up to 64 KiB.
-fn sized(out: &mut Vec<u8>, bytes: &[u8]) {
-    let length = u16::try_from(bytes.len()).unwrap_or(u16::MAX);
-    out.extend_from_slice(&length.to_be_bytes());
-    out.extend_from_slice(&bytes[..usize::from(length)]);
 }
 
 /// TPMT_PUBLIC of a P-256 key with nameAlg SHA-256; `point` is uncompressed.

@@ -87,6 +87,28 @@ impl KeyKind {
         }
     }
 
+    /// nameAlg of the device identity's templates (TCG TPM 2.0 Keys for Device Identity and
+    /// Attestation 1.0, 7.3.4).
+    pub fn device_name_alg(self) -> HashAlgorithm {
+        match self {
+            Self::Rsa2048 | Self::EccP256 => HashAlgorithm::Sha256,
+            Self::Rsa3072 | Self::EccP384 => HashAlgorithm::Sha384,
+            Self::Rsa4096 | Self::EccP521 => HashAlgorithm::Sha512,
+        }
+    }
+
+    /// keyBits of an RSA key, curveID of an ECC key (TCG Algorithm Registry).
+    pub(super) fn bits_or_curve(self) -> u16 {
+        match self {
+            Self::Rsa2048 => 2048,
+            Self::Rsa3072 => 3072,
+            Self::Rsa4096 => 4096,
+            Self::EccP256 => 3,
+            Self::EccP384 => 4,
+            Self::EccP521 => 5,
+        }
+    }
+
     /// NV index of the EK certificate (EK Credential Profile 2.5, 2.2.1.4 and 2.2.1.5).
     pub fn certificate_index(self) -> u32 {
         match self {
@@ -124,47 +146,46 @@ impl std::fmt::Display for AkTemplate {
 }
 
 /// PolicySecret(TPM_RH_ENDORSEMENT), empty policyRef, SHA-384.
-const POLICY_A_SHA384: [u8; 48] = hex48(
-    b"8bbf2266537c171cb56e403c4dc1d4b64f432611dc386e6f532050c3278c930e\
-      143e8bb1133824ccb431053871c6db53",
+const POLICY_A_SHA384: [u8; 48] = unhex(
+    "8bbf2266537c171cb56e403c4dc1d4b64f432611dc386e6f532050c3278c930e\
+     143e8bb1133824ccb431053871c6db53",
 );
 /// PolicyAuthorizeNV of the high range template, SHA-384.
-const POLICY_C_SHA384: [u8; 48] = hex48(
-    b"d6032ce61f2fb3c240eb3cf6a33237ef2b6a16f4293c22b455e261cffd217ad5\
-      b4947c2d73e63005eed2dc2b3593d165",
+const POLICY_C_SHA384: [u8; 48] = unhex(
+    "d6032ce61f2fb3c240eb3cf6a33237ef2b6a16f4293c22b455e261cffd217ad5\
+     b4947c2d73e63005eed2dc2b3593d165",
 );
 /// PolicySecret(TPM_RH_ENDORSEMENT), empty policyRef, SHA-512.
-const POLICY_A_SHA512: [u8; 64] = hex64(
-    b"1e3b76502c8a1425aa0b7b3fc646a1b0fae063b03b5368f9c4cddecaff0891dd\
-      682bac1a85d4d832b781ea451915de5fc5bf0dc4a1917cd42fa041e3f998e0ee",
+const POLICY_A_SHA512: [u8; 64] = unhex(
+    "1e3b76502c8a1425aa0b7b3fc646a1b0fae063b03b5368f9c4cddecaff0891dd\
+     682bac1a85d4d832b781ea451915de5fc5bf0dc4a1917cd42fa041e3f998e0ee",
 );
 /// PolicyAuthorizeNV of the high range template, SHA-512.
-const POLICY_C_SHA512: [u8; 64] = hex64(
-    b"589ee1e146544716e8deafe6db247b01b81e9f9c7dd16b814aa159138749105f\
-      ba5388dd1dea702f35240c184933121e2c61b8f50d3ef91393a49a38c3f73fc8",
+const POLICY_C_SHA512: [u8; 64] = unhex(
+    "589ee1e146544716e8deafe6db247b01b81e9f9c7dd16b814aa159138749105f\
+     ba5388dd1dea702f35240c184933121e2c61b8f50d3ef91393a49a38c3f73fc8",
 );
 
-const fn nibble(c: u8) -> u8 {
-    match c {
-        b'0'..=b'9' => c - b'0',
-        _ => c - b'a' + 10,
-    }
+/// Appends a TPM2B of up to 64 KiB.
+pub(super) fn sized(out: &mut Vec<u8>, bytes: &[u8]) {
+    let length = u16::try_from(bytes.len()).unwrap_or(u16::MAX);
+    out.extend_from_slice(&length.to_be_bytes());
+    out.extend_from_slice(&bytes[..usize::from(length)]);
 }
 
-const fn hex48(text: &[u8; 96]) -> [u8; 48] {
-    let mut out = [0; 48];
-    let mut i = 0;
-    while i < 48 {
-        out[i] = nibble(text[2 * i]) << 4 | nibble(text[2 * i + 1]);
-        i += 1;
+/// The bytes of `2 * N` lower-case hexadecimal digits.
+pub(super) const fn unhex<const N: usize>(text: &str) -> [u8; N] {
+    const fn nibble(c: u8) -> u8 {
+        match c {
+            b'0'..=b'9' => c - b'0',
+            _ => c - b'a' + 10,
+        }
     }
-    out
-}
-
-const fn hex64(text: &[u8; 128]) -> [u8; 64] {
-    let mut out = [0; 64];
+    let text = text.as_bytes();
+    assert!(text.len() == 2 * N);
+    let mut out = [0; N];
     let mut i = 0;
-    while i < 64 {
+    while i < N {
         out[i] = nibble(text[2 * i]) << 4 | nibble(text[2 * i + 1]);
         i += 1;
     }

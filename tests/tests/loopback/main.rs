@@ -5,6 +5,8 @@
 mod attestation;
 /// `cargo xtask demo`, as its reader sees it.
 mod demo;
+/// What an agent proves of its host when it registers.
+mod identity;
 /// What is attested of a machine whose agent, logs or programs are not what they should be.
 mod intrusion;
 /// Keylime's registrar, verifier and tenant attest our agent.

@@ -1,38 +1,44 @@
 use std::{path::Path, str::FromStr};
 
+/// Between tss-esapi's types and ours.
+mod convert;
+/// Response codes, and what they mean to the agent.
+mod error;
+
 use troth_core::{
-    identity::check_ek,
-    tpm::{CredentialBlob, Digest, HashAlgorithm, PcrMask, PcrValues, SignatureScheme},
+    identity::{check_ak, check_ek},
+    tpm::{CredentialBlob, Digest, HashAlgorithm, ObjectAttributes, PcrMask, PcrValues},
 };
 use tss_esapi::{
     Context, Error,
-    abstraction::{AsymmetricAlgorithmSelection, ek, nv},
-    attributes::{ObjectAttributesBuilder, SessionAttributesBuilder},
-    constants::{CapabilityType, PropertyTag, SessionType, response_code::Tss2ResponseCodeKind},
+    abstraction::{ek, nv},
+    attributes::SessionAttributesBuilder,
+    constants::{CapabilityType, PropertyTag, SessionType},
     handles::{
-        AuthHandle, KeyHandle, NvIndexTpmHandle, ObjectHandle, PcrHandle, PersistentTpmHandle,
-        SessionHandle, TpmHandle,
+        AuthHandle, KeyHandle, NvIndexTpmHandle, ObjectHandle, PersistentTpmHandle, SessionHandle,
+        TpmHandle,
     },
     interface_types::{
-        algorithm::{HashingAlgorithm, PublicAlgorithm},
-        ecc::EccCurve,
-        key_bits::RsaKeyBits,
         resource_handles::{Hierarchy, NvAuth},
         session_handles::{AuthSession, PolicySession},
     },
     structures::{
-        Auth, CapabilityData, Data, Digest as TssDigest, DigestList, DigestValues, EccPoint,
-        EccScheme, EncryptedSecret, HashScheme, IdObject, KeyDerivationFunctionScheme, Nonce,
-        PcrSelectionList, PcrSlot, Private, Public, PublicBuilder, PublicEccParametersBuilder,
-        PublicKeyRsa, PublicRsaParametersBuilder, RsaExponent, RsaScheme,
-        SignatureScheme as TssSignatureScheme, SymmetricDefinition, SymmetricDefinitionObject,
+        Auth, CapabilityData, Data, Digest as TssDigest, DigestList, DigestValues, EncryptedSecret,
+        IdObject, Nonce, PcrSlot, Private, Public, SignatureScheme as TssSignatureScheme,
+        SymmetricDefinition,
     },
     tcti_ldr::TctiNameConf,
-    traits::{Marshall, UnMarshall},
+    traits::UnMarshall,
 };
 use zeroize::Zeroizing;
 
-use super::{AkTemplate, Endorsement, KeyBlobs, KeyKind, RawQuote, Tpm, TpmError};
+use super::{
+    AkTemplate, DeviceKey, DeviceRole, Endorsement, KeyBlobs, KeyKind, Signed, Tpm, TpmError,
+};
+use convert::{ak_public, hashing, marshal, pcr_handle, pcr_number, pcr_selection, selection};
+use error::{
+    CERTIFY, CREATE_PRIMARY, LOAD, POLICY_SECRET, READ_PUBLIC, classify, refuses_auth, text,
+};
 
 /// The kernel's resource manager: shared use, transient objects flushed when the file is closed.
 const RESOURCE_MANAGER: &str = "/dev/tpmrm0";
@@ -180,13 +186,18 @@ impl EsysTpm {
         Ok(())
     }
 
-    /// The EK at a persistent handle, if it is a storage key of this kind, and its public area.
-    fn persistent_ek(
+    /// The key at a persistent handle and its public area, if `check` finds nothing wrong with it.
+    fn persistent(
         &mut self,
-        kind: KeyKind,
+        option: &'static str,
         handle: u32,
+        check: impl FnOnce(&[u8]) -> Result<(), String>,
     ) -> Result<(KeyHandle, Vec<u8>), TpmError> {
-        let unusable = |reason: String| TpmError::EkHandle { handle, reason };
+        let unusable = |reason: String| TpmError::PersistentKey {
+            option,
+            handle,
+            reason,
+        };
         let persistent =
             PersistentTpmHandle::new(handle).map_err(|error| unusable(text(&error)))?;
         let object = self
@@ -202,7 +213,7 @@ impl EsysTpm {
             .bare(READ_PUBLIC, |context| context.read_public(key))
             .and_then(|(public, _, _)| marshal(READ_PUBLIC, &public))
             .and_then(|public| {
-                check_persistent_ek(kind, &public).map_err(unusable)?;
+                check(&public).map_err(unusable)?;
                 Ok(public)
             });
         match checked {
@@ -214,11 +225,40 @@ impl EsysTpm {
         }
     }
 
+    /// Runs `run` with a device identity key and its public area, and unloads the key whatever
+    /// comes of it: a TPM without resource manager has room for three objects.
+    fn with_device_key<T>(
+        &mut self,
+        key: &DeviceKey,
+        run: impl FnOnce(&mut Self, KeyHandle, &[u8]) -> Result<T, TpmError>,
+    ) -> Result<T, TpmError> {
+        if let Some(handle) = key.handle {
+            let option = key.role.handle_option();
+            let check = |public: &[u8]| check_device_key(key.role, public);
+            let (loaded, public) = self.persistent(option, handle, check)?;
+            let result = Auth::try_from(key.auth.as_slice())
+                .and_then(|auth| self.context.tr_set_auth(loaded.into(), auth))
+                .map_err(|error| classify("Esys_TR_SetAuth", &error))
+                .and_then(|()| run(self, loaded, &public));
+            self.close(loaded);
+            return result;
+        }
+        let template = Public::unmarshall(&key.template())
+            .map_err(|error| classify("template of the device identity", &error))?;
+        let created = self.password(CREATE_PRIMARY, |context| {
+            context.create_primary(Hierarchy::Endorsement, template, None, None, None, None)
+        })?;
+        let result = marshal(CREATE_PRIMARY, &created.out_public)
+            .and_then(|public| run(self, created.key_handle, &public));
+        self.flush(created.key_handle);
+        result
+    }
+
     /// Forgets a persistent key; the TPM keeps it.
     fn close(&mut self, key: KeyHandle) {
         let mut object = key.into();
         if let Err(error) = self.bare("Esys_TR_Close", |context| context.tr_close(&mut object)) {
-            tracing::warn!("the EK's handle stays open: {error}");
+            tracing::warn!("a persistent key's handle stays open: {error}");
         }
     }
 
@@ -240,7 +280,8 @@ impl Tpm for EsysTpm {
         }
         self.flush_ek();
         if let Some(handle) = self.ek_handle {
-            let (key, public) = self.persistent_ek(kind, handle)?;
+            let check = |public: &[u8]| check_persistent_ek(kind, public);
+            let (key, public) = self.persistent("ek_handle", handle, check)?;
             self.ek = Some((kind, key, public.clone()));
             return Ok(public);
         }
@@ -312,6 +353,39 @@ impl Tpm for EsysTpm {
         Ok(Zeroizing::new(challenge.value().to_vec()))
     }
 
+    fn device_key(&mut self, key: &DeviceKey) -> Result<Vec<u8>, TpmError> {
+        self.with_device_key(key, |_, _, public| Ok(public.to_vec()))
+    }
+
+    fn certify_ak(&mut self, iak: &DeviceKey, qualifying_data: &[u8]) -> Result<Signed, TpmError> {
+        let ak = self.ak()?;
+        self.with_device_key(iak, |tpm, loaded, _| {
+            let sessions = (
+                Some(AuthSession::Password),
+                Some(AuthSession::Password),
+                None,
+            );
+            let (attest, signature) = tpm
+                .context
+                .execute_with_sessions(sessions, |context| {
+                    let qualifying = Data::try_from(qualifying_data)?;
+                    // Null: the IAK is restricted to the scheme it was made with.
+                    context.certify(ak.into(), loaded, qualifying, TssSignatureScheme::Null)
+                })
+                .map_err(|error| match refuses_auth(&error) {
+                    true => TpmError::KeyAuth {
+                        option: iak.role.password_option(),
+                        command: CERTIFY,
+                    },
+                    false => classify(CERTIFY, &error),
+                })?;
+            Ok(Signed {
+                attest: marshal(CERTIFY, &attest)?,
+                signature: marshal(CERTIFY, &signature)?,
+            })
+        })
+    }
+
     fn pcr_reset(&mut self, pcr: u8) -> Result<(), TpmError> {
         let handle = pcr_handle(pcr)?;
         self.password("TPM2_PCR_Reset", |context| context.pcr_reset(handle))
@@ -367,7 +441,7 @@ impl Tpm for EsysTpm {
         nonce: &[u8],
         bank: HashAlgorithm,
         mask: PcrMask,
-    ) -> Result<RawQuote, TpmError> {
+    ) -> Result<Signed, TpmError> {
         const COMMAND: &str = "TPM2_Quote";
         let ak = self.ak()?;
         let pcrs: Vec<u8> = mask.iter().collect();
@@ -377,7 +451,7 @@ impl Tpm for EsysTpm {
             // Null: the AK is restricted to the scheme it was made with.
             context.quote(ak, qualifying, TssSignatureScheme::Null, selection)
         })?;
-        Ok(RawQuote {
+        Ok(Signed {
             attest: marshal(COMMAND, &attest)?,
             signature: marshal(COMMAND, &signature)?,
         })
@@ -443,66 +517,6 @@ impl Tpm for EsysTpm {
     }
 }
 
-const READ_PUBLIC: &str = "TPM2_ReadPublic";
-const CREATE_PRIMARY: &str = "TPM2_CreatePrimary";
-const POLICY_SECRET: &str = "TPM2_PolicySecret";
-const LOAD: &str = "TPM2_Load";
-
-/// Layer of a tpm2-tss response code (TSS 2.0 Overview, "Response code layers").
-const LAYER_TCTI: u32 = 10;
-const LAYER_RESOURCE_MANAGER: u32 = 11;
-
-fn classify(command: &'static str, error: &Error) -> TpmError {
-    use Tss2ResponseCodeKind as Kind;
-    let reason = text(error);
-    let Error::Tss2Error(code) = error else {
-        return TpmError::Command { command, reason };
-    };
-    match layer(error) {
-        LAYER_TCTI | LAYER_RESOURCE_MANAGER => return TpmError::Lost { command, reason },
-        _ => {}
-    }
-    match code.kind() {
-        Some(Kind::BadAuth | Kind::AuthFail)
-            if matches!(command, CREATE_PRIMARY | POLICY_SECRET) =>
-        {
-            TpmError::EndorsementAuth { command }
-        }
-        Some(Kind::Lockout) => TpmError::Lockout { command },
-        Some(Kind::ReferenceH0 | Kind::ReferenceH1) => TpmError::HandleGone { command, reason },
-        Some(Kind::Integrity | Kind::Binding) if command == LOAD => {
-            TpmError::WrongParent { reason }
-        }
-        _ => TpmError::Command { command, reason },
-    }
-}
-
-/// The layer that made a response code. tss-esapi shows the number in text only.
-fn layer(error: &Error) -> u32 {
-    raw_code(error).map_or(0, |code| code >> 16 & 0xFF)
-}
-
-fn raw_code(error: &Error) -> Option<u32> {
-    let source = std::error::Error::source(error)?;
-    let text = std::error::Error::source(source)?.to_string();
-    u32::from_str_radix(text.rsplit_once("0x")?.1, 16).ok()
-}
-
-/// TSS2_TCTI_RC_IO_ERROR, of which tss-esapi says that it does not recognise it.
-const TCTI_IO_ERROR: u32 = LAYER_TCTI << 16 | 10;
-
-fn text(error: &Error) -> String {
-    match raw_code(error) {
-        Some(TCTI_IO_ERROR) => "it cannot be opened, or broke off (TSS2_TCTI_RC_IO_ERROR)".into(),
-        Some(code) => format!("{error} (response code {code:#x})"),
-        None => error.to_string(),
-    }
-}
-
-fn marshal(command: &'static str, value: &impl Marshall) -> Result<Vec<u8>, TpmError> {
-    value.marshall().map_err(|error| classify(command, &error))
-}
-
 /// Is this public area that of an EK of this kind? Says what it is instead.
 fn check_persistent_ek(kind: KeyKind, public: &[u8]) -> Result<(), String> {
     let ek = troth_core::tpm::Public::from_tpmt(public).map_err(|error| error.to_string())?;
@@ -522,99 +536,17 @@ fn check_persistent_ek(kind: KeyKind, public: &[u8]) -> Result<(), String> {
     Ok(())
 }
 
-fn hashing(hash: HashAlgorithm) -> HashingAlgorithm {
-    match hash {
-        HashAlgorithm::Sha1 => HashingAlgorithm::Sha1,
-        HashAlgorithm::Sha256 => HashingAlgorithm::Sha256,
-        HashAlgorithm::Sha384 => HashingAlgorithm::Sha384,
-        HashAlgorithm::Sha512 => HashingAlgorithm::Sha512,
+/// Can this be the device identity key that it is configured as? Says what it is instead.
+fn check_device_key(role: DeviceRole, public: &[u8]) -> Result<(), String> {
+    let key = troth_core::tpm::Public::from_tpmt(public).map_err(|error| error.to_string())?;
+    match role {
+        // What makes a key an attestation key is the same for both.
+        DeviceRole::Iak => check_ak(&key).map_err(|error| format!("not an IAK: {error}")),
+        DeviceRole::IDevId => match ObjectAttributes::SIGN.difference(key.attributes()) {
+            missing if missing.is_empty() => Ok(()),
+            _ => Err("not an IDevID key: it does not sign".into()),
+        },
     }
-}
-
-fn selection(kind: KeyKind) -> AsymmetricAlgorithmSelection {
-    use AsymmetricAlgorithmSelection as Selection;
-    match kind {
-        KeyKind::Rsa2048 => Selection::Rsa(RsaKeyBits::Rsa2048),
-        KeyKind::Rsa3072 => Selection::Rsa(RsaKeyBits::Rsa3072),
-        KeyKind::Rsa4096 => Selection::Rsa(RsaKeyBits::Rsa4096),
-        KeyKind::EccP256 => Selection::Ecc(EccCurve::NistP256),
-        KeyKind::EccP384 => Selection::Ecc(EccCurve::NistP384),
-        KeyKind::EccP521 => Selection::Ecc(EccCurve::NistP521),
-    }
-}
-
-/// The AK: fixedTPM, fixedParent, sensitiveDataOrigin, userWithAuth, restricted, sign.
-fn ak_public(template: &AkTemplate) -> Result<Public, Error> {
-    let attributes = ObjectAttributesBuilder::new()
-        .with_fixed_tpm(true)
-        .with_fixed_parent(true)
-        .with_sensitive_data_origin(true)
-        .with_user_with_auth(true)
-        .with_restricted(true)
-        .with_sign_encrypt(true)
-        .build()?;
-    let hash = HashScheme::new(hashing(template.hash));
-    let builder = PublicBuilder::new()
-        .with_name_hashing_algorithm(hashing(template.hash))
-        .with_object_attributes(attributes);
-    match selection(template.kind) {
-        AsymmetricAlgorithmSelection::Rsa(bits) => {
-            let scheme = match template.scheme {
-                SignatureScheme::RsaPss => RsaScheme::RsaPss(hash),
-                SignatureScheme::RsaSsa | SignatureScheme::Ecdsa => RsaScheme::RsaSsa(hash),
-            };
-            builder
-                .with_public_algorithm(PublicAlgorithm::Rsa)
-                .with_rsa_parameters(
-                    PublicRsaParametersBuilder::new()
-                        .with_symmetric(SymmetricDefinitionObject::Null)
-                        .with_scheme(scheme)
-                        .with_key_bits(bits)
-                        .with_exponent(RsaExponent::default())
-                        .with_is_signing_key(true)
-                        .with_restricted(true)
-                        .build()?,
-                )
-                .with_rsa_unique_identifier(PublicKeyRsa::default())
-                .build()
-        }
-        AsymmetricAlgorithmSelection::Ecc(curve) => builder
-            .with_public_algorithm(PublicAlgorithm::Ecc)
-            .with_ecc_parameters(
-                PublicEccParametersBuilder::new()
-                    .with_symmetric(SymmetricDefinitionObject::Null)
-                    .with_ecc_scheme(EccScheme::EcDsa(hash))
-                    .with_curve(curve)
-                    .with_key_derivation_function_scheme(KeyDerivationFunctionScheme::Null)
-                    .with_is_signing_key(true)
-                    .with_restricted(true)
-                    .build()?,
-            )
-            .with_ecc_unique_identifier(EccPoint::default())
-            .build(),
-    }
-}
-
-fn pcr_selection(bank: HashAlgorithm, pcrs: &[u8]) -> Result<PcrSelectionList, Error> {
-    let slots: Vec<PcrSlot> = pcrs.iter().filter_map(|&pcr| pcr_slot(pcr)).collect();
-    PcrSelectionList::builder()
-        .with_selection(hashing(bank), &slots)
-        .build()
-}
-
-fn pcr_slot(pcr: u8) -> Option<PcrSlot> {
-    1u32.checked_shl(pcr.into())
-        .and_then(|bit| PcrSlot::try_from(bit).ok())
-}
-
-fn pcr_number(slot: PcrSlot) -> u8 {
-    // A slot is a single bit of 32, so the count fits.
-    u8::try_from(u32::from(slot).trailing_zeros()).unwrap_or(u8::MAX)
-}
-
-fn pcr_handle(pcr: u8) -> Result<PcrHandle, TpmError> {
-    PcrHandle::try_from(u32::from(pcr))
-        .map_err(|_| TpmError::Unsupported(format!("PCR {pcr} does not exist")))
 }
 
 #[cfg(test)]
