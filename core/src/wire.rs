@@ -1,6 +1,11 @@
 //! Keylime's REST bodies. Unknown members are ignored on reading; `null` and absence are the same.
 
+/// What an operator says of a node to the verifier.
+mod enrolment;
+
 use serde::{Deserialize, Serialize};
+
+pub use enrolment::{Enrolment, EnrolmentError};
 
 use crate::finding::Finding;
 
@@ -144,53 +149,6 @@ pub struct QuoteResponse {
     /// Boot time, Unix seconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boottime: Option<u64>,
-}
-
-/// `POST /v2.x/agents/{id}` at the verifier (enrol).
-#[derive(Clone, Debug, Default, Deserialize, Serialize)]
-pub struct Enrolment {
-    /// base64 V share.
-    #[serde(default)]
-    pub v: Option<String>,
-    /// Agent address.
-    #[serde(default)]
-    pub cloudagent_ip: Option<String>,
-    /// Agent port; Keylime sends a string or a number.
-    #[serde(default, deserialize_with = "port_or_text")]
-    pub cloudagent_port: Option<u16>,
-    /// TPM policy, JSON text with `mask`.
-    pub tpm_policy: String,
-    /// JSON text.
-    pub metadata: String,
-    /// base64 policy JSON, or `""`.
-    pub runtime_policy: Option<String>,
-    /// Name of a stored policy, or the name to store this one under.
-    #[serde(default)]
-    pub runtime_policy_name: Option<String>,
-    /// base64 PEM public key.
-    #[serde(default)]
-    pub runtime_policy_key: Option<String>,
-    /// Boot policy, JSON text; null: no measured boot.
-    pub mb_policy: Option<String>,
-    /// Name of a stored boot policy.
-    pub mb_policy_name: Option<String>,
-    /// Keyring JSON text or `""`.
-    pub ima_sign_verification_keys: Option<String>,
-    /// PEM or `""`.
-    pub revocation_key: Option<String>,
-    /// Accepted hash algorithms.
-    pub accept_tpm_hash_algs: Vec<String>,
-    /// Accepted AK algorithms.
-    pub accept_tpm_encryption_algs: Vec<String>,
-    /// Accepted schemes.
-    pub accept_tpm_signing_algs: Vec<String>,
-    /// base64 TPM2B_PUBLIC of the AK.
-    pub ak_tpm: String,
-    /// PEM or `disabled`.
-    pub mtls_cert: Option<String>,
-    /// Agent API version.
-    #[serde(default)]
-    pub supported_version: Option<String>,
 }
 
 /// A port as a number or as decimal text; `null` and `""` are absence.
@@ -434,27 +392,5 @@ mod tests {
             "regcount": 1, "provider_keys": {}
         }));
         assert_eq!((record.ekcert, record.regcount), (None, 1));
-    }
-
-    #[test]
-    fn a_tenants_enrolment_is_read() {
-        let enrolment: Enrolment = read(&json!({
-            "v": "AAAA", "cloudagent_ip": "10.0.0.7", "cloudagent_port": "9002",
-            "verifier_ip": "127.0.0.1", "verifier_port": 8881,
-            "tpm_policy": "{\"mask\": \"0x408400\"}", "metadata": "{}", "runtime_policy": "",
-            "runtime_policy_name": null, "runtime_policy_key": "", "mb_policy": null,
-            "mb_policy_name": "", "ima_sign_verification_keys": "", "revocation_key": "",
-            "accept_tpm_hash_algs": ["sha256"], "accept_tpm_encryption_algs": ["ecc", "rsa"],
-            "accept_tpm_signing_algs": ["ecschnorr", "rsassa"], "ak_tpm": "ARgAAQ==",
-            "mtls_cert": "disabled", "supported_version": "2.6"
-        }));
-        assert_eq!(enrolment.cloudagent_port, Some(9002));
-        assert_eq!(enrolment.mb_policy, None);
-        let missing = json!({"tpm_policy": "{}", "metadata": "{}"});
-        let error = serde_json::from_value::<Enrolment>(missing).unwrap_err();
-        assert!(
-            error.to_string().contains("accept_tpm_hash_algs"),
-            "{error}"
-        );
     }
 }

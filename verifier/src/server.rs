@@ -126,13 +126,10 @@ impl VerifierServer {
         let store = Store::open(&config.database_url(), Schema::Verifier).await?;
         let listener = bind(ip, config.port).await?;
         let address = listener.local_addr().map_err(StartError::Socket)?;
-        let fleet = Arc::new(Fleet::start(store.clone(), config, identity).await?);
-        let api = VerifierApi::new(
-            Arc::clone(&fleet),
-            config.uuid.clone(),
-            address,
-            config.max_upload_size,
-        );
+        let fleet = Fleet::start(store.clone(), config, identity, address).await?;
+        let fleet = Arc::new(fleet);
+        let id = config.uuid.clone();
+        let api = VerifierApi::new(Arc::clone(&fleet), id, config.max_upload_size);
         Ok(Self {
             listener,
             tls,

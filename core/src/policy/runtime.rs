@@ -22,6 +22,7 @@ pub struct RuntimePolicy {
     ignored_keyrings: HashSet<String>,
     log_hash_alg: HashAlgorithm,
     generator: u8,
+    verification_keys: bool,
     content_digest: Digest,
 }
 
@@ -44,6 +45,7 @@ impl RuntimePolicy {
             ignored_keyrings: document.ima.ignored_keyrings.into_iter().collect(),
             log_hash_alg: document.ima.log_hash_alg,
             generator: document.meta.generator,
+            verification_keys: document.verification_keys,
             content_digest: HashAlgorithm::Sha256.digest(&[json]),
         })
     }
@@ -121,6 +123,11 @@ impl RuntimePolicy {
         self.digests.len() > aggregate || !self.keyrings.is_empty() || !self.ima_buf.is_empty()
     }
 
+    /// Does it name keys whose signatures stand in for digests?
+    pub fn has_verification_keys(&self) -> bool {
+        self.verification_keys
+    }
+
     /// SHA-256 of the JSON text it was compiled from.
     pub fn content_digest(&self) -> &Digest {
         &self.content_digest
@@ -135,6 +142,7 @@ struct Document {
     ima_buf: DigestTable,
     excludes: Vec<String>,
     ima: Ima,
+    verification_keys: bool,
 }
 
 #[derive(Deserialize)]
@@ -233,7 +241,7 @@ impl<'de> Visitor<'de> for DocumentVisitor {
         }
         let missing = A::Error::missing_field;
         release.ok_or_else(|| missing("release"))?;
-        keys.ok_or_else(|| missing("verification-keys"))?;
+        let keys = keys.ok_or_else(|| missing("verification-keys"))?;
         Ok(Document {
             meta: meta.ok_or_else(|| missing("meta"))?,
             digests: digests.ok_or_else(|| missing("digests"))?,
@@ -241,6 +249,7 @@ impl<'de> Visitor<'de> for DocumentVisitor {
             ima_buf: ima_buf.ok_or_else(|| missing("ima-buf"))?,
             excludes: excludes.ok_or_else(|| missing("excludes"))?,
             ima: ima.ok_or_else(|| missing("ima"))?,
+            verification_keys: !keys.is_empty(),
         })
     }
 }

@@ -106,6 +106,8 @@ pub(super) fn enrolment(
         v: None,
         cloudagent_ip: Some(proven.contact.host),
         cloudagent_port: Some(proven.contact.port),
+        verifier_ip: None,
+        verifier_port: None,
         tpm_policy,
         metadata: "{}".to_owned(),
         runtime_policy: Some(encoded.unwrap_or_default()),

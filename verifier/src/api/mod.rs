@@ -3,7 +3,7 @@
 /// Policies by name.
 mod policies;
 
-use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc};
 
 use hyper::{Method, Request, Response, StatusCode, body::Incoming};
 use serde::Serialize;
@@ -15,7 +15,7 @@ use troth_daemon::server::{Body, Handler, Peer, read_body};
 
 use crate::{
     authority::{ANY, Class, Route, find},
-    poll::{CommandError, EnrolError, Fleet},
+    poll::{CommandError, EnrolError, Fleet, RemoveError},
     rest::{self, Empty, Path, Refusal, Reply},
     store::PolicyKind,
 };
@@ -28,7 +28,6 @@ pub struct VerifierApi(Arc<Inner>);
 struct Inner {
     fleet: Arc<Fleet>,
     verifier_id: String,
-    address: SocketAddr,
     max_upload_size: usize,
 }
 
@@ -39,17 +38,11 @@ struct Uuids {
 }
 
 impl VerifierApi {
-    /// Serves `fleet`; `address` is what operators are told to reach this verifier by.
-    pub fn new(
-        fleet: Arc<Fleet>,
-        verifier_id: String,
-        address: SocketAddr,
-        max_upload_size: usize,
-    ) -> Self {
+    /// Serves `fleet` of the verifier `verifier_id`; `max_upload_size` is in bytes.
+    pub fn new(fleet: Arc<Fleet>, verifier_id: String, max_upload_size: usize) -> Self {
         Self(Arc::new(Inner {
             fleet,
             verifier_id,
-            address,
             max_upload_size,
         }))
     }
@@ -200,7 +193,7 @@ impl Inner {
             Endpoint::Node => {
                 let id = agent_id(parameter)?;
                 let status = self.fleet.status(id.as_str()).ok_or_else(not_found)?;
-                Ok(rest::success(self.with_address(status)))
+                Ok(rest::success(status))
             }
             Endpoint::Enrol => {
                 let id = agent_id(parameter)?;
@@ -210,9 +203,12 @@ impl Inner {
             Endpoint::Remove => {
                 let id = agent_id(parameter)?;
                 let removed = self.fleet.remove(id.as_str()).await;
-                if !removed.map_err(|error| Refusal::internal(&error))? {
-                    return Err(not_found());
-                }
+                removed.map_err(|error| match &error {
+                    RemoveError::Elsewhere | RemoveError::Unknown => {
+                        Refusal::not_found(error.to_string())
+                    }
+                    _ => Refusal::internal(&error),
+                })?;
                 tracing::info!(node_id = %id, admin = %who, "removed");
                 Ok(rest::success(Empty {}))
             }
@@ -246,10 +242,7 @@ impl Inner {
             self.fleet.ids()
         };
         if parameter("bulk").is_some() {
-            let status = |id: String| {
-                let status = self.fleet.status(&id)?;
-                Some((id, self.with_address(status)))
-            };
+            let status = |id: String| self.fleet.status(&id).map(|status| (id, status));
             let all: BTreeMap<String, NodeStatus> = ids.into_iter().filter_map(status).collect();
             return rest::success(all);
         }
@@ -262,8 +255,8 @@ impl Inner {
         if body.is_empty() {
             return Err(Refusal::bad_request("Expected non zero content length"));
         }
-        let enrolment: Enrolment = serde_json::from_slice(body)
-            .map_err(|error| Refusal::bad_request(format!("body: {error}")))?;
+        let enrolment =
+            Enrolment::from_json(body).map_err(|error| Refusal::bad_request(error.to_string()))?;
         match self.fleet.enrol(id, enrolment).await {
             Ok(()) => Ok(rest::success(Empty {})),
             Err(error) => Err(match &error {
@@ -277,14 +270,6 @@ impl Inner {
                 | EnrolError::PolicyName(_) => Refusal::bad_request(error.to_string()),
                 _ => Refusal::internal(&error),
             }),
-        }
-    }
-
-    fn with_address(&self, status: NodeStatus) -> NodeStatus {
-        NodeStatus {
-            verifier_ip: self.address.ip().to_string(),
-            verifier_port: self.address.port(),
-            ..status
         }
     }
 }

@@ -19,6 +19,18 @@ const NONCE_LENGTH: usize = 20;
 /// What Keylime's agents answer, with status 400, to a version they do not serve.
 const VERSION_NOT_SUPPORTED: &str = "API version not supported";
 
+/// Findings that an agent makes by changing between two questions: another NK than the one known,
+/// which PCR 16 is bound to, or another form of its answers.
+const OF_A_CHANGE: [&str; 7] = [
+    "pcr_validation.invalid_pcr_16",
+    "pcr_validation.missing_pcr_16",
+    "qoute_validation.no_pubkey",
+    "qoute_validation.invalid_data",
+    "qoute_validation.invalid_hash_alg",
+    "qoute_validation.invalid_enc_alg",
+    "qoute_validation.invalid_sign_alg",
+];
+
 /// What one question depends on.
 #[derive(Debug)]
 pub(super) struct Question {
@@ -38,86 +50,96 @@ pub(super) struct Reply {
     pub(super) version: String,
 }
 
-/// Asks a node once; when it has changed its API version, once more.
-pub(super) async fn ask(client: &Client, workers: &Workers, question: Question) -> Reply {
-    let Question {
-        rules,
-        state,
-        mut version,
-        attested,
-        full,
-    } = question;
-    let Some(nonce) = nonce() else {
-        let reason = String::from("this host has no random numbers for a nonce");
-        return Reply {
-            outcome: Outcome::NoAnswer { reason },
-            version,
+/// Asks a node; once more when its agent may have changed since it was last asked.
+///
+/// An agent that was upgraded or restarted may have dropped the API version, and may have made a
+/// new NK, which it sends only when it is asked for it. Neither is a failed attestation. What
+/// counts is the second answer: it is judged in full, against a nonce of its own.
+pub(super) async fn ask(client: &Client, workers: &Workers, mut question: Question) -> Reply {
+    let mut answer = ask_once(client, workers, &question).await;
+    if is_explained_by_a_change(&answer, question.full) {
+        let common = common_version(client).await;
+        let higher = |common: &str| rank(common) > rank(&question.version);
+        let (current, attested) = (question.version.as_str(), question.attested);
+        let version = match (&answer, common) {
+            // Once a node was attested, nobody can talk the two down.
+            (Err(OtherVersion), Ok(common)) if attested && !higher(common) => Err(format!(
+                "the agent no longer serves API version {current}, only {common}"
+            )),
+            (Err(OtherVersion), common) => common.map(str::to_owned),
+            (Ok(_), Ok(common)) if higher(common) => Ok(common.to_owned()),
+            (Ok(_), _) => Ok(current.to_owned()),
         };
-    };
-    let mut renegotiated = false;
-    let answer = loop {
-        let path = format!(
-            "/v{version}/quotes/integrity?nonce={nonce}&mask={}&partial={}&ima_ml_entry={}",
-            rules.tpm.mask(),
-            u8::from(!full),
-            state.ima.next_entry,
-        );
-        let answer = match client.get(&path).await {
-            Ok(answer) => answer,
-            Err(error @ ClientError::BodyTooLarge { .. }) => {
-                return Reply {
-                    outcome: judge::invalid(error.to_string()),
-                    version,
-                };
+        answer = match version {
+            Ok(version) => {
+                question.version = version;
+                question.full = true;
+                ask_once(client, workers, &question).await
             }
-            Err(error) => {
-                let reason = error.to_string();
-                return Reply {
-                    outcome: Outcome::NoAnswer { reason },
-                    version,
-                };
-            }
-        };
-        let unsupported =
-            answer.status == 400 && status_text(&answer).contains(VERSION_NOT_SUPPORTED);
-        if !unsupported || renegotiated {
-            break answer;
-        }
-        match negotiate(client, &version, attested).await {
-            Ok(common) => version = common,
-            Err(reason) => {
-                return Reply {
-                    outcome: Outcome::NoAnswer { reason },
-                    version,
-                };
-            }
-        }
-        renegotiated = true;
-    };
-    if answer.status != 200 {
-        let reason = format!(
-            "the agent answered {}: {}",
-            answer.status,
-            status_text(&answer)
-        );
-        return Reply {
-            outcome: Outcome::NoAnswer { reason },
-            version,
+            Err(reason) => Ok(Outcome::NoAnswer { reason }),
         };
     }
-    // The body moves along: a large one counts as in memory until it is judged.
-    let Answer { body, .. } = answer;
-    let work = move || judge(&rules, &nonce, &state, &body);
-    let outcome = match workers.run(work).await {
-        Ok(outcome) => outcome,
-        Err(error) => judge::broken(&error),
-    };
+    let version = question.version;
+    let outcome = answer.unwrap_or_else(|OtherVersion| Outcome::NoAnswer {
+        reason: format!("the agent offers API version {version}, but does not serve it"),
+    });
     Reply { outcome, version }
 }
 
-/// The highest version that both sides speak. Once a node was attested it must be a higher one
-/// than before, so that nobody can talk the two down.
-async fn negotiate(client: &Client, current: &str, attested: bool) -> Result<String, String> {
+/// The agent does not serve the API version.
+struct OtherVersion;
+
+/// Could an agent that changed, but is honest, have answered so? `full`: it was asked for its key.
+fn is_explained_by_a_change(answer: &Result<Outcome, OtherVersion>, full: bool) -> bool {
+    match answer {
+        Err(OtherVersion) => true,
+        Ok(Outcome::Failed { findings, .. }) if !full => findings
+            .iter()
+            .all(|finding| OF_A_CHANGE.contains(&&*finding.id)),
+        Ok(_) => false,
+    }
+}
+
+async fn ask_once(
+    client: &Client,
+    workers: &Workers,
+    question: &Question,
+) -> Result<Outcome, OtherVersion> {
+    let no_answer = |reason| Ok(Outcome::NoAnswer { reason });
+    let Some(nonce) = nonce() else {
+        return no_answer(String::from("this host has no random numbers for a nonce"));
+    };
+    let path = format!(
+        "/v{}/quotes/integrity?nonce={nonce}&mask={}&partial={}&ima_ml_entry={}",
+        question.version,
+        question.rules.tpm.mask(),
+        u8::from(!question.full),
+        question.state.ima.next_entry,
+    );
+    let answer = match client.get(&path).await {
+        Ok(answer) => answer,
+        Err(error @ ClientError::BodyTooLarge { .. }) => {
+            return Ok(judge::invalid(error.to_string()));
+        }
+        Err(error) => return no_answer(error.to_string()),
+    };
+    if answer.status != 200 {
+        let text = status_text(&answer);
+        if answer.status == 400 && text.contains(VERSION_NOT_SUPPORTED) {
+            return Err(OtherVersion);
+        }
+        return no_answer(format!("the agent answered {}: {text}", answer.status));
+    }
+    // The body moves along: a large one counts as in memory until it is judged.
+    let Answer { body, .. } = answer;
+    let (rules, state) = (Arc::clone(&question.rules), question.state.clone());
+    let work = move || judge(&rules, &nonce, &state, &body);
+    let outcome = workers.run(work).await;
+    Ok(outcome.unwrap_or_else(|error| judge::broken(&error)))
+}
+
+/// The highest version that both sides speak.
+async fn common_version(client: &Client) -> Result<&'static str, String> {
     let answer = client
         .get("/version")
         .await
@@ -131,21 +153,15 @@ async fn negotiate(client: &Client, current: &str, attested: bool) -> Result<Str
         versions.push(offered.supported_version);
     }
     let common = VERSIONS
-        .iter()
+        .into_iter()
         .rev()
-        .find(|ours| versions.iter().any(|theirs| theirs == *ours))
-        .ok_or_else(|| {
-            format!(
-                "no common API version: the agent offers {}",
-                printable(&versions.join(", "))
-            )
-        })?;
-    if attested && rank(common) <= rank(current) {
-        return Err(format!(
-            "the agent no longer serves API version {current}, only {common}"
-        ));
-    }
-    Ok((*common).to_owned())
+        .find(|ours| versions.iter().any(|theirs| theirs == ours));
+    common.ok_or_else(|| {
+        format!(
+            "no common API version: the agent offers {}",
+            printable(&versions.join(", "))
+        )
+    })
 }
 
 fn rank(version: &str) -> Option<usize> {

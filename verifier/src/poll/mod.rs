@@ -20,7 +20,7 @@ mod state;
 /// The batched writer of verdicts.
 mod writer;
 
-pub use fleet::{CommandError, EnrolError, Fleet, FleetError, PolicyChangeError};
+pub use fleet::{CommandError, EnrolError, Fleet, FleetError, PolicyChangeError, RemoveError};
 pub use policies::{PolicyName, PolicyNameError, SentPolicy};
 pub use rules::NodeError;
 pub use state::{NodeRecord, State, Timing};

@@ -6,7 +6,7 @@ use troth_core::{
     appraise::AcceptedAlgorithms,
     identity::{IdentityError, check_ak},
     ima::IMA_PCR,
-    policy::{BootPolicy, PolicyError, TpmPolicy},
+    policy::{BootPolicy, PolicyError, RuntimePolicy, TpmPolicy},
     tpm::{AttestationKey, KeyError, PcrMask, Public, StructureError},
     wire::Enrolment,
 };
@@ -28,6 +28,8 @@ pub(super) struct Rules {
     pub(super) tpm: TpmPolicy,
     pub(super) named: Named,
     pub(super) accept: AcceptedAlgorithms,
+    /// The operator sent keys for IMA signatures.
+    signature_keys: bool,
     /// Pinned to the key of the node's registered certificate; `None`: plain HTTP.
     tls: Option<Arc<ClientConfig>>,
 }
@@ -70,8 +72,10 @@ pub(super) fn rules(
         None => named,
     };
     check_mask(&named, &tpm)?;
-    if !is_blank(enrolment.ima_sign_verification_keys.as_deref()) {
-        return Err(NodeError::Unsupported("ima_sign_verification_keys"));
+    if let Some(ip) = enrolment.verifier_ip.as_deref()
+        && !crate::registrar::is_host(ip)
+    {
+        return Err(NodeError::Address("verifier_ip"));
     }
     let accept = AcceptedAlgorithms {
         hash: enrolment.accept_tpm_hash_algs.clone(),
@@ -97,6 +101,7 @@ pub(super) fn rules(
         tpm,
         named,
         accept,
+        signature_keys: names_keys(enrolment.ima_sign_verification_keys.as_deref())?,
         tls,
     })
 }
@@ -127,6 +132,24 @@ impl Rules {
         })
     }
 
+    /// What the operator may take for granted, but is not judged.
+    pub(super) fn warning(&self) -> Option<&'static str> {
+        let runtime = self.named.runtime.as_deref();
+        let bare = self.tpm.allowed().next().is_none()
+            && !self.tpm.mask().contains(IMA_PCR)
+            && self.named.boot == BootPolicy::None;
+        if bare {
+            return Some(
+                "nothing is measured: only the AK and the agent's key are checked; enrol the node \
+                 with a TPM policy, a runtime policy or a measured boot policy",
+            );
+        }
+        let keys = self.signature_keys || runtime.is_some_and(RuntimePolicy::has_verification_keys);
+        keys.then_some(
+            "IMA signatures are not checked yet: a signed file passes only by its digest",
+        )
+    }
+
     pub(super) fn connect(&self, shared: &Shared) -> Client {
         let (host, port) = &self.address;
         Client::new(host, *port, self.tls.clone(), shared.request_timeout)
@@ -135,9 +158,15 @@ impl Rules {
     }
 }
 
-/// Absent, null, empty, or an empty JSON object: nothing is asked for.
-fn is_blank(text: Option<&str>) -> bool {
-    matches!(text.map(str::trim), None | Some("" | "null" | "{}" | "[]"))
+/// Is there a key in the keyring? Keylime sends `""`, or an object with a list of keys.
+fn names_keys(keyring: Option<&str>) -> Result<bool, NodeError> {
+    let text = keyring.map_or("", str::trim);
+    if matches!(text, "" | "null" | "{}") {
+        return Ok(false);
+    }
+    let keyring: serde_json::Value = serde_json::from_str(text).map_err(|_| NodeError::Keyring)?;
+    let keys = keyring.get("pubkeys").and_then(|keys| keys.as_array());
+    Ok(!keys.ok_or(NodeError::Keyring)?.is_empty())
 }
 
 /// An enrolment that cannot be judged by, with the member to change.
@@ -162,6 +191,9 @@ pub enum NodeError {
     /// The registered certificate cannot be pinned.
     #[error("mtls_cert: {0}")]
     Certificate(TlsError),
+    /// Not a keyring.
+    #[error("ima_sign_verification_keys is not JSON with a list `pubkeys`")]
+    Keyring,
     /// The policy needs PCRs that the quote would not have.
     #[error("tpm_policy: the mask lacks PCRs {missing}, which {policy} needs")]
     Mask {

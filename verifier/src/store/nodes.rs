@@ -120,7 +120,8 @@ impl Store {
         Ok(Enrolled::Done)
     }
 
-    async fn node_exists(&self, id: &str) -> Result<bool, StoreError> {
+    /// Is it enrolled, at whichever verifier?
+    pub async fn node_exists(&self, id: &str) -> Result<bool, StoreError> {
         let row = sqlx::query("SELECT 1 FROM nodes WHERE agent_id = $1")
             .bind(id.to_owned())
             .fetch_optional(&self.pool)

@@ -182,3 +182,74 @@ async fn stop_lasts_until_reactivation_and_is_durable() {
     }
     verifier.stop().await;
 }
+
+#[tokio::test]
+async fn agent_with_a_new_key_is_asked_again_before_it_is_called_failed() {
+    let root = tempfile::tempdir().unwrap();
+    let (verifier, agent, listening) = stage(root.path()).await;
+    verifier.enrol("a", enrolment(&agent, &listening)).await;
+    verifier
+        .until("a", |s| s["attestation_count"].as_u64() >= Some(2))
+        .await;
+    agent.renew_key();
+    let asked = agent.queries().len();
+    let count = verifier.status("a").await["attestation_count"].as_u64();
+    let status = verifier
+        .until("a", |s| {
+            assert_ne!(s["troth"]["state"], "failed", "{s:#}");
+            s["attestation_count"].as_u64() >= count.map(|n| n + 3)
+        })
+        .await;
+    assert_eq!(status["last_event_id"], json!(null));
+    let queries = agent.queries();
+    let again = queries[asked..]
+        .iter()
+        .position(|q| q.contains("partial=0"));
+    let again = asked + again.expect("not asked for its key");
+    assert_eq!(queries[again - 1], "/version", "{queries:?}");
+    let nonce = |query: &str| query.split(['=', '&']).nth(1).unwrap().to_owned();
+    assert_ne!(nonce(&queries[again - 2]), nonce(&queries[again]));
+
+    // One that cannot prove its key to the second question either is not trusted.
+    agent.set(Mode::StolenKey);
+    let status = verifier.until_state("a", "failed").await;
+    assert_eq!(status["last_event_id"], "pcr_validation.invalid_pcr_16");
+    assert!(agent.queries().last().unwrap().contains("partial=0"));
+    // What a change of the agent does not explain fails at once.
+    agent.set(Mode::Good);
+    verifier
+        .call(Method::PUT, "/v2.6/agents/a/reactivate", None)
+        .await;
+    verifier.until_state("a", "trusted").await;
+    agent.set(Mode::WrongPcr);
+    verifier.until_state("a", "failed").await;
+    assert!(agent.queries().last().unwrap().contains("partial=1"));
+    verifier.stop().await;
+}
+
+#[tokio::test]
+async fn node_of_which_nothing_is_measured_says_so() {
+    let root = tempfile::tempdir().unwrap();
+    let (verifier, agent, listening) = stage(root.path()).await;
+    let mut body = enrolment(&agent, &listening);
+    body["tpm_policy"] = json!("{\"mask\": \"0x0\"}");
+    assert_eq!(verifier.enrol("bare", body.clone()).await.0, 200);
+    let status = verifier.until_state("bare", "trusted").await;
+    let reason = status["troth"]["reason"].as_str().unwrap();
+    assert!(reason.contains("warning: nothing is measured"), "{reason}");
+    // IMA signatures are kept, and that nobody looks at them yet is said.
+    let keyring = json!({ "keyids": [1], "pubkeys": ["AAAA"] }).to_string();
+    body["tpm_policy"] = json!(format!("{{\"0\": [\"{ZERO}\"], \"mask\": \"0x1\"}}"));
+    body["ima_sign_verification_keys"] = json!(keyring);
+    assert_eq!(verifier.enrol("signed", body).await.0, 200);
+    let status = verifier.until_state("signed", "trusted").await;
+    let reason = status["troth"]["reason"].as_str().unwrap();
+    assert!(
+        reason.contains("IMA signatures are not checked"),
+        "{reason}"
+    );
+    verifier.enrol("a", enrolment(&agent, &listening)).await;
+    let status = verifier.until_state("a", "trusted").await;
+    assert!(!status["troth"]["reason"].to_string().contains("warning"));
+    verifier.stop().await;
+}

@@ -7,7 +7,7 @@ use troth_verifier::{
     store::{Enrolled, NewNode, PolicyChoices, Schema, Store},
 };
 
-use crate::stage::{Agent, Listening, Verifier, enrolment, stage};
+use crate::stage::{Agent, Listening, Mode, Verifier, enrolment, stage};
 
 #[tokio::test]
 async fn unusable_enrolments_are_refused_with_the_member_to_change() {
@@ -44,7 +44,7 @@ async fn unusable_enrolments_are_refused_with_the_member_to_change() {
         (
             "ima_sign_verification_keys",
             json!("{\"keys\": 1}"),
-            "ima_sign",
+            "ima_sign_verification_keys is not",
         ),
         (
             "mtls_cert",
@@ -175,5 +175,156 @@ async fn boot_policy_of_an_enrolment_from_before_such_policies_had_names_still_j
     let status = verifier.until_state("a", "failed").await;
     assert_eq!(status["has_mb_refstate"], 1);
     assert_eq!(status["last_event_id"], "measured_boot.missing_log");
+    verifier.stop().await;
+}
+
+#[tokio::test]
+async fn member_that_was_forgotten_is_named() {
+    let root = tempfile::tempdir().unwrap();
+    let (verifier, agent, listening) = stage(root.path()).await;
+    for member in ["mb_policy", "runtime_policy", "revocation_key", "ak_tpm"] {
+        let mut body = enrolment(&agent, &listening);
+        body.as_object_mut().unwrap().remove(member);
+        let (code, answer) = verifier.enrol("a", body).await;
+        let text = answer["status"].as_str().unwrap();
+        let begins = format!("Exception error: '{member}'");
+        assert!(code == 400 && text.starts_with(&begins), "{code} {text}");
+    }
+    verifier.stop().await;
+}
+
+/// Members of a status and their types, as Keylime's API 2.x has them.
+const STATUS: [(&str, &str); 26] = [
+    ("operational_state", "number"),
+    ("v", "string"),
+    ("ip", "string"),
+    ("port", "number"),
+    ("tpm_policy", "string"),
+    ("meta_data", "string"),
+    ("has_mb_refstate", "number"),
+    ("has_runtime_policy", "number"),
+    ("accept_tpm_hash_algs", "array"),
+    ("accept_tpm_encryption_algs", "array"),
+    ("accept_tpm_signing_algs", "array"),
+    ("hash_alg", "string"),
+    ("enc_alg", "string"),
+    ("sign_alg", "string"),
+    ("verifier_id", "string"),
+    ("verifier_ip", "string"),
+    ("verifier_port", "number"),
+    ("severity_level", "null"),
+    ("last_event_id", "null"),
+    ("attestation_count", "number"),
+    ("last_received_quote", "number"),
+    ("last_successful_attestation", "number"),
+    ("attestation_status", "string"),
+    ("attestation_period", "string"),
+    ("maximum_attestation_interval", "string"),
+    // Ours.
+    ("troth", "object"),
+];
+
+#[tokio::test]
+async fn status_has_keylimes_members_and_what_the_operator_said_is_kept() {
+    let root = tempfile::tempdir().unwrap();
+    let (verifier, agent, listening) = stage(root.path()).await;
+    let mut body = enrolment(&agent, &listening);
+    body["v"] = json!("AAAA");
+    body["metadata"] = json!("{\"cert_serial\": 7}");
+    body["verifier_ip"] = json!("verifier.example.org");
+    body["verifier_port"] = json!("8882");
+    assert_eq!(verifier.enrol("a", body).await.0, 200);
+    let status = verifier.until_state("a", "trusted").await;
+    let kind = |value: &Value| match value {
+        Value::Null => "null",
+        Value::Bool(_) => "bool",
+        Value::Number(_) => "number",
+        Value::String(_) => "string",
+        Value::Array(_) => "array",
+        Value::Object(_) => "object",
+    };
+    let mut members: Vec<_> = status
+        .as_object()
+        .unwrap()
+        .iter()
+        .map(|(name, value)| (name.as_str(), kind(value)))
+        .collect();
+    let mut expected = STATUS.to_vec();
+    members.sort_unstable();
+    expected.sort_unstable();
+    assert_eq!(members, expected);
+    assert_eq!(
+        (&status["v"], &status["meta_data"]),
+        (&json!("AAAA"), &json!("{\"cert_serial\": 7}"))
+    );
+    assert_eq!(
+        (&status["verifier_ip"], &status["verifier_port"]),
+        (&json!("verifier.example.org"), &json!(8882))
+    );
+    assert_eq!(
+        (&status["attestation_period"], &status["verifier_id"]),
+        (&json!("0s"), &json!("default"))
+    );
+
+    // After a failure the members that were null are not.
+    agent.set(Mode::WrongPcr);
+    let status = verifier.until_state("a", "failed").await;
+    assert_eq!(
+        (&status["severity_level"], kind(&status["last_event_id"])),
+        (&json!(6), "string")
+    );
+    verifier.stop().await;
+}
+
+#[tokio::test]
+async fn algorithms_that_the_enrolment_does_not_accept_fail_the_node() {
+    let root = tempfile::tempdir().unwrap();
+    let (verifier, agent, listening) = stage(root.path()).await;
+    for (member, list, event) in [
+        (
+            "accept_tpm_hash_algs",
+            json!(["sha384"]),
+            "invalid_hash_alg",
+        ),
+        (
+            "accept_tpm_encryption_algs",
+            json!(["rsa", "ecc384"]),
+            "invalid_enc_alg",
+        ),
+        (
+            "accept_tpm_signing_algs",
+            json!(["rsassa"]),
+            "invalid_sign_alg",
+        ),
+    ] {
+        let mut body = enrolment(&agent, &listening);
+        body[member] = list;
+        assert_eq!(verifier.enrol(event, body).await.0, 200);
+        let status = verifier.until_state(event, "failed").await;
+        assert_eq!(status["last_event_id"], format!("qoute_validation.{event}"));
+    }
+    verifier.stop().await;
+}
+
+#[tokio::test]
+async fn node_of_another_verifier_is_not_removed_here() {
+    let root = tempfile::tempdir().unwrap();
+    let (verifier, agent, listening) = stage(root.path()).await;
+    verifier.enrol("a", enrolment(&agent, &listening)).await;
+    verifier.stop().await;
+    let verifier = Verifier::with(VerifierConfig {
+        state_dir: root.path().into(),
+        uuid: "second".into(),
+        ..VerifierConfig::default()
+    })
+    .await;
+    let remove = async |id: &str| {
+        let path = format!("/v2.6/agents/{id}");
+        let (code, answer) = verifier.call(Method::DELETE, &path, None).await;
+        (code, answer["status"].as_str().unwrap().to_owned())
+    };
+    let elsewhere = (404, "agent id associated to this verifier".to_owned());
+    assert_eq!(remove("a").await, elsewhere);
+    assert_eq!(remove("b").await, (404, "agent id not found".to_owned()));
     verifier.stop().await;
 }

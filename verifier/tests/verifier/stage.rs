@@ -50,6 +50,8 @@ pub(crate) enum Mode {
     Status(u16),
     /// Status 200 with this body.
     Body(&'static str),
+    /// Proves another key than the one that it sends.
+    StolenKey,
     /// Serves this API version alone.
     Only(&'static str),
     /// Never answers.
@@ -63,6 +65,8 @@ pub(crate) struct Script {
     pub(crate) boottime: u64,
     pub(crate) resets: u32,
     pub(crate) clock: u64,
+    /// The NK that PCR 16 is bound to.
+    pub(crate) pubkey: String,
     pub(crate) queries: Vec<String>,
 }
 
@@ -91,7 +95,11 @@ impl Handler for Agent {
             Mode::Hang => std::future::pending().await,
             Mode::Status(status) => refuse(status, "no evidence today"),
             Mode::Body(text) => Response::new(server::full(text)),
-            Mode::Only(version) if uri == "/version" => {
+            _ if uri == "/version" => {
+                let version = match mode {
+                    Mode::Only(version) => version,
+                    _ => "2.6",
+                };
                 let versions = json!({
                     "supported_version": version, "supported_versions": [version],
                 });
@@ -103,7 +111,9 @@ impl Handler for Agent {
             Mode::Only(version) if !uri.starts_with(&format!("/v{version}/")) => {
                 refuse(400, "API version not supported")
             }
-            Mode::Only(_) | Mode::Good | Mode::WrongPcr => self.evidence(&uri, mode),
+            Mode::Only(_) | Mode::Good | Mode::WrongPcr | Mode::StolenKey => {
+                self.evidence(&uri, mode)
+            }
         }
     }
 }
@@ -116,6 +126,7 @@ impl Agent {
             boottime: 1_700_000_000,
             resets: 1,
             clock: 1000,
+            pubkey: PUBKEY.into(),
             queries: Vec::new(),
         };
         Self {
@@ -130,6 +141,12 @@ impl Agent {
 
     pub(crate) fn queries(&self) -> Vec<String> {
         self.script.lock().unwrap().queries.clone()
+    }
+
+    /// The agent is restarted, and has a new NK.
+    pub(crate) fn renew_key(&self) {
+        let mut script = self.script.lock().unwrap();
+        script.pubkey = script.pubkey.replace("AAAA", "BBBB");
     }
 
     pub(crate) fn measure(&self, path: &str) {
@@ -167,9 +184,12 @@ impl Agent {
         let mut script = self.script.lock().unwrap();
         script.clock += 10;
         let mask = PcrMask::from_hex(&parameter("mask")).unwrap();
-        let mut values = pcrs(mask, PUBKEY);
+        let mut values = pcrs(mask, &script.pubkey);
         if mode == Mode::WrongPcr {
             values.set(0, Digest::ones(HashAlgorithm::Sha256));
+        }
+        if mode == Mode::StolenKey {
+            values.set(16, Digest::ones(HashAlgorithm::Sha256));
         }
         let first: usize = parameter("ima_ml_entry").parse().unwrap();
         // Keylime's agents fall back to the whole list when it has become shorter.
@@ -197,7 +217,7 @@ impl Agent {
             results["ima_measurement_list_entry"] = json!(first);
         }
         if parameter("partial") == "0" {
-            results["pubkey"] = json!(PUBKEY);
+            results["pubkey"] = json!(script.pubkey);
         }
         server::json(
             StatusCode::OK,

@@ -2,7 +2,7 @@ use std::{sync::Arc, time::Duration};
 
 use troth_core::{identity::AgentId, policy::PolicyError, wire::Enrolment};
 
-use super::{Fleet, FleetError};
+use super::{Fleet, FleetError, warn};
 use crate::{
     poll::{
         judge::WorkerError,
@@ -65,6 +65,7 @@ impl Fleet {
             }
         }
         tracing::info!(node_id = %id, "enrolled");
+        warn(&id, &rules);
         let enrolled = Enrolled {
             id,
             generation,

@@ -7,6 +7,7 @@ mod status;
 
 use std::{
     collections::{BTreeMap, HashMap},
+    net::SocketAddr,
     sync::{Arc, PoisonError, RwLock},
     time::Duration,
 };
@@ -24,7 +25,7 @@ use super::{
     judge::{WorkerError, Workers},
     node::{Command, Enrolled, Node, Shared},
     policies::{Compiled, Named, PolicyCache},
-    rules::{NodeError, rules},
+    rules::{NodeError, Rules, rules},
     state::{NodeRecord, Timing},
     writer::Writer,
 };
@@ -54,6 +55,8 @@ pub struct Fleet {
     identity: Arc<Identity>,
     writing: Mutex<Option<JoinHandle<()>>>,
     verifier_id: String,
+    /// Where operators reach this verifier, unless an enrolment says otherwise.
+    address: SocketAddr,
     mtls_only: bool,
 }
 
@@ -66,11 +69,12 @@ struct Entry {
 
 impl Fleet {
     /// Loads the nodes of this verifier and begins to ask them, spread over one interval.
-    /// `identity` is what agents see of the verifier.
+    /// `identity` is what agents see of the verifier, `address` where operators reach it.
     pub async fn start(
         store: Store,
         config: &VerifierConfig,
         identity: Identity,
+        address: SocketAddr,
     ) -> Result<Self, FleetError> {
         let (writer, writing) = Writer::start(store.clone());
         let shared = Shared {
@@ -91,6 +95,7 @@ impl Fleet {
             identity: Arc::new(identity),
             writing: Mutex::new(Some(writing)),
             verifier_id: config.uuid.clone(),
+            address,
             mtls_only: config.enable_agent_mtls,
         };
         fleet.load().await?;
@@ -187,6 +192,7 @@ impl Fleet {
         let error = match (checked, record) {
             (Ok(rules), Ok(mut record)) => {
                 record.resume();
+                warn(&enrolled.id, &rules);
                 return Node::new(enrolled, rules, record);
             }
             (Err(error), Ok(record)) => (error, record),
@@ -206,13 +212,20 @@ impl Fleet {
         nodes.insert(id, Entry { node, commands });
     }
 
-    /// Forgets a node. `false`: it was not enrolled.
-    pub async fn remove(&self, id: &str) -> Result<bool, StoreError> {
+    /// Forgets a node.
+    pub async fn remove(&self, id: &str) -> Result<(), RemoveError> {
         let _change = self.change.lock().await;
+        if self.node(id).is_none() {
+            return Err(match self.store.node_exists(id).await? {
+                true => RemoveError::Elsewhere,
+                false => RemoveError::Unknown,
+            });
+        }
         // The row first: when that fails the node goes on as before.
-        let deleted = self.store.delete_node(id).await?;
+        self.store.delete_node(id).await?;
         let mut nodes = self.nodes.write().unwrap_or_else(PoisonError::into_inner);
-        Ok(nodes.remove(id).is_some() || deleted)
+        nodes.remove(id);
+        Ok(())
     }
 
     /// Stops asking a node until it is reactivated.
@@ -272,12 +285,34 @@ impl Fleet {
     }
 }
 
+/// Tells of what the operator may take for granted, but is not judged.
+fn warn(id: &AgentId, rules: &Rules) {
+    if let Some(warning) = rules.warning() {
+        tracing::warn!(node_id = %id, "{warning}");
+    }
+}
+
 /// Why a node was not told what to do.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum CommandError {
     /// Its stored enrolment cannot be judged by any more.
     #[error("the node cannot be attested: {0}; remove it and enrol it again")]
     Broken(String),
+    /// It is not enrolled.
+    #[error("agent id not found")]
+    Unknown,
+}
+
+/// Why a node was not removed. The texts are Keylime's.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RemoveError {
+    /// Another verifier asks it, and alone may forget it.
+    #[error("agent id associated to this verifier")]
+    Elsewhere,
+    /// The database failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
     /// It is not enrolled.
     #[error("agent id not found")]
     Unknown,

@@ -1,9 +1,12 @@
 use std::{collections::BTreeMap, sync::PoisonError};
 
-use troth_core::{policy::BootPolicy, wire::NodeStatus};
+use troth_core::{
+    policy::{BootPolicy, RuntimePolicy},
+    wire::NodeStatus,
+};
 
 use super::Fleet;
-use crate::poll::{node::Node, state::now};
+use crate::poll::{node::Node, rules::Rules, state::now};
 
 /// What is shown of nodes.
 impl Fleet {
@@ -40,23 +43,22 @@ impl Fleet {
     fn status_of(&self, node: &Node) -> NodeStatus {
         let timing = &self.shared.timing;
         let enrolment = &node.enrolled.enrolment;
-        let (boot, runtime) = node.rules().map_or((false, false), |rules| {
-            (
-                rules.named.boot != BootPolicy::None,
-                rules.named.runtime.is_some(),
-            )
-        });
+        let rules = node.rules().ok();
+        let named = rules.as_deref().map(|rules| &rules.named);
+        let boot = named.is_some_and(|named| named.boot != BootPolicy::None);
+        let runtime = named.and_then(|named| named.runtime.as_deref());
         let record = node.shown();
         let mut troth = record.status(now(), timing);
         // A policy that was enrolled without a name is stored under the node's id.
         let name = |given: &Option<String>| {
             let given = given.clone().filter(|name| !name.is_empty());
-            Some(given.unwrap_or_else(|| node.enrolled.id.as_str().to_owned()))
+            given.unwrap_or_else(|| node.enrolled.id.as_str().to_owned())
         };
-        troth.runtime_policy = runtime
-            .then(|| name(&enrolment.runtime_policy_name))
-            .flatten();
-        troth.boot_policy = boot.then(|| name(&enrolment.mb_policy_name)).flatten();
+        troth.runtime_policy = runtime.map(|_| name(&enrolment.runtime_policy_name));
+        troth.boot_policy = boot.then(|| name(&enrolment.mb_policy_name));
+        if let Some(warning) = rules.as_deref().and_then(Rules::warning) {
+            troth.reason = format!("{}; warning: {warning}", troth.reason);
+        }
         // Keylime's PASS must not outlive what Troth itself would say.
         let attestation_status = match (record.operational, troth.state.as_str()) {
             (3, "trusted") => "PASS",
@@ -73,7 +75,7 @@ impl Fleet {
             tpm_policy: enrolment.tpm_policy.clone(),
             meta_data: enrolment.metadata.clone(),
             has_mb_refstate: u8::from(boot),
-            has_runtime_policy: u8::from(runtime),
+            has_runtime_policy: u8::from(runtime.is_some_and(RuntimePolicy::requires_ima)),
             accept_tpm_hash_algs: enrolment.accept_tpm_hash_algs.clone(),
             accept_tpm_encryption_algs: enrolment.accept_tpm_encryption_algs.clone(),
             accept_tpm_signing_algs: enrolment.accept_tpm_signing_algs.clone(),
@@ -81,8 +83,13 @@ impl Fleet {
             enc_alg: record.algorithms.encryption.clone(),
             sign_alg: record.algorithms.signing.clone(),
             verifier_id: self.verifier_id.clone(),
-            verifier_ip: String::new(),
-            verifier_port: 0,
+            verifier_ip: enrolment
+                .verifier_ip
+                .clone()
+                .unwrap_or_else(|| self.address.ip().to_string()),
+            verifier_port: enrolment
+                .verifier_port
+                .unwrap_or_else(|| self.address.port()),
             severity_level: record.severity_level,
             last_event_id: record.last_event_id.clone(),
             attestation_count: record.attestation_count,

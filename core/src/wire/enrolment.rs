@@ -1,0 +1,178 @@
+use std::fmt;
+
+use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde::{Deserialize, Serialize};
+
+use super::port_or_text;
+
+/// Members that must be there, if only as null or `""`: with one that was forgotten, a node would
+/// be judged by less than its operator thinks.
+const REQUIRED: [&str; 13] = [
+    "cloudagent_ip",
+    "cloudagent_port",
+    "tpm_policy",
+    "metadata",
+    "runtime_policy",
+    "mb_policy",
+    "mb_policy_name",
+    "ima_sign_verification_keys",
+    "revocation_key",
+    "accept_tpm_hash_algs",
+    "accept_tpm_encryption_algs",
+    "accept_tpm_signing_algs",
+    "ak_tpm",
+];
+
+/// `POST /v2.x/agents/{id}` at the verifier (enrol).
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+pub struct Enrolment {
+    /// base64 V share.
+    #[serde(default)]
+    pub v: Option<String>,
+    /// Agent address.
+    #[serde(default)]
+    pub cloudagent_ip: Option<String>,
+    /// Agent port; Keylime sends a string or a number.
+    #[serde(default, deserialize_with = "port_or_text")]
+    pub cloudagent_port: Option<u16>,
+    /// Where operators are to find the verifier; by default, where it listens.
+    #[serde(default)]
+    pub verifier_ip: Option<String>,
+    /// Its port.
+    #[serde(default, deserialize_with = "port_or_text")]
+    pub verifier_port: Option<u16>,
+    /// TPM policy, JSON text with `mask`.
+    pub tpm_policy: String,
+    /// JSON text.
+    pub metadata: String,
+    /// base64 policy JSON, or `""`.
+    pub runtime_policy: Option<String>,
+    /// Name of a stored policy, or the name to store this one under.
+    #[serde(default)]
+    pub runtime_policy_name: Option<String>,
+    /// base64 PEM public key.
+    #[serde(default)]
+    pub runtime_policy_key: Option<String>,
+    /// Boot policy, JSON text; null: no measured boot.
+    pub mb_policy: Option<String>,
+    /// Name of a stored boot policy.
+    pub mb_policy_name: Option<String>,
+    /// Keyring JSON text or `""`.
+    pub ima_sign_verification_keys: Option<String>,
+    /// PEM or `""`.
+    pub revocation_key: Option<String>,
+    /// Accepted hash algorithms.
+    pub accept_tpm_hash_algs: Vec<String>,
+    /// Accepted AK algorithms.
+    pub accept_tpm_encryption_algs: Vec<String>,
+    /// Accepted schemes.
+    pub accept_tpm_signing_algs: Vec<String>,
+    /// base64 TPM2B_PUBLIC of the AK.
+    pub ak_tpm: String,
+    /// PEM or `disabled`.
+    pub mtls_cert: Option<String>,
+    /// Agent API version.
+    #[serde(default)]
+    pub supported_version: Option<String>,
+}
+
+impl Enrolment {
+    /// From a request's body.
+    ///
+    /// # Errors
+    /// Names the member that is missing, or says where the JSON is not as expected.
+    pub fn from_json(body: &[u8]) -> Result<Self, EnrolmentError> {
+        let Members(present) = serde_json::from_slice(body)?;
+        for (name, present) in REQUIRED.into_iter().zip(present) {
+            if !present {
+                return Err(EnrolmentError::Missing(name));
+            }
+        }
+        Ok(serde_json::from_slice(body)?)
+    }
+}
+
+/// An enrolment that cannot be read.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EnrolmentError {
+    /// A member that must be there. Clients of Keylime know the beginning of the text.
+    #[error("Exception error: '{0}' is missing from the enrolment")]
+    Missing(&'static str),
+    /// Not JSON, or a member of another type.
+    #[error("body: {0}")]
+    Json(#[from] serde_json::Error),
+}
+
+/// Which of the required members an object has. Values are skipped, whatever their size.
+struct Members([bool; REQUIRED.len()]);
+
+impl<'de> Deserialize<'de> for Members {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(Self([false; REQUIRED.len()]))
+    }
+}
+
+impl<'de> Visitor<'de> for Members {
+    type Value = Self;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an enrolment")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<Self, A::Error> {
+        while let Some(key) = map.next_key::<String>()? {
+            for (name, present) in REQUIRED.iter().zip(&mut self.0) {
+                *present |= key == *name;
+            }
+            map.next_value::<IgnoredAny>()?;
+        }
+        Ok(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn read(value: &Value) -> Result<Enrolment, EnrolmentError> {
+        Enrolment::from_json(value.to_string().as_bytes())
+    }
+
+    #[test]
+    fn a_tenants_enrolment_is_read() {
+        let enrolment = read(&json!({
+            "v": "AAAA", "cloudagent_ip": "10.0.0.7", "cloudagent_port": "9002",
+            "verifier_ip": "127.0.0.1", "verifier_port": 8881,
+            "tpm_policy": "{\"mask\": \"0x408400\"}", "metadata": "{}", "runtime_policy": "",
+            "runtime_policy_name": null, "runtime_policy_key": "", "mb_policy": null,
+            "mb_policy_name": "", "ima_sign_verification_keys": "", "revocation_key": "",
+            "accept_tpm_hash_algs": ["sha256"], "accept_tpm_encryption_algs": ["ecc", "rsa"],
+            "accept_tpm_signing_algs": ["ecschnorr", "rsassa"], "ak_tpm": "ARgAAQ==",
+            "mtls_cert": "disabled", "supported_version": "2.6"
+        }))
+        .unwrap();
+        assert_eq!(enrolment.cloudagent_port, Some(9002));
+        assert_eq!(enrolment.verifier_port, Some(8881));
+        assert_eq!(enrolment.mb_policy, None);
+    }
+
+    #[test]
+    fn a_member_that_was_forgotten_is_named_and_null_is_not_forgotten() {
+        let written = serde_json::to_value(Enrolment::default()).unwrap();
+        read(&written).unwrap();
+        for name in REQUIRED {
+            let mut body = written.clone();
+            body.as_object_mut().unwrap().remove(name);
+            let error = read(&body).unwrap_err().to_string();
+            assert!(
+                error.starts_with(&format!("Exception error: '{name}'")),
+                "{error}"
+            );
+        }
+        let error = read(&json!([])).unwrap_err().to_string();
+        assert!(error.contains("an enrolment"), "{error}");
+    }
+}
