@@ -1,3 +1,6 @@
+/// The same operator at Keylime's registrar and verifier.
+mod keylime;
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
