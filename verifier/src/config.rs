@@ -113,6 +113,12 @@ pub struct VerifierConfig {
     pub enable_agent_mtls: bool,
     /// Threads that check evidence; 0: one per core.
     pub max_workers: usize,
+    /// Checks on demand (`/verify/identity`, `/verify/evidence`) at a time, for anybody; each may
+    /// hold 32 MiB of evidence. 0: none.
+    pub max_evidence_checks: usize,
+    /// Such checks per second from one source address, with bursts of ten times as many; 0: no
+    /// limit.
+    pub evidence_rate_limit: u32,
 }
 
 impl Default for VerifierConfig {
@@ -135,6 +141,8 @@ impl Default for VerifierConfig {
             max_upload_size: 100 * 1024 * 1024,
             enable_agent_mtls: true,
             max_workers: 0,
+            max_evidence_checks: 2,
+            evidence_rate_limit: 5,
         }
     }
 }

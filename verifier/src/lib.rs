@@ -9,6 +9,8 @@ mod authority;
 pub mod ca;
 /// What `verifier.toml` and `registrar.toml` may say.
 pub mod config;
+/// Requests per source.
+mod limit;
 /// Journal MESSAGE_IDs of what an operator filters for.
 pub mod messages;
 /// Asking nodes for evidence on schedule, and judging the answers.

@@ -117,7 +117,8 @@ impl From<BodyError> for Refusal {
     }
 }
 
-fn envelope<T: Serialize>(status: StatusCode, text: &str, results: T) -> Response<Body> {
+/// `results` with any status.
+pub(crate) fn envelope<T: Serialize>(status: StatusCode, text: &str, results: T) -> Response<Body> {
     let envelope = Envelope {
         code: status.as_u16(),
         status: text.to_owned(),

@@ -128,8 +128,7 @@ impl VerifierServer {
         let address = listener.local_addr().map_err(StartError::Socket)?;
         let fleet = Fleet::start(store.clone(), config, identity, address).await?;
         let fleet = Arc::new(fleet);
-        let id = config.uuid.clone();
-        let api = VerifierApi::new(Arc::clone(&fleet), id, config.max_upload_size);
+        let api = VerifierApi::new(Arc::clone(&fleet), config);
         Ok(Self {
             listener,
             tls,

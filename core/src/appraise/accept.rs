@@ -16,6 +16,15 @@ pub struct AcceptedAlgorithms {
 }
 
 impl AcceptedAlgorithms {
+    /// What `ak` itself is and signs with, for evidence that comes without such lists.
+    pub fn of(ak: &AttestationKey) -> Self {
+        Self {
+            hash: vec![ak.hash().name().to_owned()],
+            encryption: vec![ak.algorithm().to_owned()],
+            signing: vec![ak.scheme().name().to_owned()],
+        }
+    }
+
     /// The algorithms an answer names, against the lists and the AK. Returns the PCR bank.
     pub(super) fn check(
         &self,

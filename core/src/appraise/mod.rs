@@ -174,16 +174,14 @@ pub(crate) fn judge(
             None
         }
     };
-    let aggregates = boot::check(evidence, policies.boot, quote, &mut findings);
-    let list = files::Answer {
-        evidence,
-        asked_entry,
+    state.ima = content(
         quote,
-        aggregates: &aggregates,
-    };
-    state.ima = files::check(&list, policies.runtime, &state.ima, &mut findings);
-    pcrs::check_values(policies, quote, &mut findings);
-
+        asked_entry,
+        evidence,
+        policies,
+        &state.ima,
+        &mut findings,
+    );
     let (kept, findings_total) = findings.into_parts();
     let verdict = if findings_total == 0 {
         Verdict::Trusted(Trusted {
@@ -198,6 +196,27 @@ pub(crate) fn judge(
         state,
         findings_total,
     }
+}
+
+/// Boot log, IMA list and PCR values. Returns where the next check of the list resumes.
+fn content(
+    quote: &VerifiedQuote,
+    asked_entry: u64,
+    evidence: &QuoteResponse,
+    policies: &Policies<'_>,
+    position: &ImaPosition,
+    findings: &mut Findings,
+) -> ImaPosition {
+    let aggregates = boot::check(evidence, policies.boot, quote, findings);
+    let list = files::Answer {
+        evidence,
+        asked_entry,
+        quote,
+        aggregates: &aggregates,
+    };
+    let position = files::check(&list, policies.runtime, position, findings);
+    pcrs::check_values(policies, quote, findings);
+    position
 }
 
 /// The agent's public key, if this answer has it.
@@ -226,5 +245,43 @@ pub fn appraise_identity<'a>(
     match pcrs::check_binding(key, &quote) {
         None => Ok(key),
         Some(finding) => Err(vec![finding]),
+    }
+}
+
+/// Is a quote by `ak`, over this nonce? Which PCRs it covers is up to who asked for it, and their
+/// values are not judged.
+///
+/// # Errors
+/// What is wrong.
+pub fn appraise_quote(
+    ak: &AttestationKey,
+    nonce: &str,
+    evidence: &QuoteResponse,
+) -> Result<(), Box<Finding>> {
+    quote::verify_whole(ak, nonce, evidence, &AcceptedAlgorithms::of(ak)).map(drop)
+}
+
+/// Evidence that somebody else asked for, on its own: what [`appraise`] checks but for the TPM's
+/// clock, reboots and the agent's key, as there is no earlier answer to compare with, and PCR 16
+/// binds a key of another conversation.
+///
+/// It makes no node trusted: whoever passes evidence on knows how fresh it is, and whose.
+///
+/// # Errors
+/// What is wrong, the first [`MAX_FINDINGS`].
+pub fn appraise_evidence(
+    ak: &AttestationKey,
+    nonce: &str,
+    evidence: &QuoteResponse,
+    policies: &Policies<'_>,
+) -> Result<(), Vec<Finding>> {
+    let quote = quote::verify_whole(ak, nonce, evidence, policies.accept)
+        .map_err(|finding| vec![*finding])?;
+    let mut findings = Findings::default();
+    let start = ImaPosition::default();
+    content(&quote, 0, evidence, policies, &start, &mut findings);
+    match findings.into_parts() {
+        (_, 0) => Ok(()),
+        (findings, _) => Err(findings),
     }
 }

@@ -35,6 +35,28 @@ pub(super) fn verify(
         .map_err(|error| Box::new(refused(&error, mask)))
 }
 
+/// A quote of which only the hash is said, over whatever PCRs it covers.
+pub(super) fn verify_whole(
+    ak: &AttestationKey,
+    nonce: &str,
+    evidence: &QuoteResponse,
+    accept: &AcceptedAlgorithms,
+) -> Result<VerifiedQuote, Box<Finding>> {
+    let evidence = QuoteResponse {
+        quote: evidence.quote.clone(),
+        hash_alg: evidence.hash_alg.clone(),
+        enc_alg: ak.algorithm().to_owned(),
+        sign_alg: ak.scheme().name().to_owned(),
+        ..QuoteResponse::default()
+    };
+    let mask = Quote::parse(&evidence.quote).map_or_else(
+        // The check says what is wrong with it.
+        |_| PcrMask::default(),
+        |quote| quote.claimed_mask(),
+    );
+    verify(ak, nonce, mask, &evidence, accept)
+}
+
 fn refused(error: &QuoteError, mask: PcrMask) -> Finding {
     let (id, action) = match error {
         QuoteError::MissingPcrs(_) => (

@@ -72,6 +72,11 @@ impl Quote {
         text
     }
 
+    /// The PCRs that it says it covers; nothing of it was checked.
+    pub(crate) fn claimed_mask(&self) -> PcrMask {
+        self.pcrs.mask()
+    }
+
     /// The only way to a [`VerifiedQuote`]: AK signature, magic, type, nonce, selection, PCR
     /// digest. A SHA-1 signature is refused whatever the AK's scheme says.
     ///

@@ -2,6 +2,8 @@
 
 /// Policies by name.
 mod policies;
+/// Checks on demand, for anybody.
+mod verify;
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -14,7 +16,9 @@ use troth_core::{
 use troth_daemon::server::{Body, Handler, Peer, read_body};
 
 use crate::{
+    api::verify::OnDemand,
     authority::{ANY, Class, Route, find},
+    config::VerifierConfig,
     poll::{CommandError, EnrolError, Fleet, RemoveError},
     rest::{self, Empty, Path, Refusal, Reply},
     store::PolicyKind,
@@ -29,6 +33,7 @@ struct Inner {
     fleet: Arc<Fleet>,
     verifier_id: String,
     max_upload_size: usize,
+    on_demand: OnDemand,
 }
 
 /// `results` of the list: database rows in Keylime, one-element arrays here.
@@ -38,12 +43,13 @@ struct Uuids {
 }
 
 impl VerifierApi {
-    /// Serves `fleet` of the verifier `verifier_id`; `max_upload_size` is in bytes.
-    pub fn new(fleet: Arc<Fleet>, verifier_id: String, max_upload_size: usize) -> Self {
+    /// Serves `fleet`.
+    pub fn new(fleet: Arc<Fleet>, config: &VerifierConfig) -> Self {
         Self(Arc::new(Inner {
             fleet,
-            verifier_id,
-            max_upload_size,
+            verifier_id: config.uuid.clone(),
+            max_upload_size: config.max_upload_size,
+            on_demand: OnDemand::new(config),
         }))
     }
 }
@@ -67,12 +73,17 @@ enum Endpoint {
     Stop,
     Policies(PolicyKind),
     Policy(PolicyKind),
+    VerifyIdentity,
+    VerifyEvidence,
 }
 
 /// Every resource below `/v2.x/`, with Keylime's names for what is done to it.
 const ROUTES: &[Route<Endpoint>] = {
     use Class::{Admin, AgentOrAdmin, Public};
-    use Endpoint::{Enrol, Node, Nodes, Policies, Policy, Reactivate, Remove, Stop, VersionRoot};
+    use Endpoint::{
+        Enrol, Node, Nodes, Policies, Policy, Reactivate, Remove, Stop, VerifyEvidence,
+        VerifyIdentity, VersionRoot,
+    };
     use PolicyKind::{Boot, Runtime};
     const AGENTS: &[&str] = &["agents"];
     const AGENT: &[&str] = &["agents", ANY];
@@ -170,6 +181,20 @@ const ROUTES: &[Route<Endpoint>] = {
             "delete_mb_policy",
             Policy(Boot),
         ),
+        Route::new(
+            Method::GET,
+            &["verify", "identity"],
+            Public,
+            "verify_identity",
+            VerifyIdentity,
+        ),
+        Route::new(
+            Method::POST,
+            &["verify", "evidence"],
+            Public,
+            "verify_evidence",
+            VerifyEvidence,
+        ),
     ]
 };
 
@@ -216,6 +241,16 @@ impl Inner {
                 told(self.fleet.reactivate(agent_id(parameter)?.as_str()).await)
             }
             Endpoint::Stop => told(self.fleet.stop(agent_id(parameter)?.as_str()).await),
+            Endpoint::VerifyIdentity => {
+                let (source, query) = (peer.address.ip(), request.uri().query());
+                let key = |id: &str| self.fleet.attestation_key(id);
+                let query = query.unwrap_or_default();
+                self.on_demand.identity(source, query, key).await
+            }
+            Endpoint::VerifyEvidence => {
+                let source = peer.address.ip();
+                self.on_demand.evidence(source, request.into_body()).await
+            }
             Endpoint::Policies(kind) => policies::list(&self.fleet, kind).await,
             Endpoint::Policy(kind) => {
                 let name = policies::name(parameter)?;

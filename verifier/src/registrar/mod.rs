@@ -6,8 +6,6 @@
 
 /// What a registration must be before it gets a challenge.
 mod candidate;
-/// Requests per source.
-mod limit;
 
 use std::{
     sync::Arc,
@@ -25,11 +23,12 @@ use troth_core::{
 use troth_daemon::server::{Body, Handler, Peer, read_body};
 use zeroize::Zeroizing;
 
+use self::candidate::Candidate;
 pub(crate) use self::candidate::is_host;
-use self::{candidate::Candidate, limit::SourceLimit};
 use crate::{
     authority::{Class, Principal, authorize},
     config::RegistrarConfig,
+    limit::SourceLimit,
     messages,
     rest::{self, Empty, Path, Refusal, Reply},
     store::{Agent, Pending, Promotion, Store},

@@ -10,6 +10,8 @@ mod authority;
 mod common;
 /// What may be enrolled.
 mod enrolment;
+/// Checks for anybody.
+mod on_demand;
 /// Policies by name.
 mod policies;
 /// Agents without evidence.

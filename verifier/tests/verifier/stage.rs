@@ -30,7 +30,7 @@ use troth_verifier::{
 
 use crate::common::{SoftTpm, call, operator, pcrs};
 
-const PUBKEY: &str = "-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n";
+pub(crate) const PUBKEY: &str = "-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n";
 pub(crate) const ZERO: &str = "0000000000000000000000000000000000000000000000000000000000000000";
 
 /// Keylime's empty policy: no list is asked for.
@@ -68,6 +68,16 @@ pub(crate) struct Script {
     /// The NK that PCR 16 is bound to.
     pub(crate) pubkey: String,
     pub(crate) queries: Vec<String>,
+}
+
+impl Script {
+    fn pcr_10(&self) -> Digest {
+        let zero = Digest::zero(HashAlgorithm::Sha256);
+        self.list.iter().fold(zero, |pcr, (_, data)| {
+            let entry = HashAlgorithm::Sha256.digest(&[data]);
+            pcr.extend(HashAlgorithm::Sha256, entry.as_bytes())
+        })
+    }
 }
 
 #[derive(Clone)]
@@ -162,6 +172,14 @@ impl Agent {
         script.clock = 0;
     }
 
+    /// A quote over PCR 10 and 16 as they are, and its nonce.
+    pub(crate) fn quote(&self) -> (String, &'static str) {
+        let script = self.script.lock().unwrap();
+        let mut values = pcrs(PcrMask::default(), &script.pubkey);
+        values.set(10, script.pcr_10());
+        (self.tpm.quote("nonce", (1, 1), &values), "nonce")
+    }
+
     pub(crate) fn list(&self) -> String {
         self.script
             .lock()
@@ -195,12 +213,7 @@ impl Agent {
         // Keylime's agents fall back to the whole list when it has become shorter.
         let first = if first > script.list.len() { 0 } else { first };
         if mask.contains(10) {
-            let zero = Digest::zero(HashAlgorithm::Sha256);
-            let value = script.list.iter().fold(zero, |pcr, (_, data)| {
-                let entry = HashAlgorithm::Sha256.digest(&[data]);
-                pcr.extend(HashAlgorithm::Sha256, entry.as_bytes())
-            });
-            values.set(10, value);
+            values.set(10, script.pcr_10());
         }
         let clock = (script.clock, script.resets);
         let quote = self.tpm.quote(&parameter("nonce"), clock, &values);

@@ -1,7 +1,11 @@
-use std::{collections::BTreeMap, sync::PoisonError};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, PoisonError},
+};
 
 use troth_core::{
     policy::{BootPolicy, RuntimePolicy},
+    tpm::AttestationKey,
     wire::NodeStatus,
 };
 
@@ -14,6 +18,12 @@ impl Fleet {
     pub fn ids(&self) -> Vec<String> {
         let nodes = self.nodes.read().unwrap_or_else(PoisonError::into_inner);
         nodes.keys().cloned().collect()
+    }
+
+    /// The AK of a node, unless its enrolment cannot be judged by.
+    pub fn attestation_key(&self, id: &str) -> Option<Arc<AttestationKey>> {
+        let rules = self.node(id)?.rules().ok()?;
+        Some(Arc::clone(&rules.ak))
     }
 
     /// How many nodes are in which state, for people.

@@ -16,7 +16,7 @@ const MAX_SOURCES: usize = 16_384;
 
 /// A token bucket per source address (per /64 for IPv6, which hosts choose freely).
 #[derive(Debug)]
-pub(super) struct SourceLimit {
+pub(crate) struct SourceLimit {
     per_second: f64,
     sources: Mutex<HashMap<IpAddr, Bucket>>,
 }
@@ -29,7 +29,7 @@ struct Bucket {
 
 impl SourceLimit {
     /// `per_second` 0: no limit.
-    pub(super) fn new(per_second: u32) -> Self {
+    pub(crate) fn new(per_second: u32) -> Self {
         Self {
             per_second: f64::from(per_second),
             sources: Mutex::new(HashMap::new()),
@@ -37,7 +37,7 @@ impl SourceLimit {
     }
 
     /// Takes one request's token.
-    pub(super) fn take(&self, source: IpAddr) -> Result<(), Refusal> {
+    pub(crate) fn take(&self, source: IpAddr) -> Result<(), Refusal> {
         self.take_at(source, Instant::now())
     }
 
@@ -76,7 +76,7 @@ impl SourceLimit {
 fn refusal() -> Refusal {
     Refusal::new(
         StatusCode::TOO_MANY_REQUESTS,
-        "too many registrations from this address",
+        "too many requests from this address",
     )
 }
 

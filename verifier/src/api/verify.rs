@@ -1,0 +1,255 @@
+use std::{net::IpAddr, sync::Arc};
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use hyper::{StatusCode, body::Incoming};
+use serde::Serialize;
+use serde_json::{Value, json};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use troth_core::{
+    appraise::{AcceptedAlgorithms, Finding, Policies, appraise_evidence, appraise_quote},
+    identity::check_ak,
+    policy::{BootPolicy, RuntimePolicy, TpmPolicy},
+    tpm::{AttestationKey, Public},
+    wire::QuoteResponse,
+};
+use troth_daemon::server::read_body;
+
+use crate::{
+    config::VerifierConfig,
+    limit::SourceLimit,
+    rest::{self, Refusal, Reply},
+    store::percent_decoded,
+};
+
+/// Largest evidence in bytes: the list of a host that is busy for months, and its policy.
+const MAX_EVIDENCE: usize = 32 << 20;
+
+/// Checks for anybody, in places of their own: attestation never waits for them.
+#[derive(Debug)]
+pub(super) struct OnDemand {
+    slots: Arc<Semaphore>,
+    limit: SourceLimit,
+}
+
+/// `results` of a check of evidence.
+#[derive(Serialize)]
+struct Verdict {
+    valid: bool,
+    /// What was sent, when it is valid.
+    claims: Value,
+    failures: Vec<Failure>,
+}
+
+#[derive(Serialize)]
+struct Failure {
+    #[serde(rename = "type")]
+    id: String,
+    context: Value,
+}
+
+impl Failure {
+    fn new(id: &str, message: &str) -> Self {
+        Self {
+            id: id.to_owned(),
+            context: json!({ "message": message }),
+        }
+    }
+}
+
+impl From<Finding> for Failure {
+    fn from(finding: Finding) -> Self {
+        let context = json!({
+            "message": finding.explanation, "place": finding.place,
+            "expected": finding.expected, "got": finding.got, "action": finding.action,
+        });
+        Self {
+            id: finding.id,
+            context,
+        }
+    }
+}
+
+impl OnDemand {
+    pub(super) fn new(config: &VerifierConfig) -> Self {
+        Self {
+            slots: Arc::new(Semaphore::new(config.max_evidence_checks)),
+            limit: SourceLimit::new(config.evidence_rate_limit),
+        }
+    }
+
+    /// A place for one check, held while its evidence is in memory.
+    fn enter(&self, source: IpAddr) -> Result<OwnedSemaphorePermit, Refusal> {
+        self.limit.take(source)?;
+        let slot = Arc::clone(&self.slots).try_acquire_owned();
+        slot.map_err(|_| {
+            Refusal::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "as much evidence as this verifier checks at a time is being checked",
+            )
+        })
+    }
+
+    /// `GET /verify/identity`: did the AK of an enrolled agent make this quote? `key` finds it.
+    pub(super) async fn identity(
+        &self,
+        source: IpAddr,
+        query: &str,
+        key: impl FnOnce(&str) -> Option<Arc<AttestationKey>>,
+    ) -> Reply {
+        let slot = self.enter(source)?;
+        let id = parameter(query, "agent_uuid")?;
+        let quote = parameter(query, "quote")?;
+        let nonce = parameter(query, "nonce")?;
+        let hash_alg = parameter(query, "hash_alg")?;
+        let key = key(&id).ok_or_else(|| Refusal::not_found("agent id not found"))?;
+        let evidence = QuoteResponse {
+            quote,
+            hash_alg,
+            ..QuoteResponse::default()
+        };
+        let verdict = check(slot, move || appraise_quote(&key, &nonce, &evidence)).await?;
+        Ok(rest::success(match verdict {
+            Ok(()) => json!({ "valid": 1 }),
+            Err(finding) => json!({ "valid": 0, "reason": finding.explanation }),
+        }))
+    }
+
+    /// `POST /verify/evidence`: what the evidence of any TPM is worth.
+    pub(super) async fn evidence(&self, source: IpAddr, body: Incoming) -> Reply {
+        let slot = self.enter(source)?;
+        let body = read_body(body, MAX_EVIDENCE).await?;
+        let verdict = check(slot, move || judge(&body)).await??;
+        let malformed = |failure: &Failure| failure.id.starts_with("default.missing_");
+        Ok(if verdict.failures.iter().any(malformed) {
+            rest::envelope(StatusCode::BAD_REQUEST, "Bad Request", verdict)
+        } else {
+            rest::success(verdict)
+        })
+    }
+}
+
+async fn check<T: Send + 'static>(
+    slot: OwnedSemaphorePermit,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Refusal> {
+    let task = tokio::task::spawn_blocking(move || {
+        let result = work();
+        drop(slot);
+        result
+    });
+    task.await.map_err(|error| Refusal::internal(&error))
+}
+
+/// Judges the body of a `POST /verify/evidence`.
+fn judge(body: &[u8]) -> Result<Verdict, Refusal> {
+    let mut body: Value = serde_json::from_slice(body)
+        .map_err(|error| Refusal::bad_request(format!("body: {error}")))?;
+    let mut member = |name: &str| match body.get_mut(name).map(Value::take) {
+        None | Some(Value::Null) => None,
+        Some(Value::String(text)) if text.is_empty() => None,
+        Some(value) => Some(value),
+    };
+    let missing = |name| Refusal::bad_request(format!("missing parameter '{name}'"));
+    let kind = member("type").ok_or_else(|| missing("type"))?;
+    let data = member("data").ok_or_else(|| missing("data"))?;
+    match kind.as_str() {
+        Some("tpm") => {}
+        Some("tee") => {
+            return Err(Refusal::bad_request(
+                "evidence of type tee is not supported: to check it takes the key service of the \
+                 processor's vendor, which this verifier does not ask",
+            ));
+        }
+        _ => return Err(Refusal::bad_request("invalid evidence type")),
+    }
+    let failures = tpm_failures(&data)?;
+    let valid = failures.is_empty();
+    Ok(Verdict {
+        valid,
+        claims: if valid { data } else { json!({}) },
+        failures,
+    })
+}
+
+/// What is wrong with the evidence of a TPM; an error is about the policies that came with it.
+fn tpm_failures(data: &Value) -> Result<Vec<Failure>, Refusal> {
+    let text = |name: &str| {
+        let text = data.get(name).and_then(Value::as_str);
+        text.filter(|text| !text.is_empty())
+    };
+    let required =
+        ["quote", "nonce", "hash_alg", "tpm_ek", "tpm_ak"].map(|name| (name, text(name)));
+    if let Some((name, _)) = required.iter().find(|(_, text)| text.is_none()) {
+        let message = format!("missing parameter \"{name}\"");
+        return Ok(vec![Failure::new("default.missing_param", &message)]);
+    }
+    // The EK is of no use here: that the TPM holds both keys was shown to a registrar.
+    let [quote, nonce, hash_alg, _, ak] = required.map(|(_, text)| text.unwrap_or_default());
+    let (tpm, runtime, boot) = (
+        text("tpm_policy"),
+        text("runtime_policy"),
+        text("mb_policy"),
+    );
+    if (tpm, runtime, boot) == (None, None, None) {
+        let message =
+            "at least one policy (tpm_policy, runtime_policy, or mb_policy) must be provided";
+        return Ok(vec![Failure::new("default.missing_policy", message)]);
+    }
+    let unusable =
+        |name: &'static str| move |error| Refusal::bad_request(format!("{name}: {error}"));
+    let tpm = tpm_policy(tpm.unwrap_or("{}")).map_err(unusable("tpm_policy"))?;
+    let runtime = runtime.map(|text| RuntimePolicy::compile(text.as_bytes()));
+    let runtime = runtime.transpose().map_err(unusable("runtime_policy"))?;
+    let boot = BootPolicy::parse(boot).map_err(unusable("mb_policy"))?;
+    let ak = match attestation_key(ak) {
+        Ok(ak) => ak,
+        Err(reason) => {
+            return Ok(vec![Failure::new(
+                "qoute_validation.invalid_quote",
+                &reason,
+            )]);
+        }
+    };
+    let owned = |name| text(name).map(str::to_owned);
+    let evidence = QuoteResponse {
+        quote: quote.to_owned(),
+        hash_alg: hash_alg.to_owned(),
+        ima_measurement_list: owned("ima_measurement_list"),
+        mb_measurement_list: owned("mb_log"),
+        ..QuoteResponse::default()
+    };
+    let policies = Policies {
+        tpm: &tpm,
+        runtime: runtime.as_ref(),
+        boot: &boot,
+        accept: &AcceptedAlgorithms::of(&ak),
+    };
+    Ok(match appraise_evidence(&ak, nonce, &evidence, &policies) {
+        Ok(()) => Vec::new(),
+        Err(findings) => findings.into_iter().map(Failure::from).collect(),
+    })
+}
+
+/// As the verifier's API carries it, or as operators write it: without `mask`.
+fn tpm_policy(text: &str) -> Result<TpmPolicy, troth_core::policy::PolicyError> {
+    TpmPolicy::from_operator(text).or_else(|error| TpmPolicy::parse(text).map_err(|_| error))
+}
+
+fn attestation_key(encoded: &str) -> Result<AttestationKey, String> {
+    let bytes = STANDARD
+        .decode(encoded)
+        .map_err(|_| String::from("tpm_ak is not base64"))?;
+    let public = Public::from_tpm2b(&bytes).map_err(|error| format!("tpm_ak: {error}"))?;
+    check_ak(&public).map_err(|error| format!("tpm_ak: {error}"))?;
+    AttestationKey::new(&public).map_err(|error| format!("tpm_ak: {error}"))
+}
+
+/// A parameter of a query. `+` is itself, not a space: base64 has it.
+fn parameter(query: &str, name: &str) -> Result<String, Refusal> {
+    let mut pairs = query.split('&').filter_map(|pair| pair.split_once('='));
+    pairs
+        .find(|(key, _)| *key == name)
+        .and_then(|(_, value)| String::from_utf8(percent_decoded(value)).ok())
+        .filter(|value| !value.is_empty())
+        .ok_or_else(|| Refusal::bad_request(format!("missing query parameter '{name}'")))
+}
