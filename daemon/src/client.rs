@@ -29,6 +29,11 @@ use tokio_rustls::TlsConnector;
 const DEFAULT_BODY_LIMIT: usize = 1024 * 1024;
 /// Bytes of an answer's body from which it is a large one, see [`LargeAnswers`].
 pub const LARGE_ANSWER: usize = 256 * 1024;
+/// Bytes per second that a large answer has to come at once it has its turn: a peer that trickles
+/// must not keep others from theirs. Slower links could not deliver 50,000 IMA entries in time.
+const LARGE_ANSWER_RATE: u32 = 128 * 1024;
+/// How long a large answer may be behind that.
+const LARGE_ANSWER_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Talks to one host and port. Requests are sent one after another.
 pub struct Client {
@@ -258,15 +263,21 @@ impl Client {
         }
         let unknown_length = body.size_hint().exact().is_none();
         let mut bytes = BytesMut::new();
-        let mut turn = None;
-        while let Some(frame) = timeout_at(deadline, body.frame())
-            .await
-            .map_err(|_| self.too_slow())?
-        {
-            let frame = match frame {
-                Ok(frame) => frame,
-                Err(error) if old && unknown_length && is_unexpected_eof(&error) => break,
-                Err(error) => {
+        let mut turn: Option<Turn> = None;
+        loop {
+            let too_slow = turn.as_ref().map(|turn| turn.end(bytes.len()));
+            let too_slow = too_slow.filter(|end| *end < deadline);
+            let next = timeout_at(too_slow.unwrap_or(deadline), body.frame())
+                .await
+                .map_err(|_| match too_slow {
+                    Some(_) => self.too_slow_for_its_turn(),
+                    None => self.too_slow(),
+                })?;
+            let frame = match next {
+                None => break,
+                Some(Ok(frame)) => frame,
+                Some(Err(error)) if old && unknown_length && is_unexpected_eof(&error) => break,
+                Some(Err(error)) => {
                     return Err(Broken {
                         error: self.http_error(error_chain(&error)),
                         unsent: false,
@@ -285,15 +296,33 @@ impl Client {
                 && length > LARGE_ANSWER
             {
                 let since = Instant::now();
-                turn = large.turn().await;
+                let permit = large.turn().await;
                 deadline += since.elapsed();
+                turn = Some(Turn {
+                    since: Instant::now(),
+                    before: bytes.len(),
+                    permit,
+                });
             }
             bytes.extend_from_slice(&data);
         }
         Ok(match turn {
             None => bytes.freeze(),
-            Some(_turn) => Bytes::from_owner(Large { bytes, _turn }),
+            Some(turn) => Bytes::from_owner(Large {
+                bytes,
+                _turn: turn.permit,
+            }),
         })
+    }
+
+    fn too_slow_for_its_turn(&self) -> Broken {
+        Broken {
+            error: ClientError::Slow {
+                target: self.target(),
+                rate: LARGE_ANSWER_RATE / 1024,
+            },
+            unsent: false,
+        }
     }
 
     fn too_slow(&self) -> Broken {
@@ -335,10 +364,27 @@ impl LargeAnswers {
     }
 }
 
+/// A large answer that is being read.
+struct Turn {
+    since: Instant,
+    /// Bytes that were there before.
+    before: usize,
+    permit: Option<OwnedSemaphorePermit>,
+}
+
+impl Turn {
+    /// When the next bytes have to be there if `length` are.
+    fn end(&self, length: usize) -> Instant {
+        let read = u32::try_from(length - self.before).unwrap_or(u32::MAX);
+        let due = Duration::from_secs(1) * read / LARGE_ANSWER_RATE;
+        self.since + LARGE_ANSWER_PATIENCE + due
+    }
+}
+
 /// A large body, and its turn.
 struct Large {
     bytes: BytesMut,
-    _turn: OwnedSemaphorePermit,
+    _turn: Option<OwnedSemaphorePermit>,
 }
 
 impl AsRef<[u8]> for Large {
@@ -420,6 +466,14 @@ pub enum ClientError {
         status: u16,
         /// The reason.
         reason: String,
+    },
+    /// A large answer came so slowly that it kept others from their turn.
+    #[error("{target}: the large answer came at less than {rate} KiB/s; check the network")]
+    Slow {
+        /// Host and port.
+        target: String,
+        /// KiB per second that are expected.
+        rate: u32,
     },
     /// The peer took too long.
     #[error("{target}: no answer within {} s while {what}", after.as_secs_f64())]

@@ -10,8 +10,6 @@ use serde_json::Value;
 
 /// Enrols simulated nodes at a verifier and counts what it asks them.
 mod attest;
-/// An EK in memory, and the answer to a challenge for it.
-mod ek;
 /// One simulated node: keys, state, and the agent's routes.
 mod node;
 /// Registers and activates agents.

@@ -19,9 +19,9 @@ use troth_core::{
     wire::{Activation, Envelope, Registration, RegistrationChallenge},
 };
 use troth_daemon::client::{Answer, Client};
-use troth_tests::{software_ak::rsa_public, usage::Usage};
+use troth_tests::{software_ak::rsa_public, software_ek::SoftwareEk, usage::Usage};
 
-use crate::{Report, ek::SoftwareEk, figure};
+use crate::{Report, figure};
 
 /// Different EKs; agents share them.
 const EKS: usize = 4;

@@ -1,8 +1,10 @@
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
 use hyper::Method;
+use rustls::ClientConfig;
 use serde_json::Value;
 use tokio::runtime::Runtime;
 use troth_daemon::client::Client;
@@ -39,15 +41,26 @@ impl Api {
         Self::over_tls(port, ca_dir, None)
     }
 
-    fn over_tls(port: u16, ca_dir: &Path, identity: Option<&Identity>) -> Result<Self> {
+    /// Over plain HTTP.
+    pub fn plain(port: u16) -> Result<Self> {
+        Self::over(port, None)
+    }
+
+    /// With another client certificate, or without.
+    pub fn over_tls(port: u16, ca_dir: &Path, identity: Option<&Identity>) -> Result<Self> {
         let ca = certificates_from_pem(&std::fs::read(ca_dir.join("cacert.crt"))?)?;
         let tls = client_config(ServerTrust::Roots(ca), identity)?;
+        Self::over(port, Some(tls))
+    }
+
+    /// `tls` `None`: plain HTTP.
+    pub fn over(port: u16, tls: Option<Arc<ClientConfig>>) -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
         let patience = Duration::from_secs(20);
         Ok(Self {
-            client: Client::new("127.0.0.1", port, Some(tls), patience),
+            client: Client::new("127.0.0.1", port, tls, patience),
             runtime,
         })
     }

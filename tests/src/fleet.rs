@@ -55,6 +55,7 @@ pub struct Fleet {
     registrar: Process,
     verifier: Process,
     ports: Ports,
+    daemon: DaemonOptions,
 }
 
 /// URLs of the daemons' databases; a file in the state directory where there is none.
@@ -64,6 +65,38 @@ pub struct Databases {
     pub registrar: Option<String>,
     /// The verifier's.
     pub verifier: Option<String>,
+}
+
+/// What a fleet has beyond, or instead of, what every fleet has.
+#[derive(Clone, Debug, Default)]
+pub struct Extra {
+    /// Lines of `registrar.toml`; they replace lines of the same option.
+    pub registrar: String,
+    /// Lines of `verifier.toml`; they replace lines of the same option.
+    pub verifier: String,
+    /// How both daemons are started.
+    pub daemon: DaemonOptions,
+}
+
+/// How a daemon's process is started.
+#[derive(Clone, Debug, Default)]
+pub struct DaemonOptions {
+    /// Further environment.
+    pub environment: Vec<(String, String)>,
+    /// A program with its arguments that becomes the daemon, whose command line follows.
+    pub wrapper: Vec<String>,
+}
+
+/// `text` with its lines of the same option replaced by those of `lines`.
+fn overridden(text: &str, lines: &str) -> String {
+    let option = |line: &str| line.split('=').next().unwrap_or_default().trim().to_owned();
+    let replaced: Vec<_> = lines.lines().map(option).collect();
+    let kept = text
+        .lines()
+        .filter(|line| !replaced.contains(&option(line)));
+    kept.chain(lines.lines())
+        .map(|line| format!("{line}\n"))
+        .collect()
 }
 
 impl Databases {
@@ -97,6 +130,21 @@ impl Fleet {
         interval: Duration,
         databases: &Databases,
     ) -> Result<Self> {
+        let extra = Extra {
+            registrar: Databases::line(databases.registrar.as_deref()),
+            verifier: Databases::line(databases.verifier.as_deref()),
+            ..Extra::default()
+        };
+        Self::start_with(programs, directory, interval, &extra)
+    }
+
+    /// [`Fleet::start`] with what `extra` says.
+    pub fn start_with(
+        programs: &Programs,
+        directory: &Path,
+        interval: Duration,
+        extra: &Extra,
+    ) -> Result<Self> {
         fs::create_dir_all(directory)?;
         let ports = Ports {
             registrar: stable_port()?,
@@ -104,33 +152,32 @@ impl Fleet {
             verifier: stable_port()?,
         };
         let state = directory.join("state");
+        let registrar = format!(
+            "state_dir = {state:?}\nport = {}\ntls_port = {}\n",
+            ports.registrar, ports.registrar_tls
+        );
         fs::write(
             directory.join("registrar.toml"),
-            format!(
-                "state_dir = {state:?}\nport = {}\ntls_port = {}\n{}",
-                ports.registrar,
-                ports.registrar_tls,
-                Databases::line(databases.registrar.as_deref())
-            ),
+            overridden(&registrar, &extra.registrar),
         )?;
+        let verifier = format!(
+            "state_dir = {state:?}\nport = {}\nquote_interval = {}\nretry_interval = 0.2\n\
+             exponential_backoff = false\nrequest_timeout = 10.0\n",
+            ports.verifier,
+            interval.as_secs_f64(),
+        );
         fs::write(
             directory.join("verifier.toml"),
-            format!(
-                "state_dir = {state:?}\nport = {}\nquote_interval = {}\nretry_interval = 0.2\n\
-                 exponential_backoff = false\nrequest_timeout = 10.0\n{}",
-                ports.verifier,
-                interval.as_secs_f64(),
-                Databases::line(databases.verifier.as_deref())
-            ),
+            overridden(&verifier, &extra.verifier),
         )?;
-        let registrar = start_daemon(programs, "troth-registrar", directory, &[])?;
-        let verifier = start_daemon(programs, "troth-verifier", directory, &[])?;
+        let start = |name| start_daemon(programs, name, directory, &extra.daemon);
         Ok(Self {
+            registrar: start("troth-registrar")?,
+            verifier: start("troth-verifier")?,
             programs: programs.clone(),
             directory: directory.to_owned(),
-            registrar,
-            verifier,
             ports,
+            daemon: extra.daemon.clone(),
         })
     }
 
@@ -142,6 +189,11 @@ impl Fleet {
     /// Plain HTTP port of the registrar.
     pub fn registrar_port(&self) -> u16 {
         self.ports.registrar
+    }
+
+    /// TLS port of the registrar.
+    pub fn registrar_tls_port(&self) -> u16 {
+        self.ports.registrar_tls
     }
 
     /// Port of the verifier.
@@ -159,10 +211,20 @@ impl Fleet {
         &mut self.verifier
     }
 
+    /// Starts the registrar again after its end.
+    pub fn start_registrar(&mut self) -> Result<()> {
+        self.registrar = self.daemon("troth-registrar")?;
+        Ok(())
+    }
+
     /// Starts the verifier again after its end.
     pub fn start_verifier(&mut self) -> Result<()> {
-        self.verifier = start_daemon(&self.programs, "troth-verifier", &self.directory, &[])?;
+        self.verifier = self.daemon("troth-verifier")?;
         Ok(())
+    }
+
+    fn daemon(&self, name: &str) -> Result<Process> {
+        start_daemon(&self.programs, name, &self.directory, &self.daemon)
     }
 
     /// `trothctl ARGUMENTS` as this fleet's operator types it.
@@ -338,7 +400,7 @@ pub struct Agent {
     directory: PathBuf,
     process: Process,
     port: u16,
-    environment: Vec<(String, String)>,
+    daemon: DaemonOptions,
 }
 
 impl Agent {
@@ -375,13 +437,17 @@ impl Agent {
             text.push_str(&format!("contact_port = {port}\n"));
         }
         fs::write(directory.join("agent.toml"), text)?;
-        let process = start_daemon(programs, "troth-agent", directory, &options.environment)?;
+        let daemon = DaemonOptions {
+            environment: options.environment.clone(),
+            ..DaemonOptions::default()
+        };
+        let process = start_daemon(programs, "troth-agent", directory, &daemon)?;
         Ok(Self {
             programs: programs.clone(),
             directory: directory.to_owned(),
             process,
             port,
-            environment: options.environment.clone(),
+            daemon,
         })
     }
 
@@ -392,12 +458,7 @@ impl Agent {
 
     /// Starts the agent again, after its end, with the same configuration and state.
     pub fn start_again(&mut self) -> Result<()> {
-        self.process = start_daemon(
-            &self.programs,
-            "troth-agent",
-            &self.directory,
-            &self.environment,
-        )?;
+        self.process = start_daemon(&self.programs, "troth-agent", &self.directory, &self.daemon)?;
         Ok(())
     }
 
@@ -421,19 +482,24 @@ fn start_daemon(
     programs: &Programs,
     name: &str,
     directory: &Path,
-    environment: &[(String, String)],
+    options: &DaemonOptions,
 ) -> Result<Process> {
     let component = name.trim_start_matches("troth-");
     let before = fs::metadata(directory.join(format!("{name}.log"))).map_or(0, |log| log.len());
-    let mut process = Process::start(
-        name,
-        directory,
-        programs
-            .command(name)?
-            .arg("--config")
-            .arg(directory.join(format!("{component}.toml")))
-            .envs(environment.iter().cloned()),
-    )?;
+    let daemon = programs.command(name)?;
+    let mut command = match options.wrapper.split_first() {
+        None => daemon,
+        Some((program, arguments)) => {
+            let mut command = Command::new(program);
+            command.args(arguments).arg(daemon.get_program());
+            command
+        }
+    };
+    command
+        .arg("--config")
+        .arg(directory.join(format!("{component}.toml")))
+        .envs(options.environment.iter().cloned());
+    let mut process = Process::start(name, directory, &mut command)?;
     let from = usize::try_from(before)?;
     process.wait_for_log(from, |log| log.contains("listening on").then_some(()))?;
     Ok(process)

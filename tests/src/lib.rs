@@ -31,6 +31,8 @@ mod rules;
 pub mod soak;
 /// Quotes signed by a key in memory, for benchmarks and simulated nodes.
 pub mod software_ak;
+/// An EK in memory, for simulated registrations.
+pub mod software_ek;
 /// swtpm, a client for raw TPM commands, and a multiplexer before the one connection it serves.
 pub mod tpm;
 /// CPU time and memory of a process.

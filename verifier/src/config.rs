@@ -28,7 +28,7 @@ pub struct RegistrarConfig {
     pub database_url: Option<Secret>,
     /// How long an unanswered challenge is good for.
     pub challenge_lifetime: Seconds,
-    /// Unanswered challenges at a time, over all agents.
+    /// Unanswered challenges at a time, over all agents; more push out the oldest.
     pub max_pending: u32,
     /// Registrations and activations per second from one source address, with bursts of ten
     /// times as many; 0: no limit.

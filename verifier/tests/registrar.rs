@@ -343,8 +343,7 @@ async fn flood_of_registrations_is_bounded() {
                 .0,
         );
     }
-    assert_eq!(statuses[..2], [200, 200]);
-    assert_eq!(statuses[2..10], [503; 8]);
+    assert_eq!(statuses[..10], [200; 10]);
     assert!(statuses[10..].contains(&429), "{statuses:?}");
     server.stop().await;
 }

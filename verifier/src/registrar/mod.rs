@@ -206,17 +206,16 @@ impl Inner {
             created_at: now,
         };
         let oldest = now.saturating_sub(self.challenge_lifetime.as_secs());
-        let stored = self
+        let pushed_out = self
             .store
             .put_pending(&pending, oldest, self.max_pending)
             .await
             .map_err(internal)?;
-        if !stored {
-            tracing::warn!(node_id = %id, "too many unanswered challenges, registration refused");
-            return Err(Refusal::new(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "too many registrations wait for their activation; try again in some minutes",
-            ));
+        if pushed_out > 0 {
+            tracing::warn!(
+                node_id = %id, source = %peer.address,
+                "too many unanswered challenges: the oldest was dropped"
+            );
         }
         tracing::debug!(node_id = %id, source = %peer.address, "registration pending");
         Ok(rest::success(RegistrationChallenge {

@@ -112,25 +112,38 @@ impl Store {
     }
 
     /// Keeps a registration until its challenge is answered; it replaces an earlier one of the
-    /// same id. Challenges made before `expired_before` (Unix seconds) are dropped. `false`: there
-    /// are `max_pending` already.
+    /// same id. Challenges made before `expired_before` (Unix seconds) are dropped, and the oldest
+    /// beyond `max_pending`: a flood pushes out what it brought itself long before an honest
+    /// agent, which answers within seconds. Among those of one second chance decides, not a name
+    /// that a flood may choose. Returns how many were pushed out.
     pub async fn put_pending(
         &self,
         pending: &Pending,
         expired_before: u64,
         max_pending: u32,
-    ) -> Result<bool, StoreError> {
+    ) -> Result<u64, StoreError> {
         let mut transaction = self.begin(Table::Pending).await?;
         sqlx::query("DELETE FROM pending WHERE created_at < $1 OR agent_id = $2")
             .bind(signed(expired_before))
             .bind(pending.agent.agent_id.clone())
             .execute(&mut *transaction)
             .await?;
+        let waiting: i64 = sqlx::query("SELECT COUNT(*) FROM pending")
+            .fetch_one(&mut *transaction)
+            .await?
+            .try_get(0)?;
+        let room = i64::from(max_pending.max(1)) - 1;
+        let pushed_out = sqlx::query(
+            "DELETE FROM pending WHERE agent_id IN \
+             (SELECT agent_id FROM pending ORDER BY created_at, random() LIMIT $1)",
+        )
+        .bind((waiting - room).max(0))
+        .execute(&mut *transaction)
+        .await?;
         let agent = &pending.agent;
-        let inserted = sqlx::query(
+        sqlx::query(
             "INSERT INTO pending (agent_id, ek_tpm, ekcert, aik_tpm, ip, port, mtls_cert, \
-             challenge, created_at) SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9 \
-             WHERE (SELECT COUNT(*) FROM pending) < $10",
+             challenge, created_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
         )
         .bind(agent.agent_id.clone())
         .bind(agent.ek_tpm.clone())
@@ -141,11 +154,10 @@ impl Store {
         .bind(agent.mtls_cert.clone())
         .bind(hex::encode(&*pending.challenge))
         .bind(signed(pending.created_at))
-        .bind(i64::from(max_pending))
         .execute(&mut *transaction)
         .await?;
         transaction.commit().await?;
-        Ok(inserted.rows_affected() > 0)
+        Ok(pushed_out.rows_affected())
     }
 
     /// Takes the pending registration out: whoever gets it, nobody gets it again.

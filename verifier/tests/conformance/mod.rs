@@ -131,40 +131,20 @@ pub(crate) async fn promotion_never_replaces_another_tpm(url: &str) {
 pub(crate) async fn challenge_is_taken_once_expires_and_is_bounded(url: &str) {
     let store = open(url, Schema::Registrar).await;
     let evil = "x'; DROP TABLE agents; --";
-    assert!(
-        store
-            .put_pending(&pending(sample(evil), 100), 0, 2)
-            .await
-            .unwrap()
-    );
-    assert!(
-        store
-            .put_pending(&pending(sample("b"), 101), 0, 2)
-            .await
-            .unwrap()
-    );
-    assert!(
-        store
-            .put_pending(&pending(sample("b"), 102), 0, 2)
-            .await
-            .unwrap()
-    );
-    assert!(
-        !store
-            .put_pending(&pending(sample("c"), 103), 0, 2)
-            .await
-            .unwrap()
-    );
-    let taken = store.take_pending(evil).await.unwrap().unwrap();
-    assert_eq!((&*taken.challenge, taken.created_at), (&vec![1, 2, 3], 100));
-    assert!(store.take_pending(evil).await.unwrap().is_none());
-    assert!(
-        store
-            .put_pending(&pending(sample("d"), 200), 150, 2)
-            .await
-            .unwrap()
-    );
+    let put = |id: &'static str, at, expired| {
+        let (store, pending) = (store.clone(), pending(sample(id), at));
+        async move { store.put_pending(&pending, expired, 2).await.unwrap() }
+    };
+    assert_eq!(put(evil, 101, 0).await, 0);
+    assert_eq!(put("b", 99, 0).await, 0);
+    assert_eq!(put("b", 100, 0).await, 0, "it replaces its own");
+    assert_eq!(put("c", 103, 0).await, 1, "the oldest is pushed out");
     assert!(store.take_pending("b").await.unwrap().is_none());
+    let taken = store.take_pending(evil).await.unwrap().unwrap();
+    assert_eq!((&*taken.challenge, taken.created_at), (&vec![1, 2, 3], 101));
+    assert!(store.take_pending(evil).await.unwrap().is_none());
+    assert_eq!(put("d", 200, 150).await, 0);
+    assert!(store.take_pending("c").await.unwrap().is_none(), "expired");
     assert!(store.agent_ids().await.unwrap().is_empty());
 }
 
@@ -425,7 +405,7 @@ pub(crate) async fn concurrent_registrations_stay_within_their_bound(url: &str) 
 pub(crate) async fn a_challenge_is_taken_by_one_of_many(url: &str) {
     let store = open(url, Schema::Registrar).await;
     let stored = store.put_pending(&pending(sample("a"), 100), 0, 1).await;
-    assert!(stored.unwrap());
+    stored.unwrap();
     let tasks: Vec<_> = (0..20)
         .map(|_| {
             let store = store.clone();

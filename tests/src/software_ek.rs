@@ -1,3 +1,5 @@
+//! An EK in memory, and the answer to a challenge for it, without a TPM.
+
 use anyhow::{Context, Result};
 use aws_lc_rs::{
     cipher::{AES_128, DecryptingKey, DecryptionContext, UnboundCipherKey},
@@ -14,16 +16,19 @@ use troth_core::tpm::{CredentialBlob, Name, Public};
 const EK_PUBLIC: &str = "0001000b000300b20020837197674484b3f81a90cc8d46a5d724fd52d76e06520b64\
                          f2a1da1b331469aa00060080004300100800000000000100";
 
-/// An RSA-2048 EK with its certificate, in memory.
-pub(crate) struct SoftwareEk {
+/// An RSA-2048 EK with its certificate.
+#[derive(Debug)]
+pub struct SoftwareEk {
     key: OaepPrivateDecryptingKey,
-    pub(crate) public: Public,
+    /// Its public area, by the template L-1.
+    pub public: Public,
     /// DER, signed by itself.
-    pub(crate) certificate: Vec<u8>,
+    pub certificate: Vec<u8>,
 }
 
 impl SoftwareEk {
-    pub(crate) fn generate() -> Result<Self> {
+    /// A new key.
+    pub fn generate() -> Result<Self> {
         let key = PrivateDecryptingKey::generate(KeySize::Rsa2048)?;
         let spki = key.public_key().as_der()?;
         let spki = spki.as_ref();
@@ -43,7 +48,7 @@ impl SoftwareEk {
 
     /// What `TPM2_ActivateCredential` gives for an AK of this name (TPM 2.0 Part 1, "Credential
     /// Protection"). The blob's HMAC is not looked at: a wrong one would show as a wrong tag.
-    pub(crate) fn activate(&self, ak: &Name, blob: &[u8]) -> Result<Vec<u8>> {
+    pub fn activate(&self, ak: &Name, blob: &[u8]) -> Result<Vec<u8>> {
         let blob = CredentialBlob::parse(blob)?;
         let mut seed = vec![0; self.key.min_output_size()];
         let label = b"IDENTITY\0".as_slice();
