@@ -15,7 +15,7 @@ use troth_daemon::{
     notify,
     server::{self, Limits},
     shutdown::Shutdown,
-    tls::{self, ClientAuth, ServerTrust, TlsError},
+    tls::{self, ClientAuth, ServedIdentity, ServerTrust, TlsError},
 };
 
 use crate::{
@@ -26,10 +26,11 @@ use crate::{
         ak::{self, AkError, Keys},
         device::{DeviceError, DeviceIdentity, DevicePlan, Identified},
         id::{self, IdError},
-        mtls::{self, MtlsError},
+        mtls::{self, Files, MtlsError},
         transport::{self, TransportError, TransportKey},
     },
-    registration::{self, Backoff, Registrar, RegistrationError},
+    registration::{Backoff, Registrar, RegistrationError, wait_after},
+    renewal::Renewal,
     resident::release_start_up_code,
     tpm::{
         Actor, AkTemplate, Tpm, TpmError, TpmHandle,
@@ -50,9 +51,6 @@ const PROVISION_DEADLINE: Duration = Duration::from_secs(180);
 /// First wait before a TPM that failed is asked for the keys again, and how often.
 const PROVISION_RETRY: Duration = Duration::from_millis(250);
 const PROVISION_TRIES: u32 = 5;
-
-/// Longest wait for the TPM to flush a key.
-const RELEASE_DEADLINE: Duration = Duration::from_secs(30);
 
 /// How often the TPM is asked for a sign of life in a unit without watchdog.
 const TPM_CHECK_INTERVAL: Duration = Duration::from_secs(30);
@@ -170,6 +168,7 @@ async fn start_and_serve(
             shutdown.clone(),
         ) => Ok(()),
         never = watch_tpm(tpm, &serving) => match never {},
+        never = keep_certificate(service.renewal) => match never {},
     }
 }
 
@@ -179,6 +178,8 @@ struct Service {
     listener: TcpListener,
     tls: Option<Arc<rustls::ServerConfig>>,
     api: Api,
+    /// Without mTLS there is nothing to renew.
+    renewal: Option<Renewal>,
 }
 
 async fn prepare(config: &Config, tpm: &TpmHandle) -> Result<Service, AgentError> {
@@ -204,22 +205,20 @@ async fn prepare(config: &Config, tpm: &TpmHandle) -> Result<Service, AgentError
     );
     let file = config.file(config.payload_key.as_deref(), transport::FILE);
     let transport = Arc::new(TransportKey::load_or_create(&file)?);
-    let (tls, mtls_cert) = match client_auth {
+    let files = Files {
+        certificate: config.file(config.server_cert.as_deref(), mtls::CERTIFICATE_FILE),
+        key: config.file(config.server_key.as_deref(), mtls::KEY_FILE),
+    };
+    let (tls, served, mtls_cert) = match client_auth {
         Some(client_auth) => {
-            let identity = mtls::load_or_create(
-                &config.file(config.server_cert.as_deref(), mtls::CERTIFICATE_FILE),
-                &config.file(config.server_key.as_deref(), mtls::KEY_FILE),
-                &id,
-                &contact,
-            )?;
-            (
-                Some(tls::server_config(&identity.tls, client_auth)?),
-                identity.certificate_pem,
-            )
+            let identity = mtls::load_or_create(&files, &id, &contact)?;
+            let served = ServedIdentity::new(&identity.tls)?;
+            let tls = tls::server_config_showing(&served, client_auth)?;
+            (Some(tls), Some(served), identity.certificate_pem)
         }
         None => {
             tracing::warn!("enable_agent_mtls is off: anybody may ask this host for quotes");
-            (None, "disabled".to_owned())
+            (None, None, "disabled".to_owned())
         }
     };
 
@@ -245,7 +244,7 @@ async fn prepare(config: &Config, tpm: &TpmHandle) -> Result<Service, AgentError
             ek_tpm: Some(STANDARD.encode(keys.ek.to_tpm2b())),
             ekcert: Some(certificates.to_pem()),
             aik_tpm: Some(STANDARD.encode(keys.ak.to_tpm2b())),
-            ip: Some(contact),
+            ip: Some(contact.clone()),
             port: Some(port),
             mtls_cert: Some(mtls_cert),
             idevid_tpm: key(idevid),
@@ -266,11 +265,20 @@ async fn prepare(config: &Config, tpm: &TpmHandle) -> Result<Service, AgentError
         BootLog::new(config.measuredboot_ml_path.clone()),
     );
     let api = Api::new(id.clone(), template, versions, collector);
+    let renewal = served.map(|served| Renewal {
+        files,
+        served,
+        contact,
+        registrar,
+        tpm: tpm.clone(),
+        waits: config.backoff(),
+    });
     Ok(Service {
         id,
         listener,
         tls,
         api,
+        renewal,
     })
 }
 
@@ -403,28 +411,26 @@ async fn register(
             }
             Err(error) => error,
         };
-        // It may take hours: the EK's slot belongs to others meanwhile.
-        tpm.call("releasing the EK", RELEASE_DEADLINE, |tpm| {
-            tpm.flush_ek();
-            Ok(())
-        })
-        .await?;
         let spent = config
             .exponential_backoff_max_retries
             .is_some_and(|retries| backoff.tries() >= retries);
         if error.is_final() || spent {
             return Err(error);
         }
-        let mut delay = backoff.next_delay();
-        if let Some(wait) = error.retry_after() {
-            delay = registration::spread(wait);
-        }
+        let delay = wait_after(&error, &mut backoff);
         let wait = delay.as_secs_f64();
         tracing::warn!("not registered: {error}; trying again in {wait:.1} s");
         notify::status(&format!(
             "Not registered, trying again in {wait:.0} s: {error}"
         ));
         tokio::time::sleep(delay).await;
+    }
+}
+
+async fn keep_certificate(renewal: Option<Renewal>) -> Infallible {
+    match renewal {
+        Some(renewal) => renewal.keep().await,
+        None => std::future::pending().await,
     }
 }
 

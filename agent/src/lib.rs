@@ -20,6 +20,8 @@ pub mod payload;
 pub mod pem;
 /// Making the host known to the registrar, with proof that AK and EK share a TPM.
 pub mod registration;
+/// The TLS certificate while the agent serves.
+mod renewal;
 /// What of the agent stays in memory once it serves.
 mod resident;
 /// The TPM: a trait, the thread that owns it, its real and its simulated implementation.

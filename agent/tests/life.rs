@@ -5,12 +5,14 @@
 use std::{
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use hyper::{Request, Response, StatusCode, body::Incoming};
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair,
+};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::{net::TcpListener, task::JoinHandle, time::timeout};
@@ -289,6 +291,127 @@ async fn register_serve_stop_and_again() {
         }
     }
     assert_eq!(stage.chip.eks_made(), 3, "once per start");
+}
+
+/// Certificate and key as an agent makes them, with an end that is near. `left` of its `life`, in
+/// seconds, are left.
+fn ending(key: &KeyPair, id: &str, left: u64, life: u64) -> String {
+    let names = ["localhost", "127.0.0.1", "::1"].map(Into::into);
+    let mut params = CertificateParams::new(names).unwrap();
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, id);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    let end = now + Duration::from_secs(left);
+    params.not_after = rcgen::date_time_ymd(1970, 1, 1) + end;
+    params.not_before = params.not_after - Duration::from_secs(life);
+    params.self_signed(key).unwrap().pem()
+}
+
+/// The certificate that a new connection sees, PEM.
+async fn shown(stage: &Stage, registration: &Value) -> Vec<u8> {
+    let pem = registration["mtls_cert"].as_str().unwrap();
+    let pinned = tls::certificates_from_pem(pem.as_bytes()).unwrap();
+    let trust = ServerTrust::Pinned(pinned[0].clone());
+    let config = tls::client_config(trust, Some(&stage.authority.leaf)).unwrap();
+    let port = u16::try_from(registration["port"].as_u64().unwrap()).unwrap();
+    tokio::task::spawn_blocking(move || {
+        let mut stream = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
+        let name = "localhost".try_into().unwrap();
+        let mut connection = rustls::ClientConnection::new(config, name).unwrap();
+        while connection.is_handshaking() {
+            connection.complete_io(&mut stream).unwrap();
+        }
+        connection.peer_certificates().unwrap()[0].to_vec()
+    })
+    .await
+    .unwrap()
+}
+
+fn der(registration: &Value) -> Vec<u8> {
+    let pem = registration["mtls_cert"].as_str().unwrap();
+    tls::certificates_from_pem(pem.as_bytes()).unwrap()[0].to_vec()
+}
+
+#[tokio::test]
+async fn a_certificate_that_ends_is_renewed_while_the_agent_serves() {
+    const ID: &str = "renewed";
+    let stage = Stage::new().await;
+    stage.registrar.0.lock().unwrap().id = Some(ID.into());
+    let config = Config {
+        uuid: ID.into(),
+        ..stage.config()
+    };
+    let key = KeyPair::generate().unwrap();
+    let file = config.state_dir.join("server-cert.crt");
+    std::fs::create_dir_all(&config.state_dir).unwrap();
+    std::fs::write(
+        config.state_dir.join("server-private.pem"),
+        key.serialize_pem(),
+    )
+    .unwrap();
+    // Due when a third of its life is left, which is soon.
+    std::fs::write(&file, ending(&key, ID, 38, 90)).unwrap();
+    let running = stage.start(config);
+    let old = stage.activated(1).await;
+    assert_eq!(
+        shown(&stage, &old).await,
+        der(&old),
+        "served until it is due"
+    );
+    let client = stage.client(&old, Some(&stage.authority.leaf));
+    assert_eq!(client.get("/version").await.unwrap().status, 200);
+
+    // The registrar is in trouble first; the agent serves meanwhile and comes back.
+    stage.registrar.0.lock().unwrap().refusals = vec![503, 500];
+    let new = stage.activated(2).await;
+    assert!(stage.registrar.0.lock().unwrap().refusals.is_empty());
+    assert_ne!(der(&new), der(&old));
+    assert_eq!(
+        std::fs::read_to_string(&file).unwrap(),
+        new["mtls_cert"],
+        "kept for the next start"
+    );
+    for kept in ["ek_tpm", "aik_tpm", "ip", "port"] {
+        assert_eq!(new[kept], old[kept], "{kept}");
+    }
+    // Pinned to the key, peers see the agent that they know: `shown` and `client` have the old
+    // certificate.
+    assert_eq!(shown(&stage, &old).await, der(&new));
+    let answer = client.get("/v2.6/quotes/identity?nonce=abc").await.unwrap();
+    assert_eq!(answer.status, 200);
+    assert_eq!(stage.chip.loaded(), 1, "the AK; the EK was flushed");
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_certificate_of_the_administrator_is_read_again_and_never_replaced() {
+    let stage = Stage::new().await;
+    let (certificate, key) = (stage.path("site.crt"), stage.path("site.pem"));
+    let supply = |name: &str| {
+        let pair = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(vec![name.into()]).unwrap();
+        params.not_after = params.not_before + Duration::from_secs(3600);
+        let text = params.self_signed(&pair).unwrap().pem();
+        std::fs::write(&key, pair.serialize_pem()).unwrap();
+        std::fs::write(&certificate, &text).unwrap();
+        text
+    };
+    let first = supply("one.example");
+    let running = stage.start(Config {
+        server_cert: Some(certificate.clone()),
+        server_key: Some(key.clone()),
+        ..stage.config()
+    });
+    let registration = stage.activated(1).await;
+    assert_eq!(registration["mtls_cert"], first);
+    assert_eq!(shown(&stage, &registration).await, der(&registration));
+
+    let second = supply("two.example");
+    let registration = stage.activated(2).await;
+    assert_eq!(registration["mtls_cert"], second);
+    assert_eq!(shown(&stage, &registration).await, der(&registration));
+    assert_eq!(std::fs::read_to_string(&certificate).unwrap(), second);
+    running.stop().await;
 }
 
 #[tokio::test]

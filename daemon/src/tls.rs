@@ -6,7 +6,7 @@
 use std::{
     fmt,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, PoisonError, RwLock},
 };
 
 use rustls::{
@@ -25,9 +25,10 @@ use rustls::{
         pem::{self, PemObject},
     },
     server::{
-        NoServerSessionStorage, WebPkiClientVerifier,
+        ClientHello, NoServerSessionStorage, ResolvesServerCert, WebPkiClientVerifier,
         danger::{ClientCertVerified, ClientCertVerifier},
     },
+    sign::CertifiedKey,
 };
 use x509_cert::{
     Certificate,
@@ -113,9 +114,49 @@ pub enum ClientAuth {
     Required(Vec<CertificateDer<'static>>),
 }
 
+/// The identity that a server shows; it may be replaced while the server runs. Clones share it.
+#[derive(Clone, Debug)]
+pub struct ServedIdentity(Arc<RwLock<Arc<CertifiedKey>>>);
+
+impl ServedIdentity {
+    /// Shows `identity`, whose certificate and key must belong together.
+    pub fn new(identity: &Identity) -> Result<Self, TlsError> {
+        Ok(Self(Arc::new(RwLock::new(certified(identity)?))))
+    }
+
+    /// Shows another identity from now on, to new connections. After an error it is still the old.
+    pub fn replace(&self, identity: &Identity) -> Result<(), TlsError> {
+        let certified = certified(identity)?;
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = certified;
+        Ok(())
+    }
+}
+
+impl ResolvesServerCert for ServedIdentity {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let shown = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        Some(Arc::clone(&shown))
+    }
+}
+
+fn certified(identity: &Identity) -> Result<Arc<CertifiedKey>, TlsError> {
+    let chain = identity.chain.clone();
+    CertifiedKey::from_der(chain, identity.key.clone_key(), &provider())
+        .map(Arc::new)
+        .map_err(TlsError::Config)
+}
+
 /// A TLS 1.2/1.3 server.
 pub fn server_config(
     identity: &Identity,
+    clients: ClientAuth,
+) -> Result<Arc<ServerConfig>, TlsError> {
+    server_config_showing(&ServedIdentity::new(identity)?, clients)
+}
+
+/// [`server_config`] with an identity that may be replaced.
+pub fn server_config_showing(
+    identity: &ServedIdentity,
     clients: ClientAuth,
 ) -> Result<Arc<ServerConfig>, TlsError> {
     let (authorities, mandatory) = match clients {
@@ -145,8 +186,7 @@ pub fn server_config(
         .with_safe_default_protocol_versions()
         .map_err(TlsError::Config)?
         .with_client_cert_verifier(verifier)
-        .with_single_cert(identity.chain.clone(), identity.key.clone_key())
-        .map_err(TlsError::Config)?;
+        .with_cert_resolver(Arc::new(identity.clone()));
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     // Peers keep their connections; tickets would let a resumed session outlive a changed CA.
     config.session_storage = Arc::new(NoServerSessionStorage {});

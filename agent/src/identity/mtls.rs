@@ -13,7 +13,10 @@ use troth_core::identity::AgentId;
 use troth_daemon::tls::{Identity, TlsError};
 use x509_cert::{
     Certificate,
-    der::{Decode, Encode, oid::db::rfc5280::ID_CE_SUBJECT_ALT_NAME},
+    der::{
+        Decode,
+        oid::db::{rfc4519::CN, rfc5280::ID_CE_SUBJECT_ALT_NAME},
+    },
 };
 use zeroize::Zeroizing;
 
@@ -28,8 +31,28 @@ pub const KEY_FILE: &str = "server-private.pem";
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// Validity of a new certificate.
 const LIFETIME: Duration = Duration::from_secs(365 * DAY.as_secs());
-/// A certificate with less time left is replaced at start.
+/// A certificate is renewed, or its administrator warned, when so much time is left at most.
 const RENEW_BEFORE: Duration = Duration::from_secs(30 * DAY.as_secs());
+
+/// Where certificate and key are.
+#[derive(Clone, Debug)]
+pub struct Files {
+    /// The certificate, PEM.
+    pub certificate: PathBuf,
+    /// Its key, PKCS#8 PEM.
+    pub key: PathBuf,
+}
+
+impl Files {
+    /// The files' content cannot be used.
+    pub fn unusable(&self, source: TlsError) -> MtlsError {
+        MtlsError::Unusable {
+            certificate: self.certificate.clone(),
+            key: self.key.clone(),
+            source,
+        }
+    }
+}
 
 /// The agent's TLS server identity, and the text that the registrar gets.
 #[derive(Debug)]
@@ -38,6 +61,36 @@ pub struct ServerIdentity {
     pub tls: Identity,
     /// The certificate, PEM.
     pub certificate_pem: String,
+    /// When it ends; `None` if that cannot be read.
+    pub term: Option<Term>,
+}
+
+/// How long a certificate lives, and who renews it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Term {
+    /// The agent made the certificate, so it may renew it.
+    pub self_made: bool,
+    not_after: SystemTime,
+    life: Duration,
+}
+
+impl Term {
+    /// Time until the certificate is to be renewed: 30 days, or a third of its life if that is
+    /// shorter, before it ends.
+    pub fn renewal_due_in(&self, now: SystemTime) -> Duration {
+        self.left(now)
+            .saturating_sub(RENEW_BEFORE.min(self.life / 3))
+    }
+
+    /// Does the certificate end within 30 days?
+    pub fn ends_soon(&self, now: SystemTime) -> bool {
+        self.left(now) < RENEW_BEFORE
+    }
+
+    /// Time until the certificate ends.
+    pub fn left(&self, now: SystemTime) -> Duration {
+        self.not_after.duration_since(now).unwrap_or_default()
+    }
 }
 
 /// Why there is no TLS identity.
@@ -58,68 +111,64 @@ pub enum MtlsError {
         source: TlsError,
     },
     /// One of the two files is missing.
-    #[error("{} is missing, but {} exists; restore it, or remove both to have them made",
-            missing.display(), present.display())]
+    #[error(
+        "{} is missing; restore it, or remove {} as well to have both made at the next start",
+        missing.display(),
+        other.display()
+    )]
     Half {
         /// The missing file.
         missing: PathBuf,
-        /// The file that exists.
-        present: PathBuf,
+        /// The file that belongs to it.
+        other: PathBuf,
     },
     /// No certificate could be made.
     #[error("cannot make a certificate: {0}")]
     Generate(#[from] rcgen::Error),
 }
 
-/// Reads the certificate and key, or makes them. A self-made certificate is renewed with the same
-/// key when it is about to expire, or names another agent or address.
+/// [`load`], or makes certificate and key when there is neither.
 pub fn load_or_create(
-    certificate: &Path,
-    key: &Path,
+    files: &Files,
     id: &AgentId,
     contact: &str,
 ) -> Result<ServerIdentity, MtlsError> {
-    let found = (
-        state::read(certificate)?,
-        state::read(key)?.map(Zeroizing::new),
-    );
-    let (certificate_pem, key_pem) = match found {
-        (Some(text), Some(key_pem)) if fits(&text, id, contact) => {
-            (String::from_utf8_lossy(&text).into_owned(), key_pem)
-        }
-        (Some(_), Some(key_pem)) => {
-            let pair = KeyPair::from_pem(&String::from_utf8_lossy(&key_pem))?;
-            let text = issue(&pair, id, contact)?;
-            tracing::info!("renewing the TLS certificate {}", certificate.display());
-            state::write(certificate, text.as_bytes())?;
-            (text, key_pem)
-        }
-        (None, None) => {
-            let pair = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
-            let key_pem = Zeroizing::new(pair.serialize_pem().into_bytes());
-            let text = issue(&pair, id, contact)?;
-            state::write(key, &key_pem)?;
-            state::write(certificate, text.as_bytes())?;
-            (text, key_pem)
-        }
-        (None, Some(_)) => {
-            let (missing, present) = (certificate.to_owned(), key.to_owned());
-            return Err(MtlsError::Half { missing, present });
-        }
-        (Some(_), None) => {
-            let (missing, present) = (key.to_owned(), certificate.to_owned());
-            return Err(MtlsError::Half { missing, present });
-        }
+    if state::read(&files.certificate)?.is_none() && state::read(&files.key)?.is_none() {
+        let pair = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+        let key_pem = Zeroizing::new(pair.serialize_pem().into_bytes());
+        let text = issue(&pair, id, contact)?;
+        state::write(&files.key, &key_pem)?;
+        state::write(&files.certificate, text.as_bytes())?;
+    }
+    load(files, id, contact)
+}
+
+/// Reads certificate and key. A certificate that the agent made is renewed with the same key when
+/// it is about to end, or names another agent or address.
+pub fn load(files: &Files, id: &AgentId, contact: &str) -> Result<ServerIdentity, MtlsError> {
+    let missing = |missing: &Path, other: &Path| MtlsError::Half {
+        missing: missing.to_owned(),
+        other: other.to_owned(),
     };
-    let tls = Identity::from_pem(certificate_pem.as_bytes(), &key_pem).map_err(|source| {
-        MtlsError::Unusable {
-            certificate: certificate.to_owned(),
-            key: key.to_owned(),
-            source,
-        }
-    })?;
+    let certificate =
+        state::read(&files.certificate)?.ok_or_else(|| missing(&files.certificate, &files.key))?;
+    let key_pem = state::read(&files.key)?
+        .map(Zeroizing::new)
+        .ok_or_else(|| missing(&files.key, &files.certificate))?;
+    let mut certificate_pem = String::from_utf8_lossy(&certificate).into_owned();
+    if !fits(&certificate_pem, id, contact) {
+        let pair = KeyPair::from_pem(&String::from_utf8_lossy(&key_pem))?;
+        certificate_pem = issue(&pair, id, contact)?;
+        tracing::info!(
+            "renewing the TLS certificate {}",
+            files.certificate.display()
+        );
+        state::write(&files.certificate, certificate_pem.as_bytes())?;
+    }
     Ok(ServerIdentity {
-        tls,
+        tls: Identity::from_pem(certificate_pem.as_bytes(), &key_pem)
+            .map_err(|source| files.unusable(source))?,
+        term: parse(&certificate_pem).map(|certificate| term(&certificate)),
         certificate_pem,
     })
 }
@@ -163,45 +212,70 @@ fn alternative_names(contact: &str) -> Result<Vec<SanType>, rcgen::Error> {
     Ok(names)
 }
 
-/// May this certificate go on being used? One that somebody else issued always may: only its
+/// May this certificate go on being used? One that the agent did not make always may: only its
 /// issuer can replace it.
-fn fits(text: &[u8], id: &AgentId, contact: &str) -> bool {
-    let der = pem::decode("CERTIFICATE", &String::from_utf8_lossy(text));
-    let Some(certificate) = der.and_then(|der| Certificate::from_der(&der).ok()) else {
+fn fits(text: &str, id: &AgentId, contact: &str) -> bool {
+    let Some(certificate) = parse(text) else {
         // Left to the TLS stack, which says what is wrong with it.
         return true;
     };
+    let term = term(&certificate);
     let body = certificate.tbs_certificate();
-    let left = body
-        .validity()
-        .not_after
-        .to_system_time()
-        .duration_since(SystemTime::now());
-    let expiring = left.unwrap_or_default() < RENEW_BEFORE;
-    if body.subject() != body.issuer() {
-        if expiring {
-            tracing::warn!("the TLS certificate expires in less than 30 days, or has expired");
-        }
-        return true;
-    }
     let named = body.subject().to_string() == format!("CN={id}");
-    let reachable = body
-        .extensions()
+    let reachable = has_name(&certificate, &name_bytes(contact));
+    !term.self_made || (named && reachable && !term.renewal_due_in(SystemTime::now()).is_zero())
+}
+
+fn parse(text: &str) -> Option<Certificate> {
+    Certificate::from_der(&pem::decode("CERTIFICATE", text)?).ok()
+}
+
+fn term(certificate: &Certificate) -> Term {
+    let body = certificate.tbs_certificate();
+    let validity = body.validity();
+    let not_after = validity.not_after.to_system_time();
+    let life = not_after.duration_since(validity.not_before.to_system_time());
+    // What an agent makes (ours, Keylime's too) is self-issued to a commonName alone, for the host
+    // itself besides its contact address.
+    let subject = body.subject();
+    let self_made = subject == body.issuer()
+        && subject.iter().map(|attribute| attribute.oid).eq([CN])
+        && ["localhost", "127.0.0.1", "::1"]
+            .iter()
+            .all(|name| has_name(certificate, &name_bytes(name)));
+    Term {
+        self_made,
+        not_after,
+        life: life.unwrap_or_default(),
+    }
+}
+
+fn has_name(certificate: &Certificate, name: &[u8]) -> bool {
+    let extensions = certificate.tbs_certificate().extensions();
+    extensions
         .into_iter()
         .flatten()
         .filter(|extension| extension.extn_id == ID_CE_SUBJECT_ALT_NAME)
-        .filter_map(|extension| extension.extn_value.to_der().ok())
-        .any(|value| contains(&value, &contact_bytes(contact)));
-    named && reachable && !expiring
+        .any(|extension| contains(extension.extn_value.as_bytes(), name))
 }
 
-/// How `contact` stands in a subjectAltName.
-fn contact_bytes(contact: &str) -> Vec<u8> {
-    match contact.parse::<IpAddr>() {
-        Ok(IpAddr::V4(address)) => address.octets().to_vec(),
-        Ok(IpAddr::V6(address)) => address.octets().to_vec(),
-        Err(_) => contact.as_bytes().to_vec(),
+/// How an address or name stands in a subjectAltName: tag, length, value (RFC 5280, 4.2.1.6).
+fn name_bytes(name: &str) -> Vec<u8> {
+    const DNS_NAME: u8 = 0x82;
+    const IP_ADDRESS: u8 = 0x87;
+    let (tag, value) = match name.parse::<IpAddr>() {
+        Ok(IpAddr::V4(address)) => (IP_ADDRESS, address.octets().to_vec()),
+        Ok(IpAddr::V6(address)) => (IP_ADDRESS, address.octets().to_vec()),
+        Err(_) => (DNS_NAME, name.as_bytes().to_vec()),
+    };
+    let mut bytes = vec![tag];
+    match u8::try_from(value.len()) {
+        Ok(length @ 0..0x80) => bytes.push(length),
+        // DNS names end at 253 bytes.
+        length => bytes.extend([0x81, length.unwrap_or(u8::MAX)]),
     }
+    bytes.extend(value);
+    bytes
 }
 
 fn contains(haystack: &[u8], needle: &[u8]) -> bool {
@@ -216,8 +290,14 @@ mod tests {
 
     fn make(directory: &Path, id: &str, contact: &str) -> ServerIdentity {
         let id = AgentId::new(id).unwrap();
-        let (certificate, key) = (directory.join(CERTIFICATE_FILE), directory.join(KEY_FILE));
-        load_or_create(&certificate, &key, &id, contact).unwrap()
+        load_or_create(&files(directory), &id, contact).unwrap()
+    }
+
+    fn files(directory: &Path) -> Files {
+        Files {
+            certificate: directory.join(CERTIFICATE_FILE),
+            key: directory.join(KEY_FILE),
+        }
     }
 
     #[test]
@@ -244,8 +324,7 @@ mod tests {
             certificate
                 .tbs_certificate()
                 .subject_public_key_info()
-                .to_der()
-                .unwrap()
+                .to_owned()
         };
         assert_eq!(spki(&one.certificate_pem), spki(&three.certificate_pem));
     }
@@ -277,13 +356,85 @@ mod tests {
     fn half_of_the_pair_is_an_error() {
         let directory = tempfile::tempdir().unwrap();
         make(directory.path(), "agent", "192.0.2.1");
-        let (certificate, key) = (
-            directory.path().join(CERTIFICATE_FILE),
-            directory.path().join(KEY_FILE),
-        );
-        std::fs::remove_file(&key).unwrap();
+        let files = files(directory.path());
+        std::fs::remove_file(&files.key).unwrap();
         let id = AgentId::new("agent").unwrap();
-        let error = load_or_create(&certificate, &key, &id, "192.0.2.1").unwrap_err();
+        let error = load_or_create(&files, &id, "192.0.2.1").unwrap_err();
         assert!(matches!(error, MtlsError::Half { .. }), "{error}");
+    }
+
+    /// A certificate of `key` that began `age` ago and lives for `life`.
+    fn certificate(
+        key: &KeyPair,
+        age: Duration,
+        life: Duration,
+        change: impl FnOnce(&mut CertificateParams),
+    ) -> String {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, "agent");
+        params.subject_alt_names = alternative_names("192.0.2.1").unwrap();
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+        params.not_before = rcgen::date_time_ymd(1970, 1, 1) + (now - age);
+        params.not_after = params.not_before + life;
+        change(&mut params);
+        params.self_signed(key).unwrap().pem()
+    }
+
+    #[test]
+    fn it_is_renewed_30_days_before_its_end_or_when_two_thirds_are_over() {
+        for (age, life, renewed) in [
+            (334, 365, false),
+            (336, 365, true),
+            (366, 365, true),
+            (39, 60, false),
+            (41, 60, true),
+        ] {
+            let directory = tempfile::tempdir().unwrap();
+            let first = make(directory.path(), "agent", "192.0.2.1");
+            let files = files(directory.path());
+            let key = std::fs::read_to_string(&files.key).unwrap();
+            let key = KeyPair::from_pem(&key).unwrap();
+            let old = certificate(&key, DAY * age, DAY * life, |_| ());
+            std::fs::write(&files.certificate, &old).unwrap();
+            let now = make(directory.path(), "agent", "192.0.2.1");
+            assert_eq!(now.certificate_pem != old, renewed, "day {age} of {life}");
+            let term = now.term.unwrap();
+            assert!(term.self_made && !term.renewal_due_in(SystemTime::now()).is_zero());
+            assert_ne!(first.certificate_pem, now.certificate_pem);
+        }
+    }
+
+    #[test]
+    fn what_an_administrator_made_is_never_replaced() {
+        let directory = tempfile::tempdir().unwrap();
+        let files = files(directory.path());
+        let key = KeyPair::generate().unwrap();
+        std::fs::write(&files.key, key.serialize_pem()).unwrap();
+        let changes: [fn(&mut CertificateParams); 2] = [
+            |params| params.subject_alt_names.truncate(1),
+            |params| {
+                let name = &mut params.distinguished_name;
+                name.push(DnType::OrganizationName, "Example");
+            },
+        ];
+        for change in changes {
+            let supplied = certificate(&key, DAY * 360, DAY * 365, change);
+            std::fs::write(&files.certificate, &supplied).unwrap();
+            let loaded = make(directory.path(), "other", "host.example");
+            assert_eq!(loaded.certificate_pem, supplied);
+            let term = loaded.term.unwrap();
+            assert!(!term.self_made && term.ends_soon(SystemTime::now()));
+        }
+    }
+
+    #[test]
+    fn a_long_contact_name_is_found_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let label = "a".repeat(60);
+        let name = format!("{label}.{label}.{label}.example");
+        let one = make(directory.path(), "agent", &name);
+        let two = make(directory.path(), "agent", &name);
+        assert_eq!(one.certificate_pem, two.certificate_pem);
     }
 }

@@ -22,15 +22,19 @@ use troth_daemon::client::{Answer, Client, ClientError};
 use crate::{
     http::ApiVersion,
     identity::device::qualifying_data,
-    tpm::{DeviceKey, KeyKind, TpmError, TpmHandle},
+    tpm::{DeviceKey, KeyKind, Tpm, TpmError, TpmHandle},
 };
-pub use retry::{Backoff, spread};
+pub use retry::Backoff;
+use retry::spread;
 
 /// Longest wait for an activation: an RSA EK may have to be made again first, seconds on some chips.
 const ACTIVATE_DEADLINE: Duration = Duration::from_secs(120);
 
 /// Longest wait for the IAK to be made and to certify the AK.
 const CERTIFY_DEADLINE: Duration = Duration::from_secs(120);
+
+/// Longest wait for the TPM to flush a key.
+const RELEASE_DEADLINE: Duration = Duration::from_secs(30);
 
 /// Bounds of what a registrar may ask for: never a storm of requests, never silence for days.
 const SHORTEST_RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -124,9 +128,30 @@ impl RegistrationError {
     }
 }
 
+/// The wait before the next try: what the registrar asked for, else the next of `backoff`.
+pub fn wait_after(error: &RegistrationError, backoff: &mut Backoff) -> Duration {
+    let delay = backoff.next_delay();
+    error.retry_after().map_or(delay, spread)
+}
+
 impl Registrar {
-    /// One attempt, from the version to the activation.
+    /// One attempt, from the version to the activation. The EK is not loaded afterwards.
     pub async fn register(&self, tpm: &TpmHandle) -> Result<ApiVersion, RegistrationError> {
+        let result = self.attempt(tpm).await;
+        if result.is_err() {
+            // It may take hours until the next: the EK's slot belongs to others meanwhile.
+            let flush = |tpm: &mut dyn Tpm| {
+                tpm.flush_ek();
+                Ok(())
+            };
+            if let Err(error) = tpm.call("releasing the EK", RELEASE_DEADLINE, flush).await {
+                tracing::warn!("{error}");
+            }
+        }
+        result
+    }
+
+    async fn attempt(&self, tpm: &TpmHandle) -> Result<ApiVersion, RegistrationError> {
         let version = self.negotiate().await?;
         let path = format!("/v{version}/agents/{}", self.id);
         let body = self.body(version, tpm).await?;

@@ -40,7 +40,7 @@ impl Backoff {
 }
 
 /// `wait` and up to a quarter more, because a registrar may ask the whole fleet for the same wait.
-pub fn spread(wait: Duration) -> Duration {
+pub(super) fn spread(wait: Duration) -> Duration {
     wait.mul_f64(rand::rng().random_range(1.0..=1.25))
 }
 

@@ -1,3 +1,7 @@
+use std::fs;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair};
 use serde_json::Value;
 use troth_tests::fleet::AgentOptions;
 use troth_tests::process::stable_port;
@@ -32,6 +36,59 @@ fn a_restarted_agent_keeps_its_ak_and_stays_trusted() {
         .unwrap();
     assert_eq!(after["findings"], serde_json::json!([]));
     assert_eq!(stage.fleet.wait_registered(id).unwrap()["ak"], record["ak"]);
+}
+
+/// The registrar shows the new certificate; the verifier knows the key, whichever it was told.
+#[test]
+fn a_node_stays_trusted_while_its_agent_renews_the_certificate() {
+    let mut stage = Stage::new();
+    let id = "renewed";
+    let state = stage.path().join(id).join("state");
+    fs::create_dir_all(&state).unwrap();
+    let key = KeyPair::generate().unwrap();
+    fs::write(state.join("server-private.pem"), key.serialize_pem()).unwrap();
+    // Due when a third of its life is left: the node is enrolled before that.
+    let left = Duration::from_secs(45);
+    fs::write(state.join("server-cert.crt"), ending(&key, id, left)).unwrap();
+    let mut agent = stage.agent(&AgentOptions::with_id(id));
+    let process = agent.process().id();
+    let certificate = |stage: &Stage| {
+        let record = stage.fleet.wait_registered(id).unwrap();
+        record["mtls_certificate"]["sha256"].clone()
+    };
+    let old = certificate(&stage);
+    stage.enrol(id);
+    stage.fleet.wait_for_state(id, "trusted").unwrap();
+    assert_eq!(certificate(&stage), old);
+
+    let renewed = |log: &str| {
+        let announced = "the registrar shows the new TLS certificate";
+        log.contains(announced).then_some(())
+    };
+    agent.process().wait_for_log(0, renewed).unwrap();
+    assert_ne!(certificate(&stage), old);
+    let before = stage.fleet.wait_for_state(id, "trusted").unwrap();
+    // A new verifier makes a new connection, with the certificate that it was enrolled with.
+    stage.fleet.verifier().terminate().unwrap();
+    stage.fleet.start_verifier().unwrap();
+    let after = stage.fleet.wait_for(id, "was attested again", |node| {
+        node["state"] == "trusted"
+            && count(node, "attestation_count") > count(&before, "attestation_count")
+    });
+    assert_eq!(after.unwrap()["findings"], serde_json::json!([]));
+    assert_eq!(agent.process().id(), process);
+}
+
+/// A certificate as an agent makes it; it ends in `left`, half of its life.
+fn ending(key: &KeyPair, id: &str, left: Duration) -> String {
+    let names = ["localhost", "127.0.0.1", "::1"].map(Into::into);
+    let mut params = CertificateParams::new(names).unwrap();
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, id);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    params.not_after = rcgen::date_time_ymd(1970, 1, 1) + now + left;
+    params.not_before = params.not_after - left * 2;
+    params.self_signed(key).unwrap().pem()
 }
 
 #[test]

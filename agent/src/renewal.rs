@@ -1,0 +1,176 @@
+//! The TLS certificate while the agent serves: renewed before it ends, read again when its file
+//! changes, shown to new connections, and announced to the registrar.
+
+use std::{
+    convert::Infallible,
+    fs,
+    path::Path,
+    time::{Duration, SystemTime},
+};
+
+use tokio::time::{Instant, sleep};
+use troth_daemon::tls::ServedIdentity;
+
+use crate::{
+    identity::mtls::{self, Files, MtlsError, Term},
+    registration::{Backoff, Registrar, wait_after},
+    tpm::TpmHandle,
+};
+
+/// How often the files are looked at.
+const LOOK: Duration = Duration::from_secs(5);
+
+/// How often a certificate is judged whose files have not changed, and how often its administrator
+/// is warned.
+const CHECK: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// The wait after a certificate that could not be read or renewed.
+const RETRY: Duration = Duration::from_secs(10 * 60);
+
+/// Keeps the certificate of a registered agent good.
+#[derive(Debug)]
+pub(crate) struct Renewal {
+    /// Where certificate and key are.
+    pub files: Files,
+    /// What the listener shows.
+    pub served: ServedIdentity,
+    /// The address that a new certificate is for.
+    pub contact: String,
+    /// Who is told of a new certificate; its body has the one that it knows.
+    pub registrar: Registrar,
+    /// For the proof that the registrar asks for.
+    pub tpm: TpmHandle,
+    /// First and longest wait between two tries to announce a certificate.
+    pub waits: (Duration, Duration),
+}
+
+/// A certificate that is served but that the registrar does not show yet.
+#[derive(Debug)]
+struct Announcement {
+    backoff: Backoff,
+    next_try: Instant,
+}
+
+/// A certificate that was judged.
+#[derive(Debug)]
+struct Checked {
+    /// It is another than before, and is shown from now on.
+    changed: bool,
+    /// When to judge it again.
+    wait: Duration,
+}
+
+/// What changes with a file's content.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+struct Stamp {
+    modified: SystemTime,
+    length: u64,
+}
+
+impl Renewal {
+    /// Goes on for as long as the agent serves.
+    pub(crate) async fn keep(mut self) -> Infallible {
+        let mut seen = None;
+        let mut check_at = Instant::now();
+        let mut announcement: Option<Announcement> = None;
+        loop {
+            // What is seen before it is read cannot change unseen.
+            let stamps = [&self.files.certificate, &self.files.key].map(|path| stamp(path));
+            if seen != Some(stamps) || Instant::now() >= check_at {
+                seen = Some(stamps);
+                let wait = match self.check() {
+                    Ok(checked) => {
+                        if checked.changed {
+                            announcement = Some(self.new_announcement());
+                        }
+                        checked.wait
+                    }
+                    Err(error) => {
+                        tracing::warn!("the TLS certificate stays as it was: {error}");
+                        RETRY
+                    }
+                };
+                check_at = Instant::now() + wait;
+            }
+            if let Some(due) = announcement.take_if(|a| Instant::now() >= a.next_try) {
+                announcement = self.announce(due).await;
+            }
+            let now = Instant::now();
+            let next_try = announcement.as_ref().map_or(check_at, |a| a.next_try);
+            let next = check_at.min(next_try).saturating_duration_since(now);
+            sleep(next.min(LOOK)).await;
+        }
+    }
+
+    /// Reads the certificate, renews it if it is time, and shows it if it is another than before.
+    fn check(&mut self) -> Result<Checked, MtlsError> {
+        let found = mtls::load(&self.files, &self.registrar.id, &self.contact)?;
+        let announced = &mut self.registrar.body.mtls_cert;
+        let changed = announced.as_deref() != Some(found.certificate_pem.as_str());
+        if changed {
+            self.served
+                .replace(&found.tls)
+                .map_err(|source| self.files.unusable(source))?;
+            tracing::info!("new connections see the new TLS certificate");
+            *announced = Some(found.certificate_pem);
+        }
+        let now = SystemTime::now();
+        let wait = match found.term {
+            Some(term) if term.self_made => term.renewal_due_in(now).min(CHECK),
+            Some(term) => {
+                self.warn_of_the_end(&term, now);
+                CHECK
+            }
+            None => CHECK,
+        };
+        Ok(Checked { changed, wait })
+    }
+
+    fn warn_of_the_end(&self, term: &Term, now: SystemTime) {
+        if term.ends_soon(now) {
+            let days = term.left(now).as_secs() / (24 * 60 * 60);
+            tracing::warn!(
+                "the TLS certificate {} ends in {days} days; this agent did not make it, so put a \
+                 new one there",
+                self.files.certificate.display()
+            );
+        }
+    }
+
+    fn new_announcement(&self) -> Announcement {
+        let (initial, longest) = self.waits;
+        Announcement {
+            backoff: Backoff::new(initial, longest),
+            next_try: Instant::now(),
+        }
+    }
+
+    /// Registers again. Only what was activated is known to the registrar; what was not comes
+    /// back, to be tried later.
+    async fn announce(&self, mut announcement: Announcement) -> Option<Announcement> {
+        let Err(error) = self.registrar.register(&self.tpm).await else {
+            tracing::info!("the registrar shows the new TLS certificate");
+            return None;
+        };
+        let wait = if error.is_final() {
+            CHECK
+        } else {
+            wait_after(&error, &mut announcement.backoff)
+        };
+        tracing::warn!(
+            "the registrar does not know the new TLS certificate yet: {error}; trying again in \
+             {:.1} s",
+            wait.as_secs_f64()
+        );
+        announcement.next_try = Instant::now() + wait;
+        Some(announcement)
+    }
+}
+
+fn stamp(path: &Path) -> Option<Stamp> {
+    let about = fs::metadata(path).ok()?;
+    Some(Stamp {
+        modified: about.modified().ok()?,
+        length: about.len(),
+    })
+}
