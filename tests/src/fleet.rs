@@ -462,6 +462,22 @@ impl Agent {
         Ok(())
     }
 
+    /// Ends the agent and starts it again with another registrar, with the keys it has.
+    pub fn move_to(&mut self, registrar_port: u16) -> Result<()> {
+        self.process.terminate()?;
+        let file = self.directory.join("agent.toml");
+        let text = fs::read_to_string(&file)?;
+        let lines = text.lines().map(|line| {
+            if line.starts_with("registrar_port = ") {
+                format!("registrar_port = {registrar_port}\n")
+            } else {
+                format!("{line}\n")
+            }
+        });
+        fs::write(&file, lines.collect::<String>())?;
+        self.start_again()
+    }
+
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         SocketAddr::from((Ipv4Addr::LOCALHOST, self.port))

@@ -187,7 +187,7 @@ impl Stage {
         let place = directory.join("servers");
         fs::create_dir_all(&place)?;
         let servers = Servers::start(programs, &place, side, &machine)?;
-        let mut agent = Agent::start(
+        let agent = Agent::start(
             programs,
             &directory.join("agent"),
             &machine,
@@ -195,10 +195,6 @@ impl Stage {
             &servers.ca_dir(),
             &AgentOptions::with_id(ID),
         )?;
-        agent.process().wait_for_log(0, |log| {
-            log.to_lowercase().contains("activated").then_some(())
-        })?;
-
         let mut policy = machine.runtime_policy()?;
         let count = plan.duration.as_millis() / PROGRAM_INTERVAL.as_millis() + 1;
         for number in 0..u64::try_from(count)? {

@@ -21,10 +21,9 @@ fn our_servers_take_the_place_of_keylimes_one_after_the_other() {
         &machine.tpm().ek_issuer(),
     )
     .unwrap();
-    let agent_place = directory.path().join("agent");
     let mut agent = Agent::start(
         &programs,
-        &agent_place,
+        &directory.path().join("agent"),
         &machine,
         keylime.registrar_port(),
         &keylime.ca_dir(),
@@ -60,13 +59,7 @@ fn our_servers_take_the_place_of_keylimes_one_after_the_other() {
     keylime.tenant(&["-c", "delete", "-u", ID]).unwrap();
 
     // The registrar: the agent is pointed to the new one and started again, with the keys it has.
-    agent.process().terminate().unwrap();
-    let configuration = agent_place.join("agent.toml");
-    let text = fs::read_to_string(&configuration).unwrap();
-    let option = |port| format!("registrar_port = {port}\n");
-    let (old, new) = (keylime.registrar_port(), fleet.registrar_port());
-    fs::write(&configuration, text.replace(&option(old), &option(new))).unwrap();
-    agent.start_again().unwrap();
+    agent.move_to(fleet.registrar_port()).unwrap();
     fleet.wait_registered(ID).unwrap();
     let before = attestations(&fleet.status(ID).unwrap());
     fleet

@@ -29,9 +29,9 @@ impl Site {
         }
     }
 
-    /// Registered and activated.
+    /// It listens once it is registered and activated.
     fn agent(&self, machine: &Machine, options: &AgentOptions) -> Agent {
-        let mut agent = Agent::start(
+        Agent::start(
             &Programs::beside_this().unwrap(),
             &self.directory.path().join(&options.id),
             machine,
@@ -39,10 +39,7 @@ impl Site {
             &self.keylime.ca_dir(),
             options,
         )
-        .unwrap();
-        let activated = |log: &str| log.to_lowercase().contains("activated").then_some(());
-        agent.process().wait_for_log(0, activated).unwrap();
-        agent
+        .unwrap()
     }
 
     fn file(&self, name: &str, content: &str) -> String {
