@@ -235,12 +235,14 @@ pub fn registration(data: &[u8]) {
     let Ok(body) = serde_json::from_slice::<crate::wire::Registration>(data) else {
         return;
     };
-    for key in [&body.ek_tpm, &body.aik_tpm].into_iter().flatten() {
+    let keys = [&body.ek_tpm, &body.aik_tpm, &body.iak_tpm, &body.idevid_tpm];
+    for key in keys.into_iter().flatten() {
         if let Ok(bytes) = STANDARD.decode(key) {
             public(&bytes);
         }
     }
-    if let Some(certificate) = &body.ekcert {
+    let certificates = [&body.ekcert, &body.iak_cert, &body.idevid_cert];
+    for certificate in certificates.into_iter().flatten() {
         ek_certificate(certificate.as_bytes());
     }
     if let Some(ip) = &body.ip {

@@ -101,6 +101,10 @@ pub struct RegistrarRecord {
     pub ek_tpm: String,
     /// base64 DER.
     pub ekcert: Option<String>,
+    /// base64 DER of the CAs' certificates that the agent sent with `ekcert`; other registrars keep
+    /// none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ekcert_chain: Vec<String>,
     /// base64 TPM2B_PUBLIC.
     pub aik_tpm: String,
     /// Contact address.

@@ -124,8 +124,8 @@ impl<E: Copy> Route<E> {
 }
 
 /// The endpoint that serves a request, the segment that it reads, and whom it serves.
-pub(crate) fn find<'s, E: Copy, B>(
-    routes: &[Route<E>],
+pub(crate) fn find<'s, 'r, E: Copy + 'r, B>(
+    routes: impl IntoIterator<Item = &'r Route<E>>,
     segments: &[&'s str],
     request: &Request<B>,
     peer: &Peer,

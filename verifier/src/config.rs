@@ -33,6 +33,48 @@ pub struct RegistrarConfig {
     /// Registrations and activations per second from one source address, with bursts of ten
     /// times as many; 0: no limit.
     pub source_rate_limit: u32,
+    /// What must tell a device from others.
+    pub tpm_identity: TpmIdentity,
+    /// What to do about certificates that are not strict DER, as those of many TPMs are.
+    pub malformed_cert_action: MalformedCertAction,
+    /// Certificates of the CAs of TPM and device manufacturers (`*.pem`, `*.crt`, `*.der`,
+    /// `*.cer`), default `<state_dir>/tpm_cert_store`.
+    pub tpm_cert_store: Option<PathBuf>,
+    /// Register only agents whose EK certificate leads to a CA of `tpm_cert_store`, or, where
+    /// `tpm_identity` admits it, whose IAK and IDevID do.
+    pub require_ek_cert: bool,
+    /// Take certificates of TPMs and devices that have expired; a TPM cannot renew its own.
+    pub accept_expired_tpm_certs: bool,
+    /// Refuse a TPM that is registered under another agent id; otherwise that is logged.
+    pub one_id_per_tpm: bool,
+}
+
+/// What a registration must have to tell a device from others. An EK it must have in any case: the
+/// challenge is encrypted to it.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
+#[serde(rename_all = "snake_case")]
+pub enum TpmIdentity {
+    /// The EK, or IAK and IDevID.
+    #[default]
+    #[serde(alias = "default")]
+    EkCertOrIakIdevid,
+    /// The EK.
+    EkCert,
+    /// IAK and IDevID.
+    IakIdevid,
+}
+
+/// What to do about a certificate that is not strict DER.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
+#[serde(rename_all = "snake_case")]
+pub enum MalformedCertAction {
+    /// Take it, and say so in the log.
+    #[default]
+    Warn,
+    /// Take it.
+    Ignore,
+    /// Refuse the registration.
+    Reject,
 }
 
 impl Default for RegistrarConfig {
@@ -47,6 +89,12 @@ impl Default for RegistrarConfig {
             challenge_lifetime: Seconds(Duration::from_secs(600)),
             max_pending: 20_000,
             source_rate_limit: 20,
+            tpm_identity: TpmIdentity::default(),
+            malformed_cert_action: MalformedCertAction::default(),
+            tpm_cert_store: None,
+            require_ek_cert: false,
+            accept_expired_tpm_certs: false,
+            one_id_per_tpm: false,
         }
     }
 }
@@ -61,6 +109,12 @@ impl RegistrarConfig {
     /// The CA directory that applies.
     pub fn ca_dir(&self) -> PathBuf {
         ca_dir(self.ca_dir.as_deref(), &self.state_dir)
+    }
+
+    /// The certificate store that applies.
+    pub fn tpm_cert_store(&self) -> PathBuf {
+        let configured = self.tpm_cert_store.clone();
+        configured.unwrap_or_else(|| self.state_dir.join("tpm_cert_store"))
     }
 
     /// The database that applies.
@@ -193,6 +247,38 @@ fn database_url(configured: Option<&Secret>, state_dir: &Path, file: &str) -> Ze
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_registrars_checks_are_named_as_keylime_names_them() {
+        let parsed = |identity: &str, action: &str| {
+            let options = serde_json::json!({
+                "tpm_identity": identity, "malformed_cert_action": action,
+            });
+            let config: RegistrarConfig = serde_json::from_value(options).unwrap();
+            (config.tpm_identity, config.malformed_cert_action)
+        };
+        let either = TpmIdentity::EkCertOrIakIdevid;
+        for (identity, action, expected) in [
+            ("default", "warn", (either, MalformedCertAction::Warn)),
+            (
+                "ek_cert_or_iak_idevid",
+                "ignore",
+                (either, MalformedCertAction::Ignore),
+            ),
+            (
+                "ek_cert",
+                "reject",
+                (TpmIdentity::EkCert, MalformedCertAction::Reject),
+            ),
+            (
+                "iak_idevid",
+                "warn",
+                (TpmIdentity::IakIdevid, MalformedCertAction::Warn),
+            ),
+        ] {
+            assert_eq!(parsed(identity, action), expected);
+        }
+    }
 
     #[test]
     fn defaults_are_keylimes_ports_and_directories() {

@@ -8,6 +8,9 @@ use troth_daemon::server::{Body, BodyError, full, json};
 
 /// API versions of both servers, ascending. All of them answer alike.
 pub(crate) const VERSIONS: [&str; 7] = ["2.0", "2.1", "2.2", "2.3", "2.4", "2.5", "2.6"];
+/// The version of the push model. Clients of 2.x pass it over: they take the current version, or
+/// the highest common one below 3.
+pub(crate) const VERSION_3: &str = "3.0";
 /// The version that clients should speak.
 pub(crate) const CURRENT_VERSION: &str = "2.6";
 
@@ -144,11 +147,12 @@ pub(crate) fn no_content() -> Response<Body> {
     response
 }
 
-/// The answer to `GET /version`.
-pub(crate) fn version() -> Response<Body> {
+/// The answer to `GET /version`: [`VERSIONS`], and those that one server has beside them.
+pub(crate) fn version(more: &[&str]) -> Response<Body> {
+    let versions = VERSIONS.iter().chain(more);
     success(ServerVersion {
         current_version: CURRENT_VERSION.to_owned(),
-        supported_versions: VERSIONS.map(str::to_owned).into(),
+        supported_versions: versions.map(|&version| version.to_owned()).collect(),
     })
 }
 
@@ -196,6 +200,8 @@ pub(crate) enum Path<'a> {
     Version,
     /// What follows `/v2` or `/v2.N`.
     Api(Vec<&'a str>),
+    /// What follows `/v3` or `/v3.0`.
+    Api3(Vec<&'a str>),
     /// No version that is served.
     Unknown,
 }
@@ -210,6 +216,7 @@ impl<'a> Path<'a> {
             Some("version" | "versions") if segments.next().is_none() => Self::Version,
             Some(first) => match first.strip_prefix('v') {
                 Some(v) if v == "2" || VERSIONS.contains(&v) => Self::Api(segments.collect()),
+                Some("3" | VERSION_3) => Self::Api3(segments.collect()),
                 _ => Self::Unknown,
             },
             None => Self::Unknown,
@@ -243,6 +250,8 @@ mod tests {
             Path::Api(vec!["agents", "x"])
         );
         assert_eq!(Path::parse("/v2.1//agents"), Path::Api(vec!["", "agents"]));
+        assert_eq!(Path::parse("/v3.0/agents"), Path::Api3(vec!["agents"]));
+        assert_eq!(Path::parse("/v3/"), Path::Api3(vec![]));
         assert_eq!(Path::parse("/"), Path::Root);
         assert_eq!(
             Path::parse(CURRENT_ROOT),
@@ -251,6 +260,7 @@ mod tests {
         for path in [
             "/v1.0/agents",
             "/v2.7/agents",
+            "/v3.1/agents",
             "/v2.10/agents",
             "/agents",
             "/v",

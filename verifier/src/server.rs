@@ -9,6 +9,7 @@ use std::{
 
 use tokio::net::TcpListener;
 use troth_daemon::{
+    cert_store::CertStoreError,
     notify,
     server::{Limits, serve},
     shutdown::Shutdown,
@@ -48,7 +49,7 @@ impl RegistrarServer {
         let ca = open_ca(config.ca_dir(), config.ip.clone()).await?;
         let tls = server_tls(&ca)?;
         let store = Store::open(&config.database_url(), Schema::Registrar).await?;
-        let registrar = Registrar::new(store.clone(), config);
+        let registrar = Registrar::new(store.clone(), config)?;
         let plain = bind(ip, config.port).await?;
         let secure = bind(ip, config.tls_port).await?;
         Ok(Self {
@@ -268,6 +269,9 @@ pub enum StartError {
     /// The CA directory cannot be used.
     #[error("certificate authority: {0}")]
     Ca(#[from] CaError),
+    /// The certificates of TPM manufacturers cannot be used.
+    #[error("{0}; they are needed by require_ek_cert and tpm_identity")]
+    CertStore(#[from] CertStoreError),
     /// Enrolled nodes cannot be loaded.
     #[error(transparent)]
     Fleet(#[from] FleetError),

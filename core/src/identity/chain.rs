@@ -1,11 +1,13 @@
 use std::collections::{BTreeSet, HashMap};
-use std::fmt;
 
-use x509_cert::der::{DateTime, Decode, Encode};
-
+pub use self::error::{ChainError, ChainProblem};
 use super::IdentityError;
+use super::quirk::{Quirk, own_quirks};
 use super::x509::{AlgorithmError, Certificate, Extensions, KeyNumbers};
 use crate::tpm::{HashAlgorithm, Public};
+
+/// What can be wrong with a path.
+mod error;
 
 /// Certificates of CAs between the EK certificate and the trust anchor; vendors have up to four.
 const MAX_CAS: usize = 8;
@@ -15,8 +17,12 @@ const MAX_INTERMEDIATES: usize = 16;
 const MAX_SIGNATURES: usize = 64;
 /// tcg-kp-EKCertificate, 2.23.133.8.1.
 const EK_CERTIFICATE: &[u8] = &[0x67, 0x81, 0x05, 0x08, 0x01];
+/// tcg-kp-AIKCertificate, 2.23.133.8.3.
+const AK_CERTIFICATE: &[u8] = &[0x67, 0x81, 0x05, 0x08, 0x03];
 /// anyExtendedKeyUsage, 2.5.29.37.0.
 const ANY_PURPOSE: &[u8] = &[0x55, 0x1d, 0x25, 0x00];
+/// digitalSignature of keyUsage.
+const DIGITAL_SIGNATURE: u16 = 1 << 15;
 /// keyCertSign of keyUsage.
 const KEY_CERT_SIGN: u16 = 1 << 10;
 
@@ -80,16 +86,15 @@ pub enum Expiry {
     Accept,
 }
 
-/// An EK whose certificate leads to a trust anchor: the key is in a TPM of a manufacturer that the
-/// administrator trusts. Made by [`certify_ek`] alone.
+/// How a key's certificate leads to a trust anchor.
 #[derive(Clone, Debug)]
-pub struct CertifiedEk {
+pub struct CertifiedKey {
     path: Vec<String>,
     quirks: BTreeSet<Quirk>,
 }
 
-impl CertifiedEk {
-    /// Subjects from the EK certificate to the trust anchor, for people.
+impl CertifiedKey {
+    /// Subjects from the key's certificate to the trust anchor, for people.
     pub fn path(&self) -> &[String] {
         &self.path
     }
@@ -100,91 +105,21 @@ impl CertifiedEk {
     }
 }
 
-/// Where certificates of TPMs in the field deviate from RFC 5280 and the TCG's profiles, and are
-/// accepted nevertheless. Prints its id; [`Quirk::meaning`] says more.
-#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
-#[non_exhaustive]
-pub enum Quirk {
-    /// Strict DER is written otherwise: SETs in order, defaults left out, times before 2050 as
-    /// UTCTime.
-    NotStrictDer,
-    /// The key is marked as id-RSAES-OAEP.
-    OaepKey,
-    /// The serial number is zero, negative, or over 20 octets.
-    OddSerial,
-    /// A CA without basicConstraints: an anchor, or one whose keyUsage has keyCertSign.
-    NoBasicConstraints,
-    /// A CA has expired since it issued.
-    IssuerExpired,
-    /// The EK certificate has expired, and [`Expiry::Accept`] was chosen.
-    Expired,
-}
+/// An EK whose certificate leads to a trust anchor: the key is in a TPM of a manufacturer that the
+/// administrator trusts. Made by [`certify_ek`] alone.
+#[derive(Clone, Debug)]
+pub struct CertifiedEk(CertifiedKey);
 
-impl Quirk {
-    /// A short name that does not change.
-    pub fn id(self) -> &'static str {
-        match self {
-            Self::NotStrictDer => "not-strict-der",
-            Self::OaepKey => "oaep-key",
-            Self::OddSerial => "odd-serial",
-            Self::NoBasicConstraints => "no-basic-constraints",
-            Self::IssuerExpired => "issuer-expired",
-            Self::Expired => "expired",
-        }
+impl CertifiedEk {
+    /// Subjects from the EK certificate to the trust anchor, for people.
+    pub fn path(&self) -> &[String] {
+        self.0.path()
     }
 
-    /// What it is, and why it is tolerated.
-    pub fn meaning(self) -> &'static str {
-        match self {
-            Self::NotStrictDer => {
-                "the certificate is not strict DER; its signature is over the bytes as they are"
-            }
-            Self::OaepKey => {
-                "the key is marked as id-RSAES-OAEP (TCG Credential Profiles 1.2); it is the \
-                 same RSA key"
-            }
-            Self::OddSerial => {
-                "the serial number is not a positive number of 20 octets at most; nothing depends \
-                 on it"
-            }
-            Self::NoBasicConstraints => {
-                "a CA certificate has no basicConstraints; the store or its keyUsage says that it \
-                 is a CA"
-            }
-            Self::IssuerExpired => {
-                "a CA certificate has expired since it issued; it was valid then"
-            }
-            Self::Expired => "the EK certificate has expired; the TPM cannot renew it",
-        }
+    /// Deviations from the standards that were tolerated.
+    pub fn quirks(&self) -> &BTreeSet<Quirk> {
+        self.0.quirks()
     }
-}
-
-impl fmt::Display for Quirk {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.id())
-    }
-}
-
-/// How a certificate (DER) deviates by itself: see [`Quirk::NotStrictDer`], [`Quirk::OaepKey`],
-/// [`Quirk::OddSerial`].
-pub fn certificate_quirks(der: &[u8]) -> Result<BTreeSet<Quirk>, IdentityError> {
-    Ok(own_quirks(&Certificate::parse(der)?))
-}
-
-fn own_quirks(certificate: &Certificate<'_>) -> BTreeSet<Quirk> {
-    let positive = matches!(certificate.serial, [first @ 0..0x80, rest @ ..] if *first != 0 || !rest.is_empty());
-    // The reader sorts what is out of order, so that only writing shows it.
-    let strict = x509_cert::Certificate::from_der(certificate.der)
-        .and_then(|parsed| parsed.to_der())
-        .is_ok_and(|written| written == certificate.der);
-    [
-        (Quirk::NotStrictDer, !strict),
-        (Quirk::OaepKey, certificate.has_oaep_key()),
-        (Quirk::OddSerial, !positive || certificate.serial.len() > 20),
-    ]
-    .into_iter()
-    .filter_map(|(quirk, met)| met.then_some(quirk))
-    .collect()
 }
 
 /// Checks that `certificate` (DER, original bytes) is the EK certificate of `ek`, and that it was
@@ -199,36 +134,48 @@ pub fn certify_ek(
     intermediates: &[Vec<u8>],
     trust: &Trust<'_>,
 ) -> Result<CertifiedEk, ChainError> {
+    certify(ek, certificate, intermediates, trust, Purpose::Ek).map(CertifiedEk)
+}
+
+/// What a certificate must be for.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Purpose {
+    Ek,
+    Iak,
+    Idevid,
+}
+
+/// [`certify_ek`] for a key of any purpose.
+pub(super) fn certify(
+    key: &Public,
+    certificate: &[u8],
+    intermediates: &[Vec<u8>],
+    trust: &Trust<'_>,
+    purpose: Purpose,
+) -> Result<CertifiedKey, ChainError> {
     let leaf = Certificate::parse(certificate).map_err(|error| ChainError {
-        certificate: String::from("EK certificate"),
+        certificate: String::from("certificate"),
         problem: ChainProblem::Malformed(error),
     })?;
     let mut quirks = own_quirks(&leaf);
-    check_ek_certificate(&leaf, ek, trust, &mut quirks).map_err(|problem| problem.of(&leaf))?;
+    check_leaf(&leaf, key, trust, purpose, &mut quirks).map_err(|problem| problem.of(&leaf))?;
     let path = path(&leaf, intermediates, trust, &mut quirks)?;
-    Ok(CertifiedEk { path, quirks })
+    Ok(CertifiedKey { path, quirks })
 }
 
-fn check_ek_certificate(
+fn check_leaf(
     leaf: &Certificate<'_>,
-    ek: &Public,
+    key: &Public,
     trust: &Trust<'_>,
+    purpose: Purpose,
     quirks: &mut BTreeSet<Quirk>,
 ) -> Result<(), ChainProblem> {
-    if leaf.key()? != KeyNumbers::of(ek) {
+    if leaf.key()? != KeyNumbers::of(key) {
         return Err(ChainProblem::OtherKey);
     }
     let extensions = leaf.extensions()?;
     check_critical(&extensions)?;
-    // A CA that also issues other certificates must not have them taken for an EK's. The purpose is
-    // optional in older profiles; the name of a TPM is in all of them.
-    let is_ek = match &extensions.extended_key_usage {
-        Some(purposes) => purposes.contains(&EK_CERTIFICATE) || purposes.contains(&ANY_PURPOSE),
-        None => extensions.names_a_tpm,
-    };
-    if !is_ek {
-        return Err(ChainProblem::Purpose);
-    }
+    check_purpose(&extensions, purpose)?;
     let (not_before, not_after) = leaf.validity()?;
     if trust.at < not_before {
         return Err(ChainProblem::NotYetValid(not_before));
@@ -240,6 +187,29 @@ fn check_ek_certificate(
         };
     }
     Ok(())
+}
+
+/// A CA that issues for several purposes must not have one certificate taken for another: an
+/// IDevID's for an IAK's, a TLS server's for an EK's.
+fn check_purpose(extensions: &Extensions<'_>, purpose: Purpose) -> Result<(), ChainProblem> {
+    let purposes = extensions.extended_key_usage.as_deref();
+    let may = |purpose| {
+        purposes.map(|purposes| purposes.contains(&purpose) || purposes.contains(&ANY_PURPOSE))
+    };
+    let signs = extensions
+        .key_usage
+        .is_none_or(|usage| usage & DIGITAL_SIGNATURE != 0);
+    match purpose {
+        // The purpose is optional in older profiles; the name of a TPM is in all of them.
+        Purpose::Ek if !may(EK_CERTIFICATE).unwrap_or(extensions.names_a_tpm) => {
+            Err(ChainProblem::NotEk)
+        }
+        Purpose::Iak if !(signs && may(AK_CERTIFICATE) == Some(true)) => Err(ChainProblem::NotIak),
+        Purpose::Idevid if !signs || may(EK_CERTIFICATE) == Some(true) => {
+            Err(ChainProblem::NotIdevid)
+        }
+        _ => Ok(()),
+    }
 }
 
 fn check_critical(extensions: &Extensions<'_>) -> Result<(), ChainProblem> {
@@ -434,86 +404,6 @@ impl IssuerCheck {
         }
         Ok(quirks)
     }
-}
-
-/// Why a certificate does not lead to a trust anchor.
-#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
-#[error("{certificate}: {problem}")]
-pub struct ChainError {
-    /// Subject of the certificate that is wrong, for people.
-    pub certificate: String,
-    /// What is wrong with it.
-    #[source]
-    pub problem: ChainProblem,
-}
-
-/// What is wrong with a certificate, and what to do.
-#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
-#[non_exhaustive]
-pub enum ChainProblem {
-    /// It cannot be read.
-    #[error(transparent)]
-    Malformed(#[from] IdentityError),
-    /// It certifies another key than the EK.
-    #[error("is not the certificate of this EK")]
-    OtherKey,
-    /// Nothing in it says that it is for an EK.
-    #[error(
-        "is not an EK certificate: extendedKeyUsage lacks tcg-kp-EKCertificate, or \
-         subjectAltName names no TPM"
-    )]
-    Purpose,
-    /// notBefore is in the future. Holds notBefore, Unix seconds.
-    #[error("is not valid before {}; is this host's clock right?", date(*.0))]
-    NotYetValid(u64),
-    /// notAfter is in the past. Holds notAfter, Unix seconds.
-    #[error("has expired on {}; accept expired EK certificates if this TPM is to stay", date(*.0))]
-    Expired(u64),
-    /// Nobody of its issuer's name is known. Holds the issuer.
-    #[error(
-        "its issuer ({0}) is neither in the store nor in the chain that came with it; get the \
-         certificate from the TPM's manufacturer and put it into the store"
-    )]
-    UnknownIssuer(String),
-    /// A CA of its issuer's name has another key. Holds that CA.
-    #[error("was not signed by the key of {0}; the CA may have several, each with a certificate")]
-    Signature(String),
-    /// SHA-1 signatures can be forged.
-    #[error("is signed with SHA-1; put its certificate into the store if it is that of a CA")]
-    Sha1,
-    /// Signed in a way that is not checked here. Holds the OID.
-    #[error("is signed with an algorithm that is not supported ({0})")]
-    Algorithm(String),
-    /// It issued, and is not entitled to.
-    #[error("is not the certificate of a CA (basicConstraints, keyUsage), but issued another")]
-    NotCa,
-    /// More CAs are below it than it admits. Holds pathLenConstraint.
-    #[error("admits {0} CAs below itself, there are more")]
-    PathLength(u32),
-    /// It had expired when it issued. Holds notAfter, Unix seconds.
-    #[error("had expired on {}, before it issued another", date(*.0))]
-    IssuedAfterExpiry(u64),
-    /// A critical extension that is not understood. Holds its OID.
-    #[error("has a critical extension that is not understood ({0})")]
-    CriticalExtension(String),
-    /// Too many CAs of one name.
-    #[error("too many CAs of one name to find out which has issued it")]
-    TooManySignatures,
-}
-
-impl ChainProblem {
-    fn of(self, certificate: &Certificate<'_>) -> ChainError {
-        ChainError {
-            certificate: certificate.subject(),
-            problem: self,
-        }
-    }
-}
-
-/// Unix seconds as RFC 3339 writes them.
-fn date(seconds: u64) -> String {
-    DateTime::from_unix_duration(std::time::Duration::from_secs(seconds))
-        .map_or_else(|_| seconds.to_string(), |date| date.to_string())
 }
 
 #[cfg(test)]

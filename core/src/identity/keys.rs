@@ -3,7 +3,7 @@ use super::x509::KeyNumbers;
 use crate::tpm::{AttestationKey, HashAlgorithm, ObjectAttributes, Public, PublicParms};
 
 /// What makes a key an AK: made by the TPM, stays in it, signs only what the TPM itself says.
-const AK_SET: ObjectAttributes = ObjectAttributes::FIXED_TPM
+pub(super) const AK_SET: ObjectAttributes = ObjectAttributes::FIXED_TPM
     .union(ObjectAttributes::FIXED_PARENT)
     .union(ObjectAttributes::SENSITIVE_DATA_ORIGIN)
     .union(ObjectAttributes::RESTRICTED)
@@ -40,12 +40,7 @@ pub fn check_ek(ek: &Public) -> Result<(), IdentityError> {
     if ek.parms().symmetric_bits().is_none() {
         return Err(IdentityError::EkSymmetric);
     }
-    match ek.parms() {
-        PublicParms::Rsa { key_bits, .. } if *key_bits < 2048 => {
-            Err(IdentityError::EkSize { bits: *key_bits })
-        }
-        _ => Ok(()),
-    }
+    check_key_size("EK", ek)
 }
 
 /// Refuses an AK that is the EK itself: the same key pair, whatever the public areas say.
@@ -57,7 +52,7 @@ pub fn check_distinct(ek: &Public, ak: &Public) -> Result<(), IdentityError> {
     }
 }
 
-fn check_attributes(
+pub(super) fn check_attributes(
     key: &'static str,
     attributes: ObjectAttributes,
     set: ObjectAttributes,
@@ -76,9 +71,19 @@ fn check_attributes(
     }
 }
 
-fn check_name_alg(key: &'static str, public: &Public) -> Result<(), IdentityError> {
+pub(super) fn check_name_alg(key: &'static str, public: &Public) -> Result<(), IdentityError> {
     match public.name_alg() {
         HashAlgorithm::Sha1 => Err(IdentityError::WeakName { key }),
+        _ => Ok(()),
+    }
+}
+
+pub(super) fn check_key_size(key: &'static str, public: &Public) -> Result<(), IdentityError> {
+    match public.parms() {
+        PublicParms::Rsa { key_bits, .. } if *key_bits < 2048 => Err(IdentityError::KeySize {
+            key,
+            bits: *key_bits,
+        }),
         _ => Ok(()),
     }
 }

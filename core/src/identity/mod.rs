@@ -8,10 +8,14 @@ mod certificate;
 mod chain;
 /// Bounded, lenient reading of BER.
 mod der;
+/// IAK and IDevID: the device's own identity.
+mod device;
 /// Agent ids.
 mod id;
 /// What makes an AK and an EK acceptable.
 mod keys;
+/// Deviations from the standards that are tolerated.
+mod quirk;
 /// From an EK certificate to the EK.
 mod template;
 /// The parts of a certificate (RFC 5280).
@@ -20,11 +24,12 @@ mod x509;
 pub use activation::{activation_tag, activation_tag_matches};
 pub use certificate::{certificate_matches_key, ek_certificate_chain, normalise_ek_certificate};
 pub use chain::{
-    CertifiedEk, ChainError, ChainProblem, Expiry, Quirk, Trust, TrustAnchors, certificate_quirks,
-    certify_ek,
+    CertifiedEk, CertifiedKey, ChainError, ChainProblem, Expiry, Trust, TrustAnchors, certify_ek,
 };
+pub use device::{CertifiedAk, DeviceError, DeviceIdentity, certify_ak};
 pub use id::AgentId;
 pub use keys::{check_ak, check_distinct, check_ek};
+pub use quirk::{Quirk, certificate_quirks};
 pub use template::default_ek_of_certificate;
 
 use crate::tpm::{KeyError, ObjectAttributes};
@@ -41,7 +46,7 @@ pub enum IdentityError {
         "{key} has the wrong object attributes: missing [{missing}], must not have [{forbidden}]"
     )]
     Attributes {
-        /// `AK` or `EK`.
+        /// `AK`, `EK`, `IAK` or `IDevID`.
         key: &'static str,
         /// What must be set and is not.
         missing: ObjectAttributes,
@@ -51,7 +56,7 @@ pub enum IdentityError {
     /// With SHA-1 as nameAlg two different keys can have one name.
     #[error("{key} has SHA-1 as nameAlg; make one with SHA-256 or better")]
     WeakName {
-        /// `AK` or `EK`.
+        /// `AK`, `EK`, `IAK` or `IDevID`.
         key: &'static str,
     },
     /// The AK cannot sign quotes that can be checked.
@@ -64,8 +69,10 @@ pub enum IdentityError {
     #[error("EK is not a storage key: its symmetric algorithm is NULL")]
     EkSymmetric,
     /// RSA below 2048 bits.
-    #[error("EK is RSA with {bits} bits; 2048 are the least")]
-    EkSize {
+    #[error("{key} is RSA with {bits} bits; 2048 are the least")]
+    KeySize {
+        /// `EK` or `IDevID`.
+        key: &'static str,
         /// Modulus size in bits.
         bits: u16,
     },
@@ -82,5 +89,8 @@ pub enum IdentityError {
     },
 }
 
+/// Certificates of every kind, made by tests.
+#[cfg(test)]
+mod draft;
 #[cfg(test)]
 mod tests;

@@ -4,6 +4,8 @@
 mod attest;
 /// Bounded big-endian reading of TPM structures.
 mod buffer;
+/// TPM2_Certify's answer, and its check.
+mod certify;
 /// MakeCredential in software, and the challenge blob (Part 1, annex B and C).
 mod credential;
 /// DER of keys and signatures.
@@ -21,6 +23,7 @@ mod signature;
 
 pub use attest::{Attest, Attested, ClockInfo};
 pub use buffer::StructureError;
+pub use certify::{CertifyError, check_certification};
 pub use credential::{CredentialBlob, CredentialError, make_credential};
 pub use hash::{Digest, HashAlgorithm};
 pub use pcr::{BIND_PCR, PcrBlobError, PcrMask, PcrMaskError, PcrValues};

@@ -176,7 +176,7 @@ pub struct Expected<'a> {
     pub mask: PcrMask,
 }
 
-/// An AK public key, parsed once and kept per node.
+/// The public key of an AK or IAK, parsed once and kept per node.
 #[derive(Debug)]
 pub struct AttestationKey {
     name: Name,
@@ -187,7 +187,7 @@ pub struct AttestationKey {
 }
 
 impl AttestationKey {
-    /// From the AK's public area. Object attributes are checked by [`crate::identity::check_ak`],
+    /// From the key's public area. Object attributes are checked by [`crate::identity::check_ak`],
     /// not here.
     pub fn new(public: &Public) -> Result<Self, KeyError> {
         let (scheme, hash) = public.parms().scheme().ok_or(KeyError::NoScheme)?;
@@ -247,6 +247,13 @@ impl AttestationKey {
     /// The hash that its quotes must use.
     pub fn hash(&self) -> HashAlgorithm {
         self.hash
+    }
+
+    /// Did this key make that signature, with its own scheme and hash? A restricted key makes no
+    /// other.
+    pub(super) fn signed(&self, message: &[u8], signature: &Signature) -> bool {
+        (signature.scheme, signature.hash) == (self.scheme, self.hash)
+            && self.parsed.verify_sig(message, &signature.bytes).is_ok()
     }
 }
 
@@ -381,24 +388,24 @@ pub enum QuoteError {
     PcrDigest,
 }
 
-/// An AK that cannot sign quotes we can check.
+/// A key whose attestations cannot be checked.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum KeyError {
     /// Not a signing key of a known scheme.
-    #[error("AK has no signing scheme (TPM_ALG_NULL)")]
+    #[error("key has no signing scheme (TPM_ALG_NULL)")]
     NoScheme,
     /// SHA-1 signatures can be forged.
-    #[error("AK signs with SHA-1; make one that signs with SHA-256 or better")]
+    #[error("key signs with SHA-1; make one that signs with SHA-256 or better")]
     Sha1,
     /// RSA below 2048 bits.
-    #[error("AK is RSA with {bits} bits; 2048 are the least")]
+    #[error("key is RSA with {bits} bits; 2048 are the least")]
     RsaSize {
         /// Modulus size in bits.
         bits: u16,
     },
     /// The numbers are no public key, e.g. a point that is not on its curve.
-    #[error("AK's numbers are not a public key")]
+    #[error("key's numbers are not a public key")]
     NotAKey,
 }
 

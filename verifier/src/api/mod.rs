@@ -206,9 +206,9 @@ impl Inner {
         let path = request.uri().path().to_owned();
         let segments = match Path::parse(&path) {
             Path::Root if request.method() == Method::GET => return Ok(rest::to_current_version()),
-            Path::Version if request.method() == Method::GET => return Ok(rest::version()),
+            Path::Version if request.method() == Method::GET => return Ok(rest::version(&[])),
             Path::Root | Path::Version => return Err(rest::wrong_method()),
-            Path::Unknown => return Err(rest::unknown_path()),
+            Path::Api3(_) | Path::Unknown => return Err(rest::unknown_path()),
             Path::Api(segments) => segments,
         };
         let (endpoint, parameter, who) = find(ROUTES, &segments, &request, &peer)?;

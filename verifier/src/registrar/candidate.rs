@@ -1,15 +1,20 @@
 use base64::{Engine, engine::general_purpose::STANDARD};
 use troth_core::{
     identity::{
-        AgentId, IdentityError, certificate_matches_key, check_ak, check_distinct, check_ek,
-        default_ek_of_certificate, normalise_ek_certificate,
+        AgentId, CertifiedAk, CertifiedEk, ChainError, DeviceError, DeviceIdentity, IdentityError,
+        certificate_matches_key, certify_ak, certify_ek, check_ak, check_distinct, check_ek,
+        default_ek_of_certificate, ek_certificate_chain, normalise_ek_certificate,
     },
     tpm::{Name, Public, StructureError},
     wire::Registration,
 };
 use troth_daemon::tls::{TlsError, certificates_from_pem};
 
-use crate::store::Agent;
+use super::rules::Rules;
+use crate::{
+    config::TpmIdentity,
+    store::{Agent, Device},
+};
 
 /// A registration that is well formed, consistent in itself, and safe to challenge.
 #[derive(Debug)]
@@ -23,45 +28,35 @@ pub(super) struct Candidate {
 }
 
 impl Candidate {
-    pub(super) fn check(id: &AgentId, mut registration: Registration) -> Result<Self, Unfit> {
+    pub(super) fn check(
+        id: &AgentId,
+        mut registration: Registration,
+        rules: &Rules,
+    ) -> Result<Self, Unfit> {
         if registration.ek_tpm.as_deref().is_none_or(str::is_empty) {
             registration.ek_tpm = ek_of_certificate(&registration);
         }
         let (aik_tpm, ak) = public("aik_tpm", registration.aik_tpm.as_deref())?;
         let (ek_tpm, ek) = public("ek_tpm", registration.ek_tpm.as_deref())?;
-        check_ak(&ak).map_err(|source| Unfit::Key {
-            member: "aik_tpm",
-            source,
-        })?;
-        check_ek(&ek).map_err(|source| Unfit::Key {
-            member: "ek_tpm",
-            source,
-        })?;
-        check_distinct(&ek, &ak).map_err(|source| Unfit::Key {
-            member: "aik_tpm",
-            source,
-        })?;
-        let ekcert = match registration.ekcert.as_deref() {
-            None => None,
-            Some(text) => {
-                normalise_ek_certificate(text.as_bytes()).map_err(|source| Unfit::Key {
-                    member: "ekcert",
-                    source,
-                })?
-            }
-        };
-        if let Some(der) = &ekcert {
-            let matches = certificate_matches_key(der, &ek).map_err(|source| Unfit::Key {
-                member: "ekcert",
-                source,
-            })?;
-            if !matches {
-                return Err(Unfit::OtherKey);
-            }
+        let unfit = |member| move |source| Unfit::Key { member, source };
+        check_ak(&ak).map_err(unfit("aik_tpm"))?;
+        check_ek(&ek).map_err(unfit("ek_tpm"))?;
+        check_distinct(&ek, &ak).map_err(unfit("aik_tpm"))?;
+        let ek_certificates = certificates("ekcert", registration.ekcert.as_deref(), rules)?;
+        let device = device_identity(&registration, rules)?;
+        if let Some((certificate, _)) = ek_certificates.split_first()
+            && !certificate_matches_key(certificate, &ek).map_err(unfit("ekcert"))?
+        {
+            return Err(Unfit::OtherKey);
         }
+        check_identity(id, &ek, &ek_certificates, &ak, device.as_ref(), rules)?;
+
         let mtls_cert = registration.mtls_cert.filter(|pem| !pem.is_empty());
         if let Some(pem) = mtls_cert.as_deref().filter(|pem| *pem != "disabled") {
-            certificates_from_pem(pem.as_bytes()).map_err(Unfit::Certificate)?;
+            let certificates = certificates_from_pem(pem.as_bytes()).map_err(Unfit::Certificate)?;
+            if let Some(certificate) = certificates.first() {
+                rules.check_form("mtls_cert", certificate)?;
+            }
         }
         let ip = registration
             .ip
@@ -71,14 +66,18 @@ impl Candidate {
             .port
             .filter(|port| *port != 0)
             .ok_or(Unfit::Contact("port"))?;
+        let mut ek_certificates = ek_certificates.iter().map(|der| STANDARD.encode(der));
         let agent = Agent {
             agent_id: id.as_str().to_owned(),
             ek_tpm,
-            ekcert: ekcert.map(|der| STANDARD.encode(der)),
+            ek_hash: AgentId::hash_ek(&ek).as_str().to_owned(),
+            ekcert: ek_certificates.next(),
+            ekcert_chain: ek_certificates.collect(),
             aik_tpm,
             ip,
             port,
             mtls_cert,
+            device: device.as_ref().map(stored),
             regcount: 0,
         };
         Ok(Self {
@@ -96,19 +95,135 @@ fn ek_of_certificate(registration: &Registration) -> Option<String> {
     Some(STANDARD.encode(ek.to_tpm2b()))
 }
 
+/// Is there an identity that a manufacturer vouches for, as far as one is asked for? A device
+/// identity that is sent must be good, whether it is asked for or not.
+fn check_identity(
+    id: &AgentId,
+    ek: &Public,
+    ek_certificates: &[Vec<u8>],
+    ak: &Public,
+    device: Option<&DeviceIdentity>,
+    rules: &Rules,
+) -> Result<(), Unfit> {
+    let trust = rules.trust();
+    let device = device
+        .map(|device| certify_ak(ak, id, device, &trust))
+        .transpose()?;
+    if let Some(device) = &device {
+        log_device(id, device);
+    }
+    match rules.identity {
+        TpmIdentity::IakIdevid if device.is_some() => return Ok(()),
+        TpmIdentity::IakIdevid => return Err(Unfit::Missing("iak_tpm")),
+        TpmIdentity::EkCertOrIakIdevid if device.is_some() => return Ok(()),
+        TpmIdentity::EkCertOrIakIdevid | TpmIdentity::EkCert => {}
+    }
+    if rules.require_ek_cert {
+        let (certificate, cas) = ek_certificates
+            .split_first()
+            .ok_or(Unfit::Missing("ekcert"))?;
+        log_ek(id, &certify_ek(ek, certificate, cas, &trust)?);
+    }
+    Ok(())
+}
+
+fn log_device(id: &AgentId, device: &CertifiedAk) {
+    let (iak, idevid) = (device.iak(), device.idevid());
+    tracing::debug!(
+        node_id = %id,
+        iak = ?iak.path(),
+        idevid = ?idevid.path(),
+        tolerated = ?iak.quirks().union(idevid.quirks()),
+        "device identity is certified"
+    );
+}
+
+fn log_ek(id: &AgentId, ek: &CertifiedEk) {
+    tracing::debug!(
+        node_id = %id, path = ?ek.path(), tolerated = ?ek.quirks(), "EK is certified"
+    );
+}
+
+/// IAK and IDevID, if any of their members is there; then all of them must be.
+fn device_identity(
+    registration: &Registration,
+    rules: &Rules,
+) -> Result<Option<DeviceIdentity>, Unfit> {
+    let members = [
+        &registration.iak_tpm,
+        &registration.idevid_tpm,
+        &registration.iak_cert,
+        &registration.idevid_cert,
+    ];
+    if members
+        .into_iter()
+        .all(|text| text.as_deref().unwrap_or_default().is_empty())
+    {
+        return Ok(None);
+    }
+    let (_, iak) = public("iak_tpm", registration.iak_tpm.as_deref())?;
+    let (_, idevid) = public("idevid_tpm", registration.idevid_tpm.as_deref())?;
+    let chain = |member, text: &Option<String>| {
+        let found = certificates(member, text.as_deref(), rules)?;
+        match found.is_empty() {
+            true => Err(Unfit::Missing(member)),
+            false => Ok(found),
+        }
+    };
+    Ok(Some(DeviceIdentity {
+        iak,
+        iak_certificates: chain("iak_cert", &registration.iak_cert)?,
+        idevid,
+        idevid_certificates: chain("idevid_cert", &registration.idevid_cert)?,
+        attest: binary("iak_attest", registration.iak_attest.as_deref())?,
+        signature: binary("iak_sign", registration.iak_sign.as_deref())?,
+    }))
+}
+
+fn stored(device: &DeviceIdentity) -> Device {
+    let own = |certificates: &[Vec<u8>]| certificates.first().map(|der| STANDARD.encode(der));
+    Device {
+        iak_tpm: STANDARD.encode(device.iak.to_tpm2b()),
+        iak_cert: own(&device.iak_certificates).unwrap_or_default(),
+        idevid_tpm: STANDARD.encode(device.idevid.to_tpm2b()),
+        idevid_cert: own(&device.idevid_certificates).unwrap_or_default(),
+    }
+}
+
+/// A certificate in any form, and those of CAs that follow it; none if the member is empty.
+fn certificates(
+    member: &'static str,
+    text: Option<&str>,
+    rules: &Rules,
+) -> Result<Vec<Vec<u8>>, Unfit> {
+    let text = text.unwrap_or_default().as_bytes();
+    let own = normalise_ek_certificate(text).map_err(|source| Unfit::Key { member, source })?;
+    let Some(own) = own else {
+        return Ok(Vec::new());
+    };
+    rules.check_form(member, &own)?;
+    let mut all = vec![own];
+    all.extend(ek_certificate_chain(text));
+    Ok(all)
+}
+
 /// A TPM2B_PUBLIC, with its canonical base64 text.
 fn public(member: &'static str, text: Option<&str>) -> Result<(String, Public), Unfit> {
-    let text = text
-        .filter(|text| !text.is_empty())
-        .ok_or(Unfit::Missing(member))?;
-    // Strict base64, else hexadecimal, as Keylime reads binary members.
-    let bytes = STANDARD
-        .decode(text)
-        .or_else(|_| hex::decode(text.strip_prefix("0x").unwrap_or(text)))
-        .map_err(|_| Unfit::Encoding(member))?;
+    let bytes = binary(member, text)?;
     let public =
         Public::from_tpm2b(&bytes).map_err(|source| Unfit::Structure { member, source })?;
     Ok((STANDARD.encode(&bytes), public))
+}
+
+/// A required binary member: strict base64, else hexadecimal, as Keylime reads it.
+fn binary(member: &'static str, text: Option<&str>) -> Result<Vec<u8>, Unfit> {
+    let text = text
+        .filter(|text| !text.is_empty())
+        .ok_or(Unfit::Missing(member))?;
+    STANDARD
+        .decode(text)
+        .or_else(|_| hex::decode(text.strip_prefix("0x").unwrap_or(text)))
+        .map_err(|_| Unfit::Encoding(member))
 }
 
 /// A host name, an IPv4 or an IPv6 address, by alphabet and length.
@@ -126,9 +241,15 @@ pub(super) enum Unfit {
     /// The mTLS certificate is neither PEM nor `disabled`.
     #[error("mtls_cert: {0}")]
     Certificate(TlsError),
+    /// The EK certificate leads to no CA of the store.
+    #[error("ekcert: {0}")]
+    Chain(#[from] ChainError),
     /// No usable contact address or port.
     #[error("{0} is missing or not usable")]
     Contact(&'static str),
+    /// The device identity is not believed.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     /// Neither base64 nor hexadecimal.
     #[error("{0} is neither base64 nor hexadecimal")]
     Encoding(&'static str),
@@ -140,6 +261,9 @@ pub(super) enum Unfit {
         /// The reason.
         source: IdentityError,
     },
+    /// A certificate that only a lenient reader can read.
+    #[error("{0} is not strict DER, which malformed_cert_action = \"reject\" asks for")]
+    Malformed(&'static str),
     /// A required member is not there.
     #[error("{0} is missing")]
     Missing(&'static str),

@@ -6,42 +6,36 @@
 
 /// What a registration must be before it gets a challenge.
 mod candidate;
+/// Registration and activation.
+mod exchange;
+/// What the administrator asks of registrations.
+mod rules;
 
-use std::{
-    sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::{sync::Arc, time::Duration};
 
-use base64::{Engine, engine::general_purpose::STANDARD};
-use hyper::{Method, Request, Response, StatusCode, body::Incoming};
+use hyper::{Method, Request, Response, body::Incoming};
 use serde::Deserialize;
 use troth_core::{
-    identity::{AgentId, activation_tag_matches},
-    tpm::make_credential,
-    wire::{Activation, RegistrarList, RegistrarRecord, Registration, RegistrationChallenge},
+    identity::AgentId,
+    wire::{RegistrarList, RegistrarRecord},
 };
-use troth_daemon::server::{Body, Handler, Peer, read_body};
-use zeroize::Zeroizing;
+use troth_daemon::{
+    cert_store::CertStoreError,
+    server::{Body, Handler, Peer, read_body},
+};
 
-use self::candidate::Candidate;
 pub(crate) use self::candidate::is_host;
+use self::rules::Rules;
 use crate::{
-    authority::{Class, Principal, authorize},
+    authority::{ANY, Class, Principal, Route, find},
     config::RegistrarConfig,
     limit::SourceLimit,
-    messages,
     rest::{self, Empty, Path, Refusal, Reply},
-    store::{Agent, Pending, Promotion, Store},
+    store::Store,
 };
 
 /// A registration with RSA-4096 keys and a chain of certificates is below 20 KiB.
 const BODY_LIMIT: usize = 64 * 1024;
-/// Bytes of a challenge: fits every EK name algorithm from SHA-256 on.
-const CHALLENGE_SIZE: usize = 32;
-
-const OTHER_IDENTITY: &str =
-    "Agent re-registration with different TPM identity is forbidden for security reasons";
-
 /// The registrar's REST interface.
 #[derive(Clone, Debug)]
 pub struct Registrar(Arc<Inner>);
@@ -52,17 +46,21 @@ struct Inner {
     challenge_lifetime: Duration,
     max_pending: u32,
     limit: SourceLimit,
+    rules: Rules,
+    one_id_per_tpm: bool,
 }
 
 impl Registrar {
-    /// Serves from `store`.
-    pub fn new(store: Store, config: &RegistrarConfig) -> Self {
-        Self(Arc::new(Inner {
+    /// Serves from `store`; reads the certificate store.
+    pub fn new(store: Store, config: &RegistrarConfig) -> Result<Self, CertStoreError> {
+        Ok(Self(Arc::new(Inner {
             store,
             challenge_lifetime: config.challenge_lifetime.0,
             max_pending: config.max_pending,
             limit: SourceLimit::new(config.source_rate_limit),
-        }))
+            rules: Rules::new(config)?,
+            one_id_per_tpm: config.one_id_per_tpm,
+        })))
     }
 }
 
@@ -79,56 +77,82 @@ struct WithId {
     agent_id: String,
 }
 
+#[derive(Clone, Copy, Debug)]
+enum Endpoint {
+    Root,
+    List,
+    Show,
+    Delete,
+    /// The id is in the body.
+    Register,
+    RegisterAs,
+    Activate,
+}
+
+/// What API 2.x and 3.0 have in common.
+const COMMON: &[Route<Endpoint>] = {
+    use Class::{Admin, Public};
+    use Endpoint::{Activate, Delete, List, Register, Root, Show};
+    &[
+        Route::new(Method::GET, &[], Public, "read_root", Root),
+        Route::new(Method::GET, AGENTS, Admin, "list_registrations", List),
+        Route::new(Method::GET, AGENT, Admin, "read_registration", Show),
+        Route::new(Method::DELETE, AGENT, Admin, "delete_registration", Delete),
+        Route::new(Method::POST, AGENTS, Public, "register_agent", Register),
+        Route::new(Method::POST, ACTIVATE, Public, "activate_agent", Activate),
+    ]
+};
+
+/// What only API 2.x has.
+const ONLY_2: &[Route<Endpoint>] = {
+    use Class::Public;
+    use Endpoint::{Activate, RegisterAs};
+    &[
+        Route::new(Method::POST, AGENT, Public, "register_agent", RegisterAs),
+        Route::new(Method::PUT, AGENT, Public, "activate_agent", Activate),
+        Route::new(Method::PUT, ACTIVATE, Public, "activate_agent", Activate),
+    ]
+};
+
+const AGENTS: &[&str] = &["agents"];
+const AGENT: &[&str] = &["agents", ANY];
+const ACTIVATE: &[&str] = &["agents", ANY, "activate"];
+
 impl Inner {
     async fn route(&self, request: Request<Incoming>) -> Reply {
         let Some(peer) = request.extensions().get::<Peer>().cloned() else {
             return Err(rest::unknown_path());
         };
         let path = request.uri().path().to_owned();
-        let segments = match Path::parse(&path) {
+        let (routes, segments) = match Path::parse(&path) {
             Path::Root if request.method() == Method::GET => return Ok(rest::to_current_version()),
-            Path::Version if request.method() == Method::GET => return Ok(rest::version()),
+            Path::Version if request.method() == Method::GET => {
+                return Ok(rest::version(&[rest::VERSION_3]));
+            }
             Path::Root | Path::Version => return Err(rest::wrong_method()),
             Path::Unknown => return Err(rest::unknown_path()),
-            Path::Api(segments) => segments,
+            Path::Api(segments) => (&[COMMON, ONLY_2][..], segments),
+            Path::Api3(segments) => (&[COMMON][..], segments),
         };
-        match (request.method().clone(), segments.as_slice()) {
-            (Method::GET, []) => Ok(rest::success(Empty {})),
-            (Method::GET, ["agents"]) => {
-                authorize(&request, &peer, Class::Admin, "list_registrations")?;
-                self.list().await
-            }
-            (Method::GET, ["agents", id]) => {
-                authorize(&request, &peer, Class::Admin, "read_registration")?;
-                self.show(&agent_id(id)?).await
-            }
-            (Method::DELETE, ["agents", id]) => {
-                let admin = authorize(&request, &peer, Class::Admin, "delete_registration")?;
-                self.delete(&agent_id(id)?, &admin).await
-            }
-            (Method::POST, ["agents"]) => {
+        let routes = routes.iter().copied().flatten();
+        let (endpoint, id, who) = find(routes, &segments, &request, &peer)?;
+        match endpoint {
+            Endpoint::Root => Ok(rest::success(Empty {})),
+            Endpoint::List => self.list().await,
+            Endpoint::Show => self.show(&agent_id(id)?).await,
+            Endpoint::Delete => self.delete(&agent_id(id)?, &who).await,
+            Endpoint::Register | Endpoint::RegisterAs | Endpoint::Activate => {
                 self.limit.take(peer.address.ip())?;
                 let body = read_body(request.into_body(), BODY_LIMIT).await?;
-                let id: WithId = parse(&body)?;
-                self.register(&agent_id(&id.agent_id)?, &body, &peer).await
+                let id = match endpoint {
+                    Endpoint::Register => agent_id(&parse::<WithId>(&body)?.agent_id)?,
+                    _ => agent_id(id)?,
+                };
+                match endpoint {
+                    Endpoint::Activate => self.activate(&id, &body, &peer).await,
+                    _ => self.register(&id, &body, &peer).await,
+                }
             }
-            (Method::POST, ["agents", id]) => {
-                self.limit.take(peer.address.ip())?;
-                let id = agent_id(id)?;
-                let body = read_body(request.into_body(), BODY_LIMIT).await?;
-                self.register(&id, &body, &peer).await
-            }
-            (Method::PUT, ["agents", id])
-            | (Method::PUT | Method::POST, ["agents", id, "activate"]) => {
-                self.limit.take(peer.address.ip())?;
-                let id = agent_id(id)?;
-                let body = read_body(request.into_body(), BODY_LIMIT).await?;
-                self.activate(&id, &body, &peer).await
-            }
-            (_, [] | ["agents"] | ["agents", _] | ["agents", _, "activate"]) => {
-                Err(rest::wrong_method())
-            }
-            _ => Err(rest::unknown_path()),
         }
     }
 
@@ -152,6 +176,7 @@ impl Inner {
             agent_id: Some(agent.agent_id),
             ek_tpm: agent.ek_tpm,
             ekcert: agent.ekcert,
+            ekcert_chain: agent.ekcert_chain,
             aik_tpm: agent.aik_tpm,
             ip: agent.ip,
             port: agent.port,
@@ -172,116 +197,6 @@ impl Inner {
         tracing::info!(node_id = %id, %admin, "registration removed by an administrator");
         Ok(rest::success(Empty {}))
     }
-
-    async fn register(&self, id: &AgentId, body: &[u8], peer: &Peer) -> Reply {
-        let registration: Registration = parse(body)?;
-        let candidate = Candidate::check(id, registration).map_err(|error| {
-            tracing::warn!(node_id = %id, source = %peer.address, %error, "registration refused");
-            Refusal::bad_request(format!(
-                "Could not register agent with invalid data: {error}"
-            ))
-        })?;
-        let internal = |error| Refusal::internal(&error);
-        let active = self.store.agent(id.as_str()).await.map_err(internal)?;
-        if active.is_some_and(|active| !active.same_identity(&candidate.agent)) {
-            return Err(other_identity(id, peer));
-        }
-        let aik = &candidate.agent.aik_tpm;
-        if let Some(other) = self
-            .store
-            .agent_with_ak(aik, id.as_str())
-            .await
-            .map_err(internal)?
-        {
-            tracing::warn!(node_id = %id, other_node = other, "the same AK has another agent id");
-        }
-        let mut challenge = Zeroizing::new(vec![0; CHALLENGE_SIZE]);
-        aws_lc_rs::rand::fill(&mut challenge).map_err(|error| Refusal::internal(&error))?;
-        let blob = make_credential(&candidate.ek, &candidate.ak_name, &challenge)
-            .map_err(|error| Refusal::bad_request(format!("no challenge for this EK: {error}")))?;
-        let now = unix_seconds();
-        let pending = Pending {
-            agent: candidate.agent,
-            challenge,
-            created_at: now,
-        };
-        let oldest = now.saturating_sub(self.challenge_lifetime.as_secs());
-        let pushed_out = self
-            .store
-            .put_pending(&pending, oldest, self.max_pending)
-            .await
-            .map_err(internal)?;
-        if pushed_out > 0 {
-            tracing::warn!(
-                node_id = %id, source = %peer.address,
-                "too many unanswered challenges: the oldest was dropped"
-            );
-        }
-        tracing::debug!(node_id = %id, source = %peer.address, "registration pending");
-        Ok(rest::success(RegistrationChallenge {
-            blob: STANDARD.encode(blob.to_bytes()),
-        }))
-    }
-
-    async fn activate(&self, id: &AgentId, body: &[u8], peer: &Peer) -> Reply {
-        // Parsed first: a request that carries no answer does not burn the challenge.
-        let activation: Activation = parse(body)?;
-        let internal = |error| Refusal::internal(&error);
-        let Some(pending) = self
-            .store
-            .take_pending(id.as_str())
-            .await
-            .map_err(internal)?
-        else {
-            let known = self
-                .store
-                .agent(id.as_str())
-                .await
-                .map_err(internal)?
-                .is_some();
-            return Err(if known {
-                Refusal::bad_request("no registration of this agent waits for its activation")
-            } else {
-                not_registered(id)
-            });
-        };
-        let age = unix_seconds().saturating_sub(pending.created_at);
-        if age > self.challenge_lifetime.as_secs() {
-            return Err(Refusal::bad_request(
-                "the challenge has expired; register again",
-            ));
-        }
-        if !activation_tag_matches(&pending.challenge, id, &activation.auth_tag) {
-            tracing::warn!(
-                node_id = %id, source = %peer.address,
-                "wrong activation tag: the challenge is spent, an active registration stays"
-            );
-            return Err(Refusal::bad_request(
-                "auth_tag does not match; register again",
-            ));
-        }
-        let agent = pending.agent;
-        match self
-            .store
-            .promote(&agent, unix_seconds())
-            .await
-            .map_err(internal)?
-        {
-            Promotion::Done => {}
-            Promotion::OtherIdentity => return Err(other_identity(id, peer)),
-        }
-        let Agent {
-            ip, port, ekcert, ..
-        } = &agent;
-        tracing::info!(
-            message_id = messages::REGISTERED,
-            node_id = %id,
-            address = %format_args!("{ip}:{port}"),
-            ek_certificate = ekcert.is_some(),
-            "agent {id} registered: its AK is held by the TPM of its EK"
-        );
-        Ok(rest::success(Empty {}))
-    }
 }
 
 fn agent_id(text: &str) -> Result<AgentId, Refusal> {
@@ -292,23 +207,6 @@ fn not_registered(id: &AgentId) -> Refusal {
     Refusal::not_found(format!("agent {id} not found"))
 }
 
-fn other_identity(id: &AgentId, peer: &Peer) -> Refusal {
-    tracing::warn!(
-        message_id = messages::IDENTITY_CONFLICT,
-        node_id = %id,
-        source = %peer.address,
-        "registration refused: {id} belongs to another TPM; an administrator must remove it first"
-    );
-    Refusal::new(StatusCode::FORBIDDEN, OTHER_IDENTITY)
-}
-
 fn parse<T: for<'de> Deserialize<'de>>(body: &[u8]) -> Result<T, Refusal> {
     serde_json::from_slice(body).map_err(|error| Refusal::bad_request(format!("body: {error}")))
-}
-
-fn unix_seconds() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default()
-        .as_secs()
 }

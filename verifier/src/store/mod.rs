@@ -30,7 +30,7 @@ use sqlx::{
 
 pub use nodes::{Enrolled, NewNode, NodeRow, RecordUpdate};
 pub use policies::{NewPolicy, PolicyChoice, PolicyChoices, PolicyKind, Removed};
-pub use registrar::{Agent, Pending, Promotion};
+pub use registrar::{Agent, Device, Pending, Promotion};
 
 use crate::ca;
 
@@ -53,10 +53,16 @@ impl Schema {
     /// In order; each number once.
     fn migrations(self) -> Vec<Migration> {
         let steps: &[(&'static str, &'static str)] = match self {
-            Self::Registrar => &[(
-                "agents",
-                include_str!("../../migrations/registrar/0001_agents.sql"),
-            )],
+            Self::Registrar => &[
+                (
+                    "agents",
+                    include_str!("../../migrations/registrar/0001_agents.sql"),
+                ),
+                (
+                    "device identity",
+                    include_str!("../../migrations/registrar/0002_device_identity.sql"),
+                ),
+            ],
             Self::Verifier => &[
                 (
                     "nodes",
@@ -84,6 +90,8 @@ impl Schema {
 /// A table whose writers take turns.
 #[derive(Clone, Copy, Debug)]
 enum Table {
+    /// Of the registrar: a TPM may have to have one id alone.
+    Agents,
     /// Of the registrar: their number is bounded.
     Pending,
     /// Of the verifier: texts are kept for as long as a policy of some kind has them.
@@ -94,6 +102,7 @@ impl Table {
     /// Readers are not kept out.
     fn lock(self) -> &'static str {
         match self {
+            Self::Agents => "LOCK TABLE agents IN SHARE ROW EXCLUSIVE MODE",
             Self::Pending => "LOCK TABLE pending IN SHARE ROW EXCLUSIVE MODE",
             Self::Policies => "LOCK TABLE policy_texts IN SHARE ROW EXCLUSIVE MODE",
         }

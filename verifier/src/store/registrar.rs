@@ -1,4 +1,8 @@
-use sqlx::{Row, any::AnyRow};
+use sqlx::{
+    Any, AssertSqlSafe, Executor, Row,
+    any::{AnyArguments, AnyRow},
+    query::Query,
+};
 use zeroize::Zeroizing;
 
 use super::{Store, StoreError, Table, signed, sorted_texts, unsigned};
@@ -10,8 +14,12 @@ pub struct Agent {
     pub agent_id: String,
     /// base64 TPM2B_PUBLIC of the EK.
     pub ek_tpm: String,
+    /// SHA-256 of the EK's public key, hex; `""` in records of older versions.
+    pub ek_hash: String,
     /// base64 DER of the EK certificate.
     pub ekcert: Option<String>,
+    /// base64 DER of the CAs' certificates that came with it.
+    pub ekcert_chain: Vec<String>,
     /// base64 TPM2B_PUBLIC of the AK.
     pub aik_tpm: String,
     /// Contact address.
@@ -20,8 +28,23 @@ pub struct Agent {
     pub port: u16,
     /// PEM or `disabled`.
     pub mtls_cert: Option<String>,
+    /// What the device's manufacturer certified.
+    pub device: Option<Device>,
     /// Activations so far; 0 while pending.
     pub regcount: u64,
+}
+
+/// A device identity that certified the AK.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Device {
+    /// base64 TPM2B_PUBLIC of the IAK.
+    pub iak_tpm: String,
+    /// base64 DER of its certificate.
+    pub iak_cert: String,
+    /// base64 TPM2B_PUBLIC of the IDevID.
+    pub idevid_tpm: String,
+    /// base64 DER of its certificate.
+    pub idevid_cert: String,
 }
 
 impl Agent {
@@ -54,16 +77,23 @@ pub enum Promotion {
     Done,
     /// Another TPM was activated under this id meanwhile; nothing changed.
     OtherIdentity,
+    /// This TPM was activated under another id meanwhile; nothing changed.
+    OtherId,
 }
+
+/// All columns of an agent but its `regcount`.
+const COLUMNS: &str = "agent_id, ek_tpm, ek_hash, ekcert, ekcert_chain, aik_tpm, ip, port, \
+     mtls_cert, iak_tpm, iak_cert, idevid_tpm, idevid_cert";
+/// As many parameters.
+const VALUES: &str = "$1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13";
 
 /// The registrar's tables.
 impl Store {
     /// The activated agent of this id.
     pub async fn agent(&self, id: &str) -> Result<Option<Agent>, StoreError> {
-        let row = sqlx::query(
-            "SELECT agent_id, ek_tpm, ekcert, aik_tpm, ip, port, mtls_cert, regcount \
-             FROM agents WHERE agent_id = $1",
-        )
+        let row = sqlx::query(AssertSqlSafe(format!(
+            "SELECT {COLUMNS}, regcount FROM agents WHERE agent_id = $1"
+        )))
         .bind(id.to_owned())
         .fetch_optional(&self.pool)
         .await?;
@@ -78,22 +108,9 @@ impl Store {
         sorted_texts(&rows)
     }
 
-    /// Another activated agent with this AK.
-    pub async fn agent_with_ak(
-        &self,
-        aik_tpm: &str,
-        except: &str,
-    ) -> Result<Option<String>, StoreError> {
-        let row = sqlx::query(
-            "SELECT agent_id FROM agents WHERE aik_tpm = $1 AND agent_id <> $2 LIMIT 1",
-        )
-        .bind(aik_tpm.to_owned())
-        .bind(except.to_owned())
-        .fetch_optional(&self.pool)
-        .await?;
-        row.map(|row| row.try_get(0))
-            .transpose()
-            .map_err(Into::into)
+    /// Another activated agent with the same AK or EK.
+    pub async fn agent_of_same_tpm(&self, agent: &Agent) -> Result<Option<String>, StoreError> {
+        same_tpm(agent, &self.pool).await
     }
 
     /// Forgets an agent, its pending registration included. `false`: there was no active one.
@@ -140,32 +157,24 @@ impl Store {
         .bind((waiting - room).max(0))
         .execute(&mut *transaction)
         .await?;
-        let agent = &pending.agent;
-        sqlx::query(
-            "INSERT INTO pending (agent_id, ek_tpm, ekcert, aik_tpm, ip, port, mtls_cert, \
-             challenge, created_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
-        )
-        .bind(agent.agent_id.clone())
-        .bind(agent.ek_tpm.clone())
-        .bind(agent.ekcert.clone())
-        .bind(agent.aik_tpm.clone())
-        .bind(agent.ip.clone())
-        .bind(i64::from(agent.port))
-        .bind(agent.mtls_cert.clone())
-        .bind(hex::encode(&*pending.challenge))
-        .bind(signed(pending.created_at))
-        .execute(&mut *transaction)
-        .await?;
+        let insert = AssertSqlSafe(format!(
+            "INSERT INTO pending ({COLUMNS}, challenge, created_at) VALUES ({VALUES}, $14, $15)"
+        ));
+        bind(sqlx::query(insert), &pending.agent)
+            .bind(hex::encode(&*pending.challenge))
+            .bind(signed(pending.created_at))
+            .execute(&mut *transaction)
+            .await?;
         transaction.commit().await?;
         Ok(pushed_out.rows_affected())
     }
 
     /// Takes the pending registration out: whoever gets it, nobody gets it again.
     pub async fn take_pending(&self, id: &str) -> Result<Option<Pending>, StoreError> {
-        let row = sqlx::query(
-            "DELETE FROM pending WHERE agent_id = $1 RETURNING agent_id, ek_tpm, ekcert, \
-             aik_tpm, ip, port, mtls_cert, CAST(0 AS BIGINT) AS regcount, challenge, created_at",
-        )
+        let row = sqlx::query(AssertSqlSafe(format!(
+            "DELETE FROM pending WHERE agent_id = $1 \
+             RETURNING {COLUMNS}, CAST(0 AS BIGINT) AS regcount, challenge, created_at"
+        )))
         .bind(id.to_owned())
         .fetch_optional(&self.pool)
         .await?;
@@ -180,46 +189,121 @@ impl Store {
         }))
     }
 
-    /// Makes a registration the active one, unless the id belongs to another TPM.
-    pub async fn promote(&self, agent: &Agent, now: u64) -> Result<Promotion, StoreError> {
-        let written = sqlx::query(
-            "INSERT INTO agents (agent_id, ek_tpm, ekcert, aik_tpm, ip, port, mtls_cert, \
-             regcount, activated_at) VALUES ($1, $2, $3, $4, $5, $6, $7, 1, $8) \
-             ON CONFLICT (agent_id) DO UPDATE SET ekcert = COALESCE(excluded.ekcert, \
-             agents.ekcert), ip = excluded.ip, port = excluded.port, \
-             mtls_cert = excluded.mtls_cert, regcount = agents.regcount + 1, \
-             activated_at = excluded.activated_at \
+    /// Makes a registration the active one, unless the id belongs to another TPM, or
+    /// (`one_id_per_tpm`) the TPM has another id.
+    pub async fn promote(
+        &self,
+        agent: &Agent,
+        now: u64,
+        one_id_per_tpm: bool,
+    ) -> Result<Promotion, StoreError> {
+        let mut transaction = match one_id_per_tpm {
+            true => self.begin(Table::Agents).await?,
+            false => self.pool.begin().await?,
+        };
+        let upsert = AssertSqlSafe(format!(
+            "INSERT INTO agents ({COLUMNS}, regcount, activated_at) VALUES ({VALUES}, 1, $14) \
+             ON CONFLICT (agent_id) DO UPDATE SET ek_hash = excluded.ek_hash, \
+             ekcert = COALESCE(excluded.ekcert, agents.ekcert), \
+             ekcert_chain = CASE WHEN excluded.ekcert IS NULL THEN agents.ekcert_chain \
+             ELSE excluded.ekcert_chain END, \
+             ip = excluded.ip, port = excluded.port, mtls_cert = excluded.mtls_cert, \
+             iak_tpm = excluded.iak_tpm, iak_cert = excluded.iak_cert, \
+             idevid_tpm = excluded.idevid_tpm, idevid_cert = excluded.idevid_cert, \
+             regcount = agents.regcount + 1, activated_at = excluded.activated_at \
              WHERE agents.ek_tpm = excluded.ek_tpm AND agents.aik_tpm = excluded.aik_tpm \
              AND (agents.ekcert IS NULL OR excluded.ekcert IS NULL \
-             OR agents.ekcert = excluded.ekcert)",
-        )
+             OR agents.ekcert = excluded.ekcert)"
+        ));
+        let written = bind(sqlx::query(upsert), agent)
+            .bind(signed(now))
+            .execute(&mut *transaction)
+            .await?;
+        if written.rows_affected() == 0 {
+            return Ok(Promotion::OtherIdentity);
+        }
+        // Dropped uncommitted, the transaction takes back what was written.
+        if one_id_per_tpm && same_tpm(agent, &mut *transaction).await?.is_some() {
+            return Ok(Promotion::OtherId);
+        }
+        transaction.commit().await?;
+        Ok(Promotion::Done)
+    }
+}
+
+async fn same_tpm<'e>(
+    agent: &Agent,
+    executor: impl Executor<'e, Database = Any>,
+) -> Result<Option<String>, StoreError> {
+    let row = sqlx::query(
+        "SELECT agent_id FROM agents WHERE (aik_tpm = $1 OR ek_hash = $2) AND agent_id <> $3 \
+         LIMIT 1",
+    )
+    .bind(agent.aik_tpm.clone())
+    .bind(agent.ek_hash.clone())
+    .bind(agent.agent_id.clone())
+    .fetch_optional(executor)
+    .await?;
+    row.map(|row| row.try_get(0))
+        .transpose()
+        .map_err(Into::into)
+}
+
+/// Binds [`VALUES`].
+fn bind<'q>(query: Query<'q, Any, AnyArguments>, agent: &Agent) -> Query<'q, Any, AnyArguments> {
+    let device = agent.device.clone();
+    let [iak_tpm, iak_cert, idevid_tpm, idevid_cert] = match device {
+        None => [const { None }; 4],
+        Some(device) => [
+            Some(device.iak_tpm),
+            Some(device.iak_cert),
+            Some(device.idevid_tpm),
+            Some(device.idevid_cert),
+        ],
+    };
+    query
         .bind(agent.agent_id.clone())
         .bind(agent.ek_tpm.clone())
+        .bind(agent.ek_hash.clone())
         .bind(agent.ekcert.clone())
+        .bind(agent.ekcert_chain.join("\n"))
         .bind(agent.aik_tpm.clone())
         .bind(agent.ip.clone())
         .bind(i64::from(agent.port))
         .bind(agent.mtls_cert.clone())
-        .bind(signed(now))
-        .execute(&self.pool)
-        .await?;
-        Ok(if written.rows_affected() > 0 {
-            Promotion::Done
-        } else {
-            Promotion::OtherIdentity
-        })
-    }
+        .bind(iak_tpm)
+        .bind(iak_cert)
+        .bind(idevid_tpm)
+        .bind(idevid_cert)
 }
 
 fn agent(row: &AnyRow) -> Result<Agent, sqlx::Error> {
+    let chain: String = row.try_get("ekcert_chain")?;
     Ok(Agent {
         agent_id: row.try_get("agent_id")?,
         ek_tpm: row.try_get("ek_tpm")?,
+        ek_hash: row.try_get("ek_hash")?,
         ekcert: row.try_get("ekcert")?,
+        ekcert_chain: chain.lines().map(str::to_owned).collect(),
         aik_tpm: row.try_get("aik_tpm")?,
         ip: row.try_get("ip")?,
         port: u16::try_from(row.try_get::<i64, _>("port")?).unwrap_or(0),
         mtls_cert: row.try_get("mtls_cert")?,
+        device: device(row)?,
         regcount: unsigned(row.try_get("regcount")?),
     })
+}
+
+fn device(row: &AnyRow) -> Result<Option<Device>, sqlx::Error> {
+    let column = |name| row.try_get::<Option<String>, _>(name);
+    let (iak_tpm, iak_cert) = (column("iak_tpm")?, column("iak_cert")?);
+    let (idevid_tpm, idevid_cert) = (column("idevid_tpm")?, column("idevid_cert")?);
+    Ok((|| {
+        Some(Device {
+            iak_tpm: iak_tpm?,
+            iak_cert: iak_cert?,
+            idevid_tpm: idevid_tpm?,
+            idevid_cert: idevid_cert?,
+        })
+    })())
 }

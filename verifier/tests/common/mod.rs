@@ -58,15 +58,7 @@ impl SoftTpm {
     }
 
     pub(crate) fn ak_with_attributes(&self, attributes: u32) -> String {
-        let point = self.ak.public_key().as_ref();
-        let mut tpmt = hex::decode("0023000b").unwrap();
-        tpmt.extend_from_slice(&attributes.to_be_bytes());
-        tpmt.extend(hex::decode("000000100018000b00030010").unwrap());
-        for coordinate in [&point[1..33], &point[33..65]] {
-            tpmt.extend_from_slice(&[0, 32]);
-            tpmt.extend_from_slice(coordinate);
-        }
-        tpm2b(&tpmt)
+        ecdsa_public(&self.ak, attributes)
     }
 
     fn ak_name(&self) -> Vec<u8> {
@@ -76,6 +68,24 @@ impl SoftTpm {
             .name()
             .as_bytes()
             .to_vec()
+    }
+
+    /// TPM2_Certify of the AK by an IAK, for this agent: base64 TPMS_ATTEST and TPMT_SIGNATURE.
+    pub(crate) fn certified_by(&self, iak: &EcdsaKeyPair, id: &str) -> [String; 2] {
+        let name = self.ak_name();
+        let mut attest = hex::decode("ff54434780170000").unwrap();
+        let digest = HashAlgorithm::Sha256.digest(&[id.as_bytes()]);
+        attest.extend([0, 32]);
+        attest.extend(digest.as_bytes());
+        attest.extend([0; 16]);
+        attest.push(1);
+        attest.extend([0; 8]);
+        for name in [&name, &name] {
+            attest.extend([0, 34]);
+            attest.extend(name);
+        }
+        let signature = tpmt_signature(iak, &attest);
+        [STANDARD.encode(attest), STANDARD.encode(signature)]
     }
 
     /// TPM2_ActivateCredential.
@@ -138,14 +148,32 @@ impl SoftTpm {
         attest.extend(&pcrs.mask().bits().to_le_bytes()[..3]);
         attest.extend([0, 32]);
         attest.extend(digest.as_bytes());
-        let signed = self.ak.sign(&SystemRandom::new(), &attest).unwrap();
-        let mut signature = hex::decode("0018000b").unwrap();
-        for half in signed.as_ref().chunks(32) {
-            signature.extend([0, 32]);
-            signature.extend(half);
-        }
+        let signature = tpmt_signature(&self.ak, &attest);
         Quote::encode(&attest, &signature, pcrs)
     }
+}
+
+/// base64 TPM2B_PUBLIC of a P-256 key that signs with ECDSA and SHA-256.
+pub(crate) fn ecdsa_public(key: &EcdsaKeyPair, attributes: u32) -> String {
+    let point = key.public_key().as_ref();
+    let mut tpmt = hex::decode("0023000b").unwrap();
+    tpmt.extend_from_slice(&attributes.to_be_bytes());
+    tpmt.extend(hex::decode("000000100018000b00030010").unwrap());
+    for coordinate in [&point[1..33], &point[33..65]] {
+        tpmt.extend_from_slice(&[0, 32]);
+        tpmt.extend_from_slice(coordinate);
+    }
+    tpm2b(&tpmt)
+}
+
+fn tpmt_signature(key: &EcdsaKeyPair, message: &[u8]) -> Vec<u8> {
+    let signed = key.sign(&SystemRandom::new(), message).unwrap();
+    let mut signature = hex::decode("0018000b").unwrap();
+    for half in signed.as_ref().chunks(32) {
+        signature.extend([0, 32]);
+        signature.extend(half);
+    }
+    signature
 }
 
 /// PCRs of `mask` with value zero, and PCR 16 bound to `pubkey`.

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
 use troth_verifier::store::{
-    Agent, Enrolled, NewNode, NewPolicy, Pending, PolicyChoice, PolicyChoices, PolicyKind,
+    Agent, Device, Enrolled, NewNode, NewPolicy, Pending, PolicyChoice, PolicyChoices, PolicyKind,
     Promotion, RecordUpdate, Removed, Schema, Store, StoreError,
 };
 use zeroize::Zeroizing;
@@ -16,6 +16,8 @@ macro_rules! conformance {
             activation_survives_a_restart_and_counts
             promotion_never_replaces_another_tpm
             challenge_is_taken_once_expires_and_is_bounded
+            a_device_identity_and_a_chain_stay_with_their_registration
+            a_tpm_has_one_id_where_that_is_asked_for
             enrolment_is_all_or_nothing
             own_policy_goes_with_the_node_and_a_shared_one_stays
             late_update_of_a_removed_node_does_not_touch_its_successor
@@ -48,11 +50,14 @@ fn sample(id: &str) -> Agent {
     Agent {
         agent_id: id.into(),
         ek_tpm: "ek".into(),
+        ek_hash: "00ee".into(),
         ekcert: None,
+        ekcert_chain: Vec::new(),
         aik_tpm: "ak".into(),
         ip: "::1".into(),
         port: 9002,
         mtls_cert: Some("disabled".into()),
+        device: None,
         regcount: 0,
     }
 }
@@ -69,7 +74,7 @@ pub(crate) async fn activation_survives_a_restart_and_counts(url: &str) {
     let store = open(url, Schema::Registrar).await;
     for _ in 0..2 {
         assert_eq!(
-            store.promote(&sample("a"), 5).await.unwrap(),
+            store.promote(&sample("a"), 5, false).await.unwrap(),
             Promotion::Done
         );
     }
@@ -82,7 +87,11 @@ pub(crate) async fn activation_survives_a_restart_and_counts(url: &str) {
     assert_eq!(store.agent("a").await.unwrap(), Some(expected));
     assert_eq!(store.agent_ids().await.unwrap(), ["a"]);
     assert_eq!(
-        store.agent_with_ak("ak", "b").await.unwrap().as_deref(),
+        store
+            .agent_of_same_tpm(&sample("b"))
+            .await
+            .unwrap()
+            .as_deref(),
         Some("a")
     );
     assert!(store.delete_agent("a").await.unwrap());
@@ -91,18 +100,18 @@ pub(crate) async fn activation_survives_a_restart_and_counts(url: &str) {
 
 pub(crate) async fn promotion_never_replaces_another_tpm(url: &str) {
     let store = open(url, Schema::Registrar).await;
-    store.promote(&sample("a"), 5).await.unwrap();
+    store.promote(&sample("a"), 5, false).await.unwrap();
     let with_certificate = Agent {
         ekcert: Some("c".into()),
         ..sample("a")
     };
     assert_eq!(
-        store.promote(&with_certificate, 6).await.unwrap(),
+        store.promote(&with_certificate, 6, false).await.unwrap(),
         Promotion::Done
     );
     // Left out: the one that is known stays.
     assert_eq!(
-        store.promote(&sample("a"), 7).await.unwrap(),
+        store.promote(&sample("a"), 7, false).await.unwrap(),
         Promotion::Done
     );
     for other in [
@@ -120,7 +129,7 @@ pub(crate) async fn promotion_never_replaces_another_tpm(url: &str) {
         },
     ] {
         assert_eq!(
-            store.promote(&other, 8).await.unwrap(),
+            store.promote(&other, 8, false).await.unwrap(),
             Promotion::OtherIdentity
         );
     }
@@ -146,6 +155,73 @@ pub(crate) async fn challenge_is_taken_once_expires_and_is_bounded(url: &str) {
     assert_eq!(put("d", 200, 150).await, 0);
     assert!(store.take_pending("c").await.unwrap().is_none(), "expired");
     assert!(store.agent_ids().await.unwrap().is_empty());
+}
+
+pub(crate) async fn a_device_identity_and_a_chain_stay_with_their_registration(url: &str) {
+    let store = open(url, Schema::Registrar).await;
+    let device = |iak: &str| Device {
+        iak_tpm: iak.into(),
+        iak_cert: "iak cert".into(),
+        idevid_tpm: "idevid".into(),
+        idevid_cert: "idevid cert".into(),
+    };
+    let agent = |iak: &str| Agent {
+        ekcert: Some("c".into()),
+        ekcert_chain: vec!["ca".into(), "root".into()],
+        device: Some(device(iak)),
+        ..sample("a")
+    };
+    let stored = store.put_pending(&pending(agent("1"), 100), 0, 9).await;
+    stored.unwrap();
+    let taken = store.take_pending("a").await.unwrap().unwrap();
+    assert_eq!(taken.agent, agent("1"));
+    // A device identity may change and go; a certificate of the EK stays, and its chain with it.
+    for (registered, expected) in [
+        (agent("1"), Some(device("1"))),
+        (agent("2"), Some(device("2"))),
+        (sample("a"), None),
+    ] {
+        let promoted = store.promote(&registered, 5, false).await.unwrap();
+        assert_eq!(promoted, Promotion::Done);
+        let stored = store.agent("a").await.unwrap().unwrap();
+        assert_eq!(stored.device, expected);
+        assert_eq!(stored.ekcert_chain, ["ca", "root"]);
+    }
+}
+
+pub(crate) async fn a_tpm_has_one_id_where_that_is_asked_for(url: &str) {
+    let store = open(url, Schema::Registrar).await;
+    let tasks: Vec<_> = (0..8)
+        .map(|n| {
+            let store = store.clone();
+            tokio::spawn(async move {
+                let agent = sample(&format!("agent-{n}"));
+                store.promote(&agent, 5, true).await.unwrap()
+            })
+        })
+        .collect();
+    let mut outcomes = Vec::new();
+    for task in tasks {
+        outcomes.push(task.await.unwrap());
+    }
+    let done = outcomes.iter().filter(|done| **done == Promotion::Done);
+    assert_eq!(done.count(), 1, "{outcomes:?}");
+    let other = outcomes.iter().filter(|done| **done == Promotion::OtherId);
+    assert_eq!(other.count(), 7, "{outcomes:?}");
+    let ids = store.agent_ids().await.unwrap();
+    assert_eq!(ids.len(), 1);
+    // Its own id is none of the others; and another TPM has nothing to do with it.
+    let again = store.promote(&sample(&ids[0]), 6, true).await.unwrap();
+    assert_eq!(again, Promotion::Done);
+    let other = Agent {
+        ek_hash: "00ff".into(),
+        aik_tpm: "other".into(),
+        ..sample("other")
+    };
+    assert_eq!(
+        store.promote(&other, 7, true).await.unwrap(),
+        Promotion::Done
+    );
 }
 
 fn node(id: &str, generation: u64) -> NewNode {
@@ -285,7 +361,7 @@ pub(crate) async fn ids_are_sorted_by_bytes_and_differ_by_case(url: &str) {
     let mut ids = ["b", "B", "a-1", "a.1", "a", "a_1", "A"];
     for id in ids {
         assert_eq!(
-            store.promote(&sample(id), 5).await.unwrap(),
+            store.promote(&sample(id), 5, false).await.unwrap(),
             Promotion::Done
         );
     }
@@ -301,7 +377,7 @@ pub(crate) async fn what_is_optional_may_be_absent(url: &str) {
         regcount: 1,
         ..sample("a")
     };
-    store.promote(&bare, 5).await.unwrap();
+    store.promote(&bare, 5, false).await.unwrap();
     assert_eq!(store.agent("a").await.unwrap(), Some(bare));
     assert_eq!(store.agent("b").await.unwrap(), None);
 }
@@ -319,7 +395,7 @@ pub(crate) async fn large_texts_and_numbers_come_back_as_they_were(url: &str) {
         regcount: 1,
         ..sample(&id)
     };
-    store.promote(&agent, u64::MAX).await.unwrap();
+    store.promote(&agent, u64::MAX, false).await.unwrap();
     assert_eq!(store.agent(&id).await.unwrap(), Some(agent));
 }
 

@@ -1,6 +1,11 @@
 //! The registrar over real HTTP and TLS, with a TPM in software on the agent's side.
 #![allow(clippy::unwrap_used, reason = "a test helper's error is a failed test")]
 
+/// Every route's answers, and the captured registrations of Keylime's agents.
+mod bodies;
+/// Certificates of TPMs and devices.
+mod certificates;
+#[path = "../common/mod.rs"]
 mod common;
 
 use std::{path::Path, time::Duration};
@@ -144,6 +149,18 @@ async fn both_ports_and_every_alias_register_and_activate() {
             "/v2.0/agents/a/activate/",
         ),
         (&anonymous, "/v2.3/agents/a", Method::PUT, "/v2.3/agents/a"),
+        (
+            &anonymous,
+            "/v3.0/agents",
+            Method::POST,
+            "/v3.0/agents/a/activate",
+        ),
+        (
+            &server.plain,
+            "/v3/agents/",
+            Method::POST,
+            "/v3/agents/a/activate",
+        ),
     ] {
         let (status, answer) = call(client, Method::POST, register, Some(body.clone())).await;
         assert_eq!(status, 200, "{register}: {answer}");
@@ -152,7 +169,7 @@ async fn both_ports_and_every_alias_register_and_activate() {
         let (status, answer) = call(client, method, activate, Some(tag)).await;
         assert_eq!(status, 200, "{activate}: {answer}");
     }
-    assert_eq!(server.show("a").await.1["results"]["regcount"], 3);
+    assert_eq!(server.show("a").await.1["results"]["regcount"], 5);
     let (status, version) = call(&server.plain, Method::GET, "/version", None).await;
     assert_eq!(
         (status, &version["results"]["current_version"]),
