@@ -36,23 +36,38 @@ impl Usage {
     }
 
     fn of_one(pid: u32) -> Result<Self> {
-        // proc_pid_stat(5), fields 14 to 17: utime, stime, cutime, cstime.
-        let ticks: u64 = stat(pid)?
-            .split_whitespace()
-            .skip(11)
-            .take(4)
-            .try_fold(0, |sum, field| -> Result<u64> {
-                Ok(sum + field.parse::<u64>()?)
-            })?;
         let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
         let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
         Ok(Self {
-            cpu: Duration::from_millis(ticks * 1000 / clock_ticks_per_second()),
+            cpu: own_and_childrens(pid)?.iter().sum(),
             resident: field(&status, "VmRSS:")?,
             proportional: field(&rollup, "Pss:")?,
             peak: field(&status, "VmHWM:")?,
         })
     }
+}
+
+/// CPU time of all children of this process that have ended.
+pub fn children_cpu() -> Result<Duration> {
+    let [_, children] = own_and_childrens(std::process::id())?;
+    Ok(children)
+}
+
+/// CPU time of a process, and of its children that have ended.
+fn own_and_childrens(pid: u32) -> Result<[Duration; 2]> {
+    // proc_pid_stat(5), fields 14 to 17: utime, stime, cutime, cstime.
+    let stat = stat(pid)?;
+    let mut ticks = stat.split_whitespace().skip(11).map(str::parse::<u64>);
+    let mut pair = || -> Result<Duration> {
+        let (user, system) = ticks
+            .next()
+            .zip(ticks.next())
+            .context("short /proc/PID/stat")?;
+        Ok(Duration::from_millis(
+            (user? + system?) * 1000 / clock_ticks_per_second(),
+        ))
+    };
+    Ok([pair()?, pair()?])
 }
 
 /// A field in kB, as bytes.

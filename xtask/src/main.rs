@@ -44,8 +44,11 @@ enum Command {
         #[arg(long)]
         release: bool,
     },
-    /// Measure what docs/performance.md promises, each figure beside a floor from the same run
+    /// Measure what docs/performance.md promises, each figure beside a floor or a peer from the same
+    /// run
     Bench {
+        /// Only this
+        subject: Option<bench::Subject>,
         /// Install what is missing without asking
         #[arg(long)]
         yes: bool,
@@ -66,7 +69,7 @@ fn main() -> Result<ExitCode> {
     match Arguments::parse().command {
         Command::Setup { yes } => setup::run_setup(yes)?,
         Command::Demo { yes, release } => return demo::run_demo(yes, release),
-        Command::Bench { yes } => bench::run_bench(yes)?,
+        Command::Bench { subject, yes } => bench::run_bench(subject, yes)?,
         Command::Soak(options) => soak::run_soak(&options)?,
         Command::Test { tier, yes } => return test::run_tiers(tier, yes),
     }

@@ -84,6 +84,11 @@ impl Keylime {
         Ok(())
     }
 
+    /// Process ids of the verifier and of the registrar; both fork.
+    pub fn pids(&self) -> [u32; 2] {
+        [0, 1].map(|server: usize| self.servers[server].0.id())
+    }
+
     /// Port of the verifier.
     pub fn verifier_port(&self) -> u16 {
         self.verifier_port
