@@ -212,7 +212,7 @@ async fn prepare(config: &Config, tpm: &TpmHandle) -> Result<Service, AgentError
     let (tls, served, mtls_cert) = match client_auth {
         Some(client_auth) => {
             let identity = mtls::load_or_create(&files, &id, &contact)?;
-            let served = ServedIdentity::new(&identity.tls)?;
+            let served = ServedIdentity::new(identity.tls);
             let tls = tls::server_config_showing(&served, client_auth)?;
             (Some(tls), Some(served), identity.certificate_pem)
         }

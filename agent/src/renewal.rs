@@ -108,9 +108,7 @@ impl Renewal {
         let announced = &mut self.registrar.body.mtls_cert;
         let changed = announced.as_deref() != Some(found.certificate_pem.as_str());
         if changed {
-            self.served
-                .replace(&found.tls)
-                .map_err(|source| self.files.unusable(source))?;
+            self.served.replace(found.tls);
             tracing::info!("new connections see the new TLS certificate");
             *announced = Some(found.certificate_pem);
         }

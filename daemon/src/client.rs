@@ -2,8 +2,12 @@
 
 use std::{
     error::Error as _,
-    fmt, io,
+    fmt,
+    future::poll_fn,
+    io,
+    pin::{Pin, pin},
     sync::Arc,
+    task::{Context, Waker},
     time::{Duration, SystemTime},
 };
 
@@ -12,14 +16,16 @@ use http_body_util::{BodyExt, Full};
 use hyper::{
     Method, Request, Version,
     body::{Body, Incoming},
-    client::conn::http1::{self, SendRequest},
+    client::conn::http1,
     header,
 };
 use hyper_util::rt::TokioIo;
 use rustls::{ClientConfig, pki_types::ServerName};
 use serde::de::DeserializeOwned;
 use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
+    runtime::Handle,
     sync::{Mutex, OwnedSemaphorePermit, Semaphore},
     time::{Instant, timeout, timeout_at},
 };
@@ -43,7 +49,7 @@ pub struct Client {
     timeout: Duration,
     body_limit: usize,
     large: Option<LargeAnswers>,
-    connection: Mutex<Option<SendRequest<Full<Bytes>>>>,
+    kept: Mutex<Option<Kept>>,
 }
 
 impl fmt::Debug for Client {
@@ -69,7 +75,7 @@ impl Client {
             timeout,
             body_limit: DEFAULT_BODY_LIMIT,
             large: None,
-            connection: Mutex::new(None),
+            kept: Mutex::new(None),
         }
     }
 
@@ -102,14 +108,12 @@ impl Client {
         path_and_query: &str,
         body: Option<Bytes>,
     ) -> Result<Answer, ClientError> {
-        let mut connection = self.connection.lock().await;
-        if let Some(mut kept) = connection.take()
-            && kept.ready().await.is_ok()
-        {
+        let mut kept = self.kept.lock().await;
+        if let Some(stream) = kept.take().and_then(Kept::open) {
             let request = self.request(&method, path_and_query, body.clone())?;
-            match self.exchange(&mut kept, request).await {
-                Ok(answer) => {
-                    *connection = Some(kept);
+            match self.exchange(stream, request).await {
+                Ok((answer, stream)) => {
+                    *kept = stream;
                     return Ok(answer);
                 }
                 Err(Broken { error, unsent }) => {
@@ -120,13 +124,11 @@ impl Client {
                 }
             }
         }
-        let mut fresh = self.connect().await?;
+        let fresh = self.connect().await?;
         let request = self.request(&method, path_and_query, body)?;
-        let answer = self
-            .exchange(&mut fresh, request)
-            .await
-            .map_err(|broken| broken.error)?;
-        *connection = Some(fresh);
+        let exchanged = self.exchange(fresh, request).await;
+        let (answer, stream) = exchanged.map_err(|broken| broken.error)?;
+        *kept = stream;
         Ok(answer)
     }
 
@@ -157,7 +159,7 @@ impl Client {
             .map_err(|error| self.http_error(error.to_string()))
     }
 
-    async fn connect(&self) -> Result<SendRequest<Full<Bytes>>, ClientError> {
+    async fn connect(&self) -> Result<Box<dyn Stream>, ClientError> {
         match timeout(self.timeout, self.handshake()).await {
             Ok(result) => result,
             Err(_) => Err(ClientError::Timeout {
@@ -168,7 +170,7 @@ impl Client {
         }
     }
 
-    async fn handshake(&self) -> Result<SendRequest<Full<Bytes>>, ClientError> {
+    async fn handshake(&self) -> Result<Box<dyn Stream>, ClientError> {
         let unreachable = |source| ClientError::Connect {
             target: self.target(),
             source,
@@ -178,7 +180,7 @@ impl Client {
             .map_err(unreachable)?;
         stream.set_nodelay(true).map_err(unreachable)?;
         let Some(tls) = &self.tls else {
-            return self.http(TokioIo::new(stream)).await;
+            return Ok(Box::new(stream));
         };
         let refused = |reason: String| ClientError::Tls {
             target: self.target(),
@@ -190,52 +192,71 @@ impl Client {
             .connect(name, stream)
             .await
             .map_err(|error| refused(error.to_string()))?;
-        self.http(TokioIo::new(stream)).await
+        Ok(Box::new(stream))
     }
 
-    async fn http<S>(&self, stream: S) -> Result<SendRequest<Full<Bytes>>, ClientError>
-    where
-        S: hyper::rt::Read + hyper::rt::Write + Send + Unpin + 'static,
-    {
-        let (sender, connection) = http1::handshake(stream)
-            .await
-            .map_err(|error| self.http_error(error_chain(&error)))?;
-        tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "client connection ended");
-            }
-        });
-        Ok(sender)
-    }
-
+    /// The answer, and the stream when it can be used again.
     async fn exchange(
         &self,
-        connection: &mut SendRequest<Full<Bytes>>,
+        stream: Box<dyn Stream>,
         request: Request<Full<Bytes>>,
-    ) -> Result<Answer, Broken> {
+    ) -> Result<(Answer, Option<Kept>), Broken> {
         let sent_by = Instant::now() + self.timeout;
-        let answer = timeout_at(sent_by, connection.try_send_request(request))
-            .await
-            .map_err(|_| self.too_slow())?
-            .map_err(|mut error| {
-                let unsent = error.take_message().is_some();
-                Broken {
-                    error: self.http_error(error_chain(error.error())),
-                    unsent,
+        let (mut requests, mut connection) =
+            http1::handshake(TokioIo::new(stream))
+                .await
+                .map_err(|error| Broken {
+                    error: self.http_error(error_chain(&error)),
+                    unsent: true,
+                })?;
+        let work = async {
+            let answer = timeout_at(sent_by, requests.try_send_request(request))
+                .await
+                .map_err(|_| self.too_slow())?
+                .map_err(|mut error| {
+                    let unsent = error.take_message().is_some();
+                    Broken {
+                        error: self.http_error(error_chain(error.error())),
+                        unsent,
+                    }
+                })?;
+            let status = answer.status().as_u16();
+            let retry_after = answer
+                .headers()
+                .get(header::RETRY_AFTER)
+                .and_then(|value| retry_after(value.to_str().ok()?, SystemTime::now()));
+            let old = answer.version() == Version::HTTP_10;
+            let body = self.read(answer.into_body(), old, sent_by).await?;
+            // Whoever was slow has no time left, and is not kept.
+            let reusable = timeout_at(sent_by, requests.ready()).await;
+            let answer = Answer {
+                status,
+                retry_after,
+                body,
+            };
+            Ok((answer, matches!(reusable, Ok(Ok(())))))
+        };
+        // Both in this task: to have another one drive the connection costs several wake-ups.
+        let mut work = pin!(work);
+        let done = tokio::select! {
+            biased;
+            done = &mut work => Some(done),
+            ended = &mut connection => {
+                if let Err(error) = ended {
+                    tracing::debug!(%error, "client connection ended");
                 }
-            })?;
-        let status = answer.status().as_u16();
-        let retry_after = answer
-            .headers()
-            .get(header::RETRY_AFTER)
-            .and_then(|value| retry_after(value.to_str().ok()?, SystemTime::now()));
-        let old = answer.version() == Version::HTTP_10;
-        let body = self.read(answer.into_body(), old, sent_by).await?;
-        Ok(Answer {
-            status,
-            retry_after,
-            body,
-        })
+                None
+            }
+        };
+        let Some(done) = done else {
+            return work.await.map(|(answer, _)| (answer, None));
+        };
+        let (answer, reusable) = done?;
+        let parts = connection.into_parts();
+        // Bytes that nobody asked for answer nothing.
+        let reusable = reusable && parts.read_buf.is_empty();
+        let kept = reusable.then(|| Kept(Some(parts.io.into_inner())));
+        Ok((answer, kept))
     }
 
     /// The whole body, until `deadline`. The time that a large one waits for its turn does not
@@ -340,6 +361,40 @@ impl Client {
         ClientError::Http {
             target: self.target(),
             reason,
+        }
+    }
+}
+
+/// A byte stream to the peer, TLS or not.
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
+
+/// An open connection between two requests. Only the stream is kept, not the 30 KiB that HTTP needs
+/// meanwhile: a verifier has one for each node, idle for all but moments of its life.
+struct Kept(Option<Box<dyn Stream>>);
+
+impl Kept {
+    /// The stream, if the peer has left it open and has sent nothing unasked.
+    fn open(mut self) -> Option<Box<dyn Stream>> {
+        let mut stream = self.0.take()?;
+        let mut byte = [0];
+        let mut byte = ReadBuf::new(&mut byte);
+        let mut context = Context::from_waker(Waker::noop());
+        Pin::new(&mut stream)
+            .poll_read(&mut context, &mut byte)
+            .is_pending()
+            .then_some(stream)
+    }
+}
+
+impl Drop for Kept {
+    /// Says goodbye (TLS's close_notify) without waiting for anybody.
+    fn drop(&mut self) {
+        if let (Some(mut stream), Ok(runtime)) = (self.0.take(), Handle::try_current()) {
+            runtime.spawn(poll_fn(move |context| {
+                Pin::new(&mut stream).poll_shutdown(context)
+            }));
         }
     }
 }

@@ -6,14 +6,14 @@
 use std::{
     fmt,
     path::{Path, PathBuf},
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, LazyLock, PoisonError, RwLock},
 };
 
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, RootCertStore,
     ServerConfig, SignatureScheme,
     client::{
-        WebPkiServerVerifier,
+        Resumption, WebPkiServerVerifier,
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     },
     crypto::{
@@ -28,27 +28,26 @@ use rustls::{
         ClientHello, NoServerSessionStorage, ResolvesServerCert, WebPkiClientVerifier,
         danger::{ClientCertVerified, ClientCertVerifier},
     },
-    sign::CertifiedKey,
+    sign::{CertifiedKey, SingleCertAndKey},
 };
 use x509_cert::{
     Certificate,
     der::{Decode, Encode},
 };
 
-/// A certificate chain with its private key.
-pub struct Identity {
-    chain: Vec<CertificateDer<'static>>,
-    key: PrivateKeyDer<'static>,
-}
+/// A certificate chain with its private key. Cheap to clone: the key is read once, and shared by
+/// all configurations.
+#[derive(Clone)]
+pub struct Identity(Arc<CertifiedKey>);
 
 impl Identity {
     /// From PEM texts: the certificate (leaf first) and the key (PKCS#8, PKCS#1 or SEC 1).
     pub fn from_pem(cert_pem: &[u8], key_pem: &[u8]) -> Result<Self, TlsError> {
         let key = PrivateKeyDer::from_pem_slice(key_pem).map_err(TlsError::PrivateKey)?;
-        Ok(Self {
-            chain: certificates_from_pem(cert_pem)?,
-            key,
-        })
+        let chain = certificates_from_pem(cert_pem)?;
+        let certified =
+            CertifiedKey::from_der(chain, key, &provider()).map_err(TlsError::Config)?;
+        Ok(Self(Arc::new(certified)))
     }
 
     /// From two PEM files.
@@ -59,23 +58,14 @@ impl Identity {
     /// The leaf certificate.
     pub fn certificate(&self) -> &CertificateDer<'static> {
         // `certificates_from_pem` refuses an empty chain.
-        &self.chain[0]
-    }
-}
-
-impl Clone for Identity {
-    fn clone(&self) -> Self {
-        Self {
-            chain: self.chain.clone(),
-            key: self.key.clone_key(),
-        }
+        &self.0.cert[0]
     }
 }
 
 impl fmt::Debug for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Identity")
-            .field("chain", &self.chain.len())
+            .field("chain", &self.0.cert.len())
             .finish_non_exhaustive()
     }
 }
@@ -116,34 +106,25 @@ pub enum ClientAuth {
 
 /// The identity that a server shows; it may be replaced while the server runs. Clones share it.
 #[derive(Clone, Debug)]
-pub struct ServedIdentity(Arc<RwLock<Arc<CertifiedKey>>>);
+pub struct ServedIdentity(Arc<RwLock<Identity>>);
 
 impl ServedIdentity {
-    /// Shows `identity`, whose certificate and key must belong together.
-    pub fn new(identity: &Identity) -> Result<Self, TlsError> {
-        Ok(Self(Arc::new(RwLock::new(certified(identity)?))))
+    /// Shows `identity`.
+    pub fn new(identity: Identity) -> Self {
+        Self(Arc::new(RwLock::new(identity)))
     }
 
-    /// Shows another identity from now on, to new connections. After an error it is still the old.
-    pub fn replace(&self, identity: &Identity) -> Result<(), TlsError> {
-        let certified = certified(identity)?;
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = certified;
-        Ok(())
+    /// Shows another identity from now on, to new connections.
+    pub fn replace(&self, identity: Identity) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = identity;
     }
 }
 
 impl ResolvesServerCert for ServedIdentity {
     fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         let shown = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        Some(Arc::clone(&shown))
+        Some(Arc::clone(&shown.0))
     }
-}
-
-fn certified(identity: &Identity) -> Result<Arc<CertifiedKey>, TlsError> {
-    let chain = identity.chain.clone();
-    CertifiedKey::from_der(chain, identity.key.clone_key(), &provider())
-        .map(Arc::new)
-        .map_err(TlsError::Config)
 }
 
 /// A TLS 1.2/1.3 server.
@@ -151,7 +132,7 @@ pub fn server_config(
     identity: &Identity,
     clients: ClientAuth,
 ) -> Result<Arc<ServerConfig>, TlsError> {
-    server_config_showing(&ServedIdentity::new(identity)?, clients)
+    server_config_showing(&ServedIdentity::new(identity.clone()), clients)
 }
 
 /// [`server_config`] with an identity that may be replaced.
@@ -223,18 +204,24 @@ pub fn client_config(
         .dangerous()
         .with_custom_certificate_verifier(verifier);
     let mut config = match identity {
-        Some(identity) => builder
-            .with_client_auth_cert(identity.chain.clone(), identity.key.clone_key())
-            .map_err(TlsError::Config)?,
+        Some(identity) => {
+            let shown = SingleCertAndKey::from(Arc::clone(&identity.0));
+            builder.with_client_cert_resolver(Arc::new(shown))
+        }
         None => builder.with_no_client_auth(),
     };
     config.enable_sni = false;
+    // Connections are kept; room for sessions to resume would cost 10 KiB for each node.
+    config.resumption = Resumption::disabled();
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(Arc::new(config))
 }
 
+/// One for all configurations: each of a verifier's nodes has one.
 fn provider() -> Arc<CryptoProvider> {
-    Arc::new(aws_lc_rs::default_provider())
+    static PROVIDER: LazyLock<Arc<CryptoProvider>> =
+        LazyLock::new(|| Arc::new(aws_lc_rs::default_provider()));
+    Arc::clone(&PROVIDER)
 }
 
 fn roots(authorities: &[CertificateDer<'static>]) -> Result<RootCertStore, TlsError> {

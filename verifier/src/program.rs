@@ -3,6 +3,7 @@
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::{CommandFactory, FromArgMatches, Parser};
+use rustix::process::{Resource, getrlimit, setrlimit};
 use serde::de::DeserializeOwned;
 use troth_daemon::{
     config::{self, Component, Place},
@@ -48,6 +49,7 @@ pub fn run<C: DeserializeOwned>(
     let matches = Arguments::command().name(name).about(about).get_matches();
     let arguments = Arguments::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     logging::init(LOG_LEVEL);
+    raise_descriptor_limit();
     let place = Place {
         file: arguments.config,
         root: arguments.root,
@@ -78,5 +80,15 @@ pub fn run<C: DeserializeOwned>(
                 ExitCode::FAILURE
             }
         }
+    }
+}
+
+/// Each node and each client is a file descriptor. The usual soft limit of 1,024 is for programs
+/// that call select(2).
+fn raise_descriptor_limit() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%error, "the limit of open files stays as it is");
     }
 }

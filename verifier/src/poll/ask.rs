@@ -133,8 +133,9 @@ async fn ask_once(
     // The body moves along: a large one counts as in memory until it is judged.
     let Answer { body, .. } = answer;
     let (rules, state) = (Arc::clone(&question.rules), question.state.clone());
+    let size = body.len();
     let work = move || judge(&rules, &nonce, &state, &body);
-    let outcome = workers.run(work).await;
+    let outcome = workers.check(size, work).await;
     Ok(outcome.unwrap_or_else(|error| judge::broken(&error)))
 }
 

@@ -146,7 +146,8 @@ impl Node {
                             return (None, false);
                         };
                         let client = client.get_or_insert_with(|| rules.connect(&shared));
-                        self.attest(&shared, &rules, client, full).await
+                        // Boxed, so that a waiting node does not have the room for it.
+                        Box::pin(self.attest(&shared, &rules, client, full)).await
                     };
                     tokio::select! {
                         biased;

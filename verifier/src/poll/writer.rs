@@ -6,12 +6,10 @@ use tokio::{
     time::{Instant, sleep, timeout_at},
 };
 
-use crate::store::{RecordUpdate, Store};
+use crate::store::{MAX_UPDATES, RecordUpdate, Store};
 
 /// How long a verdict waits for others to share its transaction.
 const BATCH_TIME: Duration = Duration::from_millis(50);
-/// Nodes in one transaction.
-const BATCH_SIZE: usize = 1024;
 /// Verdicts that may wait for the database before nodes have to.
 const QUEUE: usize = 4096;
 /// Wait after a failed transaction.
@@ -65,7 +63,7 @@ async fn run(store: Store, mut queue: mpsc::Receiver<Message>) {
             }
         }
         let end = Instant::now() + BATCH_TIME;
-        while open && batch.updates.len() < BATCH_SIZE && !batch.urgent {
+        while open && batch.updates.len() < MAX_UPDATES && !batch.urgent {
             match timeout_at(end, queue.recv()).await {
                 Ok(Some(message)) => batch.take(message),
                 Ok(None) => open = false,

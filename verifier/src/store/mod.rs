@@ -18,17 +18,18 @@ use std::{
     fs::OpenOptions,
     os::unix::{ffi::OsStringExt, fs::OpenOptionsExt},
     path::{Path, PathBuf},
-    sync::Once,
+    sync::{Arc, Once},
     time::Duration,
 };
 
 use sqlx::{
-    Any, AnyPool, Executor, Row, SqlSafeStr, Transaction,
+    Any, AnyConnection, AnyPool, Connection, Executor, Row, SqlSafeStr, Transaction,
     any::{AnyPoolOptions, AnyRow},
     migrate::{MigrateError, Migration, MigrationType, Migrator},
 };
+use tokio::sync::Mutex;
 
-pub use nodes::{Enrolled, NewNode, NodeRow, RecordUpdate};
+pub use nodes::{Enrolled, MAX_UPDATES, NewNode, NodeRow, RecordUpdate};
 pub use policies::{NewPolicy, PolicyChoice, PolicyChoices, PolicyKind, Removed};
 pub use registrar::{Agent, Device, Pending, Promotion};
 
@@ -114,6 +115,9 @@ impl Table {
 pub struct Store {
     pool: AnyPool,
     sqlite: bool,
+    /// SQLite's connection for verdicts, once there are some: it does not wait for the disk, its
+    /// cache stays warm, and no pool looks at it before and after each use.
+    verdicts: Arc<Mutex<Option<AnyConnection>>>,
 }
 
 impl Store {
@@ -140,12 +144,14 @@ impl Store {
         let pool = AnyPoolOptions::new()
             .max_connections(CONNECTIONS)
             .acquire_timeout(Duration::from_secs(30))
+            // A file does not go away as a server does, and each look is a change of threads.
+            .test_before_acquire(!sqlite)
             .after_connect(move |connection, _| {
                 Box::pin(async move {
                     if sqlite {
                         let busy = BUSY_TIMEOUT.as_millis();
                         // What an operator or an agent was told is done must survive a power
-                        // failure; the verdict writer relaxes this for its own connection.
+                        // failure; verdicts have a connection that relaxes this.
                         let pragmas = format!(
                             "PRAGMA busy_timeout = {busy}; PRAGMA journal_mode = WAL; \
                              PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON;"
@@ -174,7 +180,11 @@ impl Store {
                     source,
                 },
             })?;
-        Ok(Self { pool, sqlite })
+        Ok(Self {
+            pool,
+            sqlite,
+            verdicts: Arc::default(),
+        })
     }
 
     /// Begins a transaction that nobody else writes `table` beside, in which a decision may
@@ -196,6 +206,10 @@ impl Store {
 
     /// Waits for running statements and closes all connections.
     pub async fn close(&self) {
+        if let Some(connection) = self.verdicts.lock().await.take() {
+            // Whatever a close has to say, the process is about to end.
+            let _ = connection.close().await;
+        }
         self.pool.close().await;
     }
 }

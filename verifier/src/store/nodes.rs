@@ -1,10 +1,15 @@
-use sqlx::{Executor, Row};
+use sqlx::{AssertSqlSafe, Executor, Row};
 
 use super::{
     Store, StoreError, Table,
     policies::{self, PolicyChoice, PolicyChoices, PolicyKind},
     signed, unsigned,
 };
+
+/// Most records that one statement writes: databases limit its parameters.
+pub const MAX_UPDATES: usize = 256;
+/// Smaller batches are filled up to this.
+const SMALLEST_BATCH: usize = 4;
 
 /// A node to enrol.
 #[derive(Clone, Debug)]
@@ -170,38 +175,63 @@ impl Store {
         Ok(nodes)
     }
 
-    /// Writes a batch in one transaction. It survives a crash of this process, but for speed not
-    /// necessarily a power failure: the nodes are then simply judged again.
+    /// Writes a batch of at most [`MAX_UPDATES`], all or none. It survives a crash of this process,
+    /// but for speed not necessarily a power failure: the nodes are then simply judged again.
     pub async fn update_records(&self, updates: &[RecordUpdate]) -> Result<(), StoreError> {
-        let mut connection = self.pool.acquire().await?;
-        if self.sqlite {
-            connection.execute("PRAGMA synchronous = NORMAL").await?;
+        if updates.is_empty() {
+            return Ok(());
         }
-        let result = write_records(&mut connection, updates).await;
-        if self.sqlite {
-            connection.execute("PRAGMA synchronous = FULL").await?;
+        // One statement: each costs two changes of threads with SQLite, a round trip else. Few
+        // sizes, so that each is prepared once; what is left over matches no node.
+        let rows = updates.len().next_power_of_two().max(SMALLEST_BATCH);
+        let mut query = sqlx::query(AssertSqlSafe(update_statement(rows)));
+        for update in updates {
+            query = query
+                .bind(i64::from(update.operational_state))
+                .bind(update.record.clone())
+                .bind(update.agent_id.clone())
+                .bind(signed(update.generation));
         }
-        result
+        for _ in updates.len()..rows {
+            query = query
+                .bind(None::<i64>)
+                .bind(None::<String>)
+                .bind(None::<String>)
+                .bind(None::<i64>);
+        }
+        if !self.sqlite {
+            query.execute(&self.pool).await?;
+            return Ok(());
+        }
+        let mut kept = self.verdicts.lock().await;
+        let mut connection = match kept.take() {
+            Some(connection) => connection,
+            None => {
+                let mut connection = self.pool.acquire().await?.detach();
+                connection.execute("PRAGMA synchronous = NORMAL").await?;
+                connection
+            }
+        };
+        query.execute(&mut connection).await?;
+        *kept = Some(connection);
+        Ok(())
     }
 }
 
-async fn write_records(
-    connection: &mut sqlx::AnyConnection,
-    updates: &[RecordUpdate],
-) -> Result<(), StoreError> {
-    let mut transaction = sqlx::Connection::begin(connection).await?;
-    for update in updates {
-        sqlx::query(
-            "UPDATE nodes SET operational_state = $1, record = $2 \
-             WHERE agent_id = $3 AND generation = $4",
-        )
-        .bind(i64::from(update.operational_state))
-        .bind(update.record.clone())
-        .bind(update.agent_id.clone())
-        .bind(signed(update.generation))
-        .execute(&mut *transaction)
-        .await?;
+/// Updates as many nodes as `rows`, with four parameters each.
+fn update_statement(rows: usize) -> String {
+    let mut text = String::from(
+        "UPDATE nodes SET operational_state = new.column1, record = new.column2 FROM (VALUES ",
+    );
+    for row in 0..rows {
+        let (separator, first) = (if row == 0 { "" } else { ", " }, 4 * row + 1);
+        let [a, b, c, d] = [first, first + 1, first + 2, first + 3];
+        // A NULL alone says nothing of its type.
+        text.push_str(&format!(
+            "{separator}(CAST(${a} AS BIGINT), CAST(${b} AS TEXT), CAST(${c} AS TEXT), \
+             CAST(${d} AS BIGINT))"
+        ));
     }
-    transaction.commit().await?;
-    Ok(())
+    text.push_str(") AS new WHERE nodes.agent_id = new.column3 AND nodes.generation = new.column4");
+    text
 }
