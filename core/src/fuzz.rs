@@ -14,7 +14,7 @@ use crate::identity::{
     check_ak, check_ek, ek_certificate_chain, normalise_ek_certificate,
 };
 use crate::ima;
-use crate::policy::{BootPolicy, RuntimePolicy, TpmPolicy};
+use crate::policy::{BootPolicy, Envelope, RuntimePolicy, SigningKey, TpmPolicy};
 use crate::tpm::{
     Attest, AttestationKey, CredentialBlob, Expected, HashAlgorithm, PcrValues, Public, Quote,
     Signature,
@@ -30,6 +30,7 @@ pub const TARGETS: &[Target] = &[
     ("appraise", appraise),
     ("attest", attest),
     ("credential_blob", credential_blob),
+    ("dsse", dsse),
     ("ek_certificate", ek_certificate),
     ("ek_chain", ek_chain),
     ("eventlog", eventlog),
@@ -49,6 +50,19 @@ pub fn allowlist(data: &[u8]) {
     let (allowlist, excludes) = text.split_once("\n---\n").unwrap_or((&text, ""));
     if let Ok(json) = RuntimePolicy::json_from_allowlist(allowlist, excludes, 0) {
         assert!(RuntimePolicy::compile(json.as_bytes()).is_ok());
+    }
+}
+
+/// A signed policy, or the key that signed it: one key alone has signed what it has signed.
+pub fn dsse(data: &[u8]) {
+    const STRANGER: &[u8] = b"-----BEGIN PUBLIC KEY-----
+MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEzf25ZUSND4goWDxGUKvHYyoGFkUp
+njY/VyIrMqBXN+h8xTG9URNNCtfg91zVUS9OG6FTvzW6kS8Erln8y6TPaA==
+-----END PUBLIC KEY-----
+";
+    let _ = SigningKey::parse(data);
+    if let (Ok(Some(envelope)), Ok(key)) = (Envelope::parse(data), SigningKey::parse(STRANGER)) {
+        assert!(!envelope.is_signed_by(&key));
     }
 }
 

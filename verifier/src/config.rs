@@ -167,6 +167,12 @@ pub struct VerifierConfig {
     pub enable_agent_mtls: bool,
     /// Threads that check evidence; 0: one per core.
     pub max_workers: usize,
+    /// Take only runtime policies that are signed (DSSE), when nodes are enrolled and when
+    /// policies are stored; what is stored already stays.
+    pub require_allow_list_signatures: bool,
+    /// Whose signature counts when a signed policy comes without `runtime_policy_key`: file with
+    /// an EC public key or an X.509 certificate, PEM or DER.
+    pub runtime_policy_key: Option<PathBuf>,
     /// Checks on demand (`/verify/identity`, `/verify/evidence`) at a time, for anybody; each may
     /// hold 32 MiB of evidence. 0: none.
     pub max_evidence_checks: usize,
@@ -195,6 +201,8 @@ impl Default for VerifierConfig {
             max_upload_size: 100 * 1024 * 1024,
             enable_agent_mtls: true,
             max_workers: 0,
+            require_allow_list_signatures: false,
+            runtime_policy_key: None,
             max_evidence_checks: 2,
             evidence_rate_limit: 5,
         }

@@ -244,6 +244,7 @@ impl StartError {
         matches!(
             self,
             Self::Address(_)
+                | Self::Fleet(FleetError::SigningKey { .. })
                 | Self::Store(
                     StoreError::Occupied { .. } | StoreError::Parameter(_) | StoreError::Scheme(_)
                 )

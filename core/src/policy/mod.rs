@@ -6,6 +6,8 @@ mod boot;
 mod convert;
 /// Names with their allowed digests, held in one arena and found by a keyed hash.
 mod digests;
+/// Signed runtime policies.
+mod dsse;
 /// Exclude patterns: Python regular expressions on two Rust engines.
 mod excludes;
 /// Runtime policy (Keylime JSON, version 1), compiled.
@@ -15,6 +17,7 @@ mod tpm;
 
 pub use boot::BootPolicy;
 pub use digests::{AllowedDigests, DigestTable};
+pub use dsse::{Envelope, SigningKey, SigningKeyError};
 pub use excludes::{Excludes, ExcludesBudget};
 pub use runtime::RuntimePolicy;
 pub use tpm::TpmPolicy;
@@ -80,6 +83,9 @@ pub enum PolicyError {
          or no boot policy"
     )]
     BootPolicy(String),
+    /// A DSSE envelope that holds no runtime policy.
+    #[error("signed policy (DSSE envelope): {0}")]
+    Envelope(&'static str),
     /// A line of a flat allowlist.
     #[error("allowlist line {line}: {reason}")]
     Allowlist {

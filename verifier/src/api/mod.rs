@@ -298,11 +298,15 @@ impl Inner {
                 EnrolError::NodeExists(_) | EnrolError::PolicyExists { .. } => {
                     Refusal::new(StatusCode::CONFLICT, error.to_string())
                 }
+                EnrolError::Signature(unsigned) if unsigned.is_unauthorized() => {
+                    Refusal::new(StatusCode::UNAUTHORIZED, error.to_string())
+                }
                 EnrolError::NoSuchPolicy { .. } => Refusal::not_found(error.to_string()),
                 EnrolError::Malformed { .. }
                 | EnrolError::Node(_)
                 | EnrolError::PolicyEncoding
-                | EnrolError::PolicyName(_) => Refusal::bad_request(error.to_string()),
+                | EnrolError::PolicyName(_)
+                | EnrolError::Signature(_) => Refusal::bad_request(error.to_string()),
                 _ => Refusal::internal(&error),
             }),
         }

@@ -121,14 +121,10 @@ fn sent(kind: PolicyKind, body: &[u8]) -> Result<SentPolicy, Refusal> {
     match kind {
         PolicyKind::Runtime => {
             let change: RuntimeChange = serde_json::from_slice(body).map_err(malformed)?;
-            if change.runtime_policy_key.is_some_and(|key| !key.is_empty()) {
-                return Err(Refusal::bad_request(
-                    "runtime_policy_key is not supported by this verifier; leave it out",
-                ));
-            }
+            let key = change.runtime_policy_key;
             let policy = change.runtime_policy.filter(|policy| !policy.is_empty());
             policy
-                .map(SentPolicy::Runtime)
+                .map(|policy| SentPolicy::Runtime { policy, key })
                 .ok_or_else(|| missing("runtime_policy"))
         }
         PolicyKind::Boot => {
@@ -150,9 +146,11 @@ fn refusal(error: PolicyChangeError) -> Refusal {
         },
         PolicyChangeError::Exists { .. } | PolicyChangeError::InUse { .. } => StatusCode::CONFLICT,
         PolicyChangeError::NotFound { .. } => StatusCode::NOT_FOUND,
+        PolicyChangeError::Signature(error) if error.is_unauthorized() => StatusCode::UNAUTHORIZED,
         PolicyChangeError::Encoding
         | PolicyChangeError::Malformed { .. }
-        | PolicyChangeError::Node { .. } => StatusCode::BAD_REQUEST,
+        | PolicyChangeError::Node { .. }
+        | PolicyChangeError::Signature(_) => StatusCode::BAD_REQUEST,
         _ => return Refusal::internal(&error),
     };
     Refusal::new(status, error.to_string())

@@ -21,6 +21,6 @@ mod state;
 mod writer;
 
 pub use fleet::{CommandError, EnrolError, Fleet, FleetError, PolicyChangeError, RemoveError};
-pub use policies::{PolicyName, PolicyNameError, SentPolicy};
+pub use policies::{PolicyName, PolicyNameError, SentPolicy, SignatureError};
 pub use rules::NodeError;
 pub use state::{NodeRecord, State, Timing};

@@ -5,7 +5,9 @@ use std::{
 
 use aws_lc_rs::digest::{SHA256, digest};
 use base64::{Engine, engine::general_purpose::STANDARD};
-use troth_core::policy::{BootPolicy, PolicyError, RuntimePolicy};
+use troth_core::policy::{
+    BootPolicy, Envelope, PolicyError, RuntimePolicy, SigningKey, SigningKeyError,
+};
 
 use crate::store::{NewPolicy, PolicyKind};
 
@@ -38,8 +40,13 @@ pub struct PolicyNameError;
 /// A policy as operators send it.
 #[derive(Clone, Debug)]
 pub enum SentPolicy {
-    /// base64 of a runtime policy's JSON text.
-    Runtime(String),
+    /// A runtime policy.
+    Runtime {
+        /// base64 of its JSON text, or of a DSSE envelope around that.
+        policy: String,
+        /// base64 of the PEM of the key that must have signed it.
+        key: Option<String>,
+    },
     /// A boot policy's JSON text.
     Boot(String),
 }
@@ -47,7 +54,7 @@ pub enum SentPolicy {
 impl SentPolicy {
     pub(super) fn kind(&self) -> PolicyKind {
         match self {
-            Self::Runtime(_) => PolicyKind::Runtime,
+            Self::Runtime { .. } => PolicyKind::Runtime,
             Self::Boot(_) => PolicyKind::Boot,
         }
     }
@@ -86,13 +93,56 @@ impl Named {
     }
 }
 
+/// Whose signatures runtime policies need.
+#[derive(Debug)]
+pub(super) struct Signatures {
+    /// Refuse policies that nobody signed.
+    pub(super) required: bool,
+    /// The key of policies that come without one.
+    pub(super) key: Option<SigningKey>,
+}
+
+impl Signatures {
+    /// Checks a policy that an operator sent, with the key that came along.
+    fn check(&self, text: &str, key: Option<&str>) -> Result<(), SignatureError> {
+        let given = key.filter(|key| !key.is_empty()).map(|key| {
+            let pem = STANDARD.decode(key);
+            SigningKey::parse(&pem.unwrap_or_default()).map_err(SignatureError::Key)
+        });
+        let given = given.transpose()?;
+        let key = given.as_ref().or(self.key.as_ref());
+        let envelope = Envelope::parse(text.as_bytes()).map_err(|error| match error {
+            PolicyError::NotJson(reason) => SignatureError::NotJson(reason),
+            error => SignatureError::Envelope(error),
+        })?;
+        match (envelope, key) {
+            (_, None) if self.required => Err(SignatureError::NoKey),
+            (Some(envelope), Some(key)) if !envelope.is_signed_by(key) => {
+                Err(SignatureError::Wrong)
+            }
+            // Who names a key expects it to be looked at.
+            (None, Some(_)) if self.required || given.is_some() => Err(SignatureError::NotSigned),
+            _ => Ok(()),
+        }
+    }
+}
+
 /// Compiled runtime policies by content. A policy lives as long as a node uses it.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct PolicyCache {
+    signatures: Signatures,
     compiled: Mutex<HashMap<String, Weak<RuntimePolicy>>>,
 }
 
 impl PolicyCache {
+    /// Stored policies were checked when they came; `signatures` is about those to come.
+    pub(super) fn new(signatures: Signatures) -> Self {
+        Self {
+            signatures,
+            compiled: Mutex::default(),
+        }
+    }
+
     /// The compiled form of `text`, whose digest is `digest`. May take a while: call it on a
     /// worker thread.
     pub(super) fn compile(
@@ -112,7 +162,11 @@ impl PolicyCache {
             return Ok(policy);
         }
         // Not under the lock: another policy must not wait. The loser of a race is dropped.
-        let compiled = Arc::new(RuntimePolicy::compile(text.as_bytes())?);
+        let compiled = match Envelope::parse(text.as_bytes())? {
+            Some(envelope) => RuntimePolicy::compile(envelope.payload())?,
+            None => RuntimePolicy::compile(text.as_bytes())?,
+        };
+        let compiled = Arc::new(compiled);
         let mut map = self.compiled.lock().unwrap_or_else(PoisonError::into_inner);
         map.retain(|_, policy| policy.strong_count() > 0);
         if let Some(policy) = map.get(digest).and_then(Weak::upgrade) {
@@ -131,11 +185,13 @@ impl PolicyCache {
         let kind = sent.kind();
         let body = match sent {
             SentPolicy::Boot(text) => text,
-            SentPolicy::Runtime(encoded) => STANDARD
-                .decode(encoded)
-                .ok()
-                .and_then(|bytes| String::from_utf8(bytes).ok())
-                .ok_or(TextError::Encoding)?,
+            SentPolicy::Runtime { policy, key } => {
+                let decoded = STANDARD.decode(policy).ok();
+                let text = decoded.and_then(|bytes| String::from_utf8(bytes).ok());
+                let text = text.ok_or(TextError::Encoding)?;
+                self.signatures.check(&text, key.as_deref())?;
+                text
+            }
         };
         let digest = content_digest(&body);
         let policy = self.compile(kind, &digest, &body)?;
@@ -166,6 +222,40 @@ pub(super) enum TextError {
     /// Not a policy.
     #[error(transparent)]
     Policy(#[from] PolicyError),
+    /// Not signed as it has to be.
+    #[error(transparent)]
+    Signature(#[from] SignatureError),
+}
+
+/// A runtime policy whose signature is missing or wrong. The texts are Keylime's.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SignatureError {
+    /// An envelope, but of no runtime policy.
+    #[error(transparent)]
+    Envelope(PolicyError),
+    /// The key that came along is none.
+    #[error("runtime_policy_key: {0}")]
+    Key(SigningKeyError),
+    /// Neither the request nor the configuration has a key.
+    #[error("Runtime policy signature verification required but no key was given!")]
+    NoKey,
+    /// Not JSON; the text says where.
+    #[error("Runtime policy is not valid JSON! {0}")]
+    NotJson(String),
+    /// A policy without an envelope.
+    #[error("Runtime policy is not signed!")]
+    NotSigned,
+    /// Another key, or another text.
+    #[error("Runtime policy failed DSSE signature verification!")]
+    Wrong,
+}
+
+impl SignatureError {
+    /// Is it the signer's authority that is missing, not the form?
+    pub fn is_unauthorized(&self) -> bool {
+        matches!(self, Self::NoKey | Self::Wrong)
+    }
 }
 
 /// Hex SHA-256 of a policy's text.

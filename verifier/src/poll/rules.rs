@@ -213,7 +213,7 @@ pub enum NodeError {
         /// The reason.
         source: PolicyError,
     },
-    /// Something that would be ignored silently.
-    #[error("{0} is not supported by this verifier; leave it out")]
-    Unsupported(&'static str),
+    /// A member that says nothing without another.
+    #[error("{0} is of no effect without a policy; leave it out")]
+    Alone(&'static str),
 }

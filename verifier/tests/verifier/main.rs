@@ -14,6 +14,8 @@ mod enrolment;
 mod on_demand;
 /// Policies by name.
 mod policies;
+/// Runtime policies with signatures.
+mod signed;
 /// Agents without evidence.
 mod silence;
 /// The verifier and its agent.

@@ -188,6 +188,10 @@ async fn unusable_runtime_policies_are_refused_with_the_reason() {
         (json!({ "runtime_policy": "*" }), "base64"),
         (
             json!({ "runtime_policy": STANDARD.encode("{") }),
+            "Runtime policy is not valid JSON!",
+        ),
+        (
+            json!({ "runtime_policy": STANDARD.encode("{}") }),
             "Runtime policy is malformatted",
         ),
         (

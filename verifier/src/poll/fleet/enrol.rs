@@ -7,7 +7,9 @@ use crate::{
     poll::{
         judge::WorkerError,
         node::{Enrolled, Node},
-        policies::{Compiled, Named, PolicyName, PolicyNameError, SentPolicy, TextError},
+        policies::{
+            Compiled, Named, PolicyName, PolicyNameError, SentPolicy, SignatureError, TextError,
+        },
         rules::{NodeError, rules},
         state::NodeRecord,
     },
@@ -81,12 +83,13 @@ impl Fleet {
         id: &AgentId,
         enrolment: &mut Enrolment,
     ) -> Result<(PolicyChoices, Named), EnrolError> {
-        if !is_blank(enrolment.runtime_policy_key.as_deref()) {
-            return Err(NodeError::Unsupported("runtime_policy_key").into());
-        }
+        let key = enrolment.runtime_policy_key.clone();
         let runtime = enrolment.runtime_policy.take();
-        let runtime = runtime.filter(|text| !is_blank(Some(text)));
-        let runtime = runtime.map(SentPolicy::Runtime);
+        let runtime = runtime.filter(|text| !text.trim().is_empty());
+        if runtime.is_none() && key.as_deref().is_some_and(|key| !key.is_empty()) {
+            return Err(NodeError::Alone("runtime_policy_key").into());
+        }
+        let runtime = runtime.map(|policy| SentPolicy::Runtime { policy, key });
         // Not blank here: `{}` is a policy.
         let boot = enrolment.mb_policy.take();
         let boot = boot.filter(|text| !matches!(text.trim(), "" | "null"));
@@ -119,6 +122,7 @@ impl Fleet {
             let (new, policy) = match self.shared.workers.run(receive).await? {
                 Ok(received) => received,
                 Err(TextError::Encoding) => return Err(EnrolError::PolicyEncoding),
+                Err(TextError::Signature(error)) => return Err(error.into()),
                 Err(TextError::Policy(source)) => {
                     return Err(EnrolError::Malformed { kind, source });
                 }
@@ -138,11 +142,6 @@ impl Fleet {
             None => Ok((PolicyChoice::None, None)),
         }
     }
-}
-
-/// Absent, null or empty: nothing is asked for.
-fn is_blank(text: Option<&str>) -> bool {
-    text.is_none_or(|text| text.trim().is_empty())
 }
 
 /// What Keylime's texts at enrolment call a policy.
@@ -200,6 +199,9 @@ pub enum EnrolError {
     /// No name for a policy.
     #[error(transparent)]
     PolicyName(#[from] PolicyNameError),
+    /// The runtime policy is not signed as it has to be.
+    #[error(transparent)]
+    Signature(#[from] SignatureError),
     /// The system gave no random numbers.
     #[error("no random numbers from the system")]
     Random,

@@ -8,6 +8,7 @@ mod status;
 use std::{
     collections::{BTreeMap, HashMap},
     net::SocketAddr,
+    path::{Path, PathBuf},
     sync::{Arc, PoisonError, RwLock},
     time::Duration,
 };
@@ -17,14 +18,18 @@ use tokio::{
     task::JoinHandle,
     time::timeout,
 };
-use troth_core::{identity::AgentId, policy::PolicyError, wire::Enrolment};
+use troth_core::{
+    identity::AgentId,
+    policy::{PolicyError, SigningKey},
+    wire::Enrolment,
+};
 use troth_daemon::{client::LargeAnswers, tls::Identity};
 
 pub use self::{enrol::EnrolError, named::PolicyChangeError};
 use super::{
     judge::{WorkerError, Workers},
     node::{Command, Enrolled, Node, Shared},
-    policies::{Compiled, Named, PolicyCache},
+    policies::{Compiled, Named, PolicyCache, Signatures},
     rules::{NodeError, Rules, rules},
     state::{NodeRecord, Timing},
     writer::Writer,
@@ -76,6 +81,14 @@ impl Fleet {
         identity: Identity,
         address: SocketAddr,
     ) -> Result<Self, FleetError> {
+        let signatures = Signatures {
+            required: config.require_allow_list_signatures,
+            key: config
+                .runtime_policy_key
+                .as_deref()
+                .map(signing_key)
+                .transpose()?,
+        };
         let (writer, writing) = Writer::start(store.clone());
         let shared = Shared {
             timing: Timing::new(config),
@@ -91,7 +104,7 @@ impl Fleet {
             policy_change: AsyncRwLock::new(()),
             shared,
             store,
-            policies: Arc::default(),
+            policies: Arc::new(PolicyCache::new(signatures)),
             identity: Arc::new(identity),
             writing: Mutex::new(Some(writing)),
             verifier_id: config.uuid.clone(),
@@ -285,6 +298,16 @@ impl Fleet {
     }
 }
 
+/// The configured key of signed runtime policies.
+fn signing_key(path: &Path) -> Result<SigningKey, FleetError> {
+    let unusable = |reason| FleetError::SigningKey {
+        path: path.to_owned(),
+        reason,
+    };
+    let bytes = std::fs::read(path).map_err(|error| unusable(error.to_string()))?;
+    SigningKey::parse(&bytes).map_err(|error| unusable(error.to_string()))
+}
+
 /// Tells of what the operator may take for granted, but is not judged.
 fn warn(id: &AgentId, rules: &Rules) {
     if let Some(warning) = rules.warning() {
@@ -336,6 +359,14 @@ pub enum FleetError {
     /// A policy that nodes refer to, but which is not there.
     #[error("no stored policy has digest {0}")]
     PolicyMissing(String),
+    /// The configured key of signed policies.
+    #[error("runtime_policy_key: {}: {reason}", path.display())]
+    SigningKey {
+        /// Its file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// The database failed.
     #[error(transparent)]
     Store(#[from] StoreError),

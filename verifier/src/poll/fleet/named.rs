@@ -6,7 +6,7 @@ use super::Fleet;
 use crate::{
     poll::{
         judge::WorkerError,
-        policies::{Compiled, PolicyName, SentPolicy, TextError},
+        policies::{Compiled, PolicyName, SentPolicy, SignatureError, TextError},
         rules::NodeError,
     },
     store::{NewPolicy, PolicyKind, Removed, StoreError},
@@ -117,6 +117,7 @@ impl Fleet {
         match self.shared.workers.run(receive).await? {
             Ok(received) => Ok(received),
             Err(TextError::Encoding) => Err(PolicyChangeError::Encoding),
+            Err(TextError::Signature(error)) => Err(error.into()),
             Err(TextError::Policy(source)) => Err(PolicyChangeError::Malformed { kind, source }),
         }
     }
@@ -178,6 +179,9 @@ pub enum PolicyChangeError {
         /// The name.
         name: String,
     },
+    /// Not signed as it has to be.
+    #[error(transparent)]
+    Signature(#[from] SignatureError),
     /// The database failed.
     #[error(transparent)]
     Store(#[from] StoreError),
