@@ -384,10 +384,12 @@ fn find_keys(
     agent_data: &[PathBuf],
     device: Option<&DevicePlan>,
 ) -> Result<Provisioned, AgentError> {
+    let device = device.map(|plan| plan.identify(tpm)).transpose()?;
+    let keys = ak::load_or_create(tpm, &template, path, agent_data)?;
     Ok(Provisioned {
-        device: device.map(|plan| plan.identify(tpm)).transpose()?,
-        keys: ak::load_or_create(tpm, &template, path, agent_data)?,
-        certificates: ek_certificates(tpm, template.kind)?,
+        certificates: ek_certificates(tpm, template.kind, &keys.ek)?,
+        keys,
+        device,
     })
 }
 

@@ -20,13 +20,10 @@ use troth_agent::{
         agent_data::AgentDataError,
         ak::{self, AkError, Keys},
     },
-    tpm::{
-        Actor, AkTemplate, Endorsement, KeyKind, QuoteRequest, Tpm, TpmError, esys::EsysTpm,
-        nv::ek_certificates,
-    },
+    tpm::{Actor, AkTemplate, Endorsement, KeyKind, QuoteRequest, Tpm, TpmError, esys::EsysTpm},
 };
 use troth_core::{
-    identity::{AgentId, certificate_matches_key, check_ak, check_ek},
+    identity::{AgentId, check_ak, check_ek},
     tpm::{
         AttestationKey, Digest, Expected, HashAlgorithm, PcrMask, Public, Quote, SignatureScheme,
         VerifiedQuote, make_credential,
@@ -451,21 +448,6 @@ fn the_endorsement_hierarchy_may_have_a_password() {
     lives(&host, KeyKind::EccP256, || {
         host.open_with(None, &[0x00, 0xFF, 0x10])
     });
-}
-
-#[test]
-fn the_ek_certificate_is_the_eks() {
-    let host = Host::new();
-    let mut tpm = host.open();
-    let ek = Public::from_tpmt(&tpm.load_ek(KeyKind::Rsa2048).unwrap()).unwrap();
-    let found = ek_certificates(&mut tpm, KeyKind::Rsa2048).unwrap();
-    let certificate = found.ek.expect("swtpm_setup makes an RSA EK certificate");
-    assert!(certificate_matches_key(&certificate, &ek).unwrap());
-    // The platform certificate at 0x01C08000 is none of the chain.
-    assert!(found.chain.is_empty());
-    let none = ek_certificates(&mut tpm, KeyKind::EccP521).unwrap();
-    assert_eq!(none.ek, None);
-    assert_eq!(none.to_pem(), "");
 }
 
 #[test]

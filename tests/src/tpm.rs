@@ -203,6 +203,11 @@ pub struct TpmClient {
 
 const TPM_ST_NO_SESSIONS: u16 = 0x8001;
 const TPM_ST_SESSIONS: u16 = 0x8002;
+const TPM_CC_NV_UNDEFINE_SPACE: u32 = 0x122;
+const TPM_CC_NV_DEFINE_SPACE: u32 = 0x12a;
+const TPM_CC_NV_WRITE: u32 = 0x137;
+const TPM_CC_NV_READ: u32 = 0x14e;
+const TPM_CC_NV_READ_PUBLIC: u32 = 0x169;
 const TPM_CC_CREATE_PRIMARY: u32 = 0x131;
 const TPM_CC_FLUSH_CONTEXT: u32 = 0x165;
 const TPM_CC_SHUTDOWN: u32 = 0x145;
@@ -212,6 +217,11 @@ const TPM_CC_PCR_EXTEND: u32 = 0x182;
 const TPM_SU_CLEAR: [u8; 2] = [0, 0];
 const TPM_CAP_HANDLES: u32 = 1;
 const TPM_RH_ENDORSEMENT: u32 = 0x4000_000b;
+const TPM_RH_PLATFORM: u32 = 0x4000_000c;
+/// TPMA_NV: PPWRITE, PPREAD, OWNERREAD, AUTHREAD, NO_DA, PLATFORMCREATE; as manufacturers do.
+const NV_OF_THE_PLATFORM: u32 = 0x4207_0001;
+/// Bytes of an NV index that go into one command.
+const NV_CHUNK: usize = 512;
 /// Authorization area: 9 bytes with TPM_RS_PW, no nonce, no attributes, no password.
 const EMPTY_PASSWORD: [u8; 13] = [0, 0, 0, 9, 0x40, 0, 0, 9, 0, 0, 0, 0, 0];
 /// First handle of the range of loaded objects (TPM 2.0 Part 2, 7.2).
@@ -294,6 +304,67 @@ impl TpmClient {
         Ok(public
             .context("TPM2_CreatePrimary: a short answer")?
             .to_vec())
+    }
+
+    /// Writes a whole NV index as the platform does; what was there before is gone.
+    pub fn write_nv(&self, index: u32, content: &[u8]) -> Result<()> {
+        // An index that is not there yet cannot be removed.
+        let _ = self.remove_nv(index);
+        let mut public = index.to_be_bytes().to_vec();
+        public.extend_from_slice(&Bank::Sha256.id().to_be_bytes());
+        public.extend_from_slice(&NV_OF_THE_PLATFORM.to_be_bytes());
+        public.extend_from_slice(&[0, 0]);
+        public.extend_from_slice(&u16::try_from(content.len())?.to_be_bytes());
+        // No authValue.
+        let mut parameters = vec![0, 0];
+        parameters.extend_from_slice(&u16::try_from(public.len())?.to_be_bytes());
+        parameters.extend_from_slice(&public);
+        self.as_platform(TPM_CC_NV_DEFINE_SPACE, &[], &parameters)?;
+        for (number, chunk) in content.chunks(NV_CHUNK).enumerate() {
+            let mut parameters = u16::try_from(chunk.len())?.to_be_bytes().to_vec();
+            parameters.extend_from_slice(chunk);
+            let offset = u16::try_from(number * NV_CHUNK)?;
+            parameters.extend_from_slice(&offset.to_be_bytes());
+            self.as_platform(TPM_CC_NV_WRITE, &index.to_be_bytes(), &parameters)?;
+        }
+        Ok(())
+    }
+
+    /// The whole content of an NV index that the platform may read.
+    pub fn read_nv(&self, index: u32) -> Result<Vec<u8>> {
+        let handle = index.to_be_bytes();
+        let about = self.command(TPM_ST_NO_SESSIONS, TPM_CC_NV_READ_PUBLIC, &handle)?;
+        // TPM2B_NV_PUBLIC, which ends with the size, before the name.
+        let (size, rest) = about
+            .split_first_chunk::<2>()
+            .context("no NV public area")?;
+        let public = rest.get(..usize::from(u16::from_be_bytes(*size)));
+        let size = public.and_then(<[u8]>::last_chunk::<2>);
+        let size = usize::from(u16::from_be_bytes(*size.context("no size")?));
+        let mut content = Vec::new();
+        while content.len() < size {
+            let length = u16::try_from((size - content.len()).min(NV_CHUNK))?;
+            let offset = u16::try_from(content.len())?;
+            let parameters = [length.to_be_bytes(), offset.to_be_bytes()].concat();
+            let answer = self.as_platform(TPM_CC_NV_READ, &handle, &parameters)?;
+            // Size of the parameters, then TPM2B_MAX_NV_BUFFER.
+            let end = 4 + 2 + usize::from(length);
+            content.extend_from_slice(answer.get(6..end).context("a short NV answer")?);
+        }
+        Ok(content)
+    }
+
+    /// Removes an NV index of the platform.
+    pub fn remove_nv(&self, index: u32) -> Result<()> {
+        self.as_platform(TPM_CC_NV_UNDEFINE_SPACE, &index.to_be_bytes(), &[])
+            .map(drop)
+    }
+
+    /// A command of the platform hierarchy, which has no password in a TPM that just started.
+    fn as_platform(&self, code: u32, handle: &[u8], parameters: &[u8]) -> Result<Vec<u8>> {
+        let platform = TPM_RH_PLATFORM.to_be_bytes();
+        let body = [&platform, handle, &EMPTY_PASSWORD, parameters].concat();
+        self.command(TPM_ST_SESSIONS, code, &body)
     }
 
     fn command(&self, tag: u16, code: u32, body: &[u8]) -> Result<Vec<u8>> {

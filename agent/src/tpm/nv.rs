@@ -1,4 +1,7 @@
-use troth_core::identity::normalise_ek_certificate;
+use troth_core::{
+    identity::{certificate_matches_key, normalise_ek_certificate},
+    tpm::Public,
+};
 
 use super::{KeyKind, Tpm, TpmError};
 
@@ -27,9 +30,14 @@ impl EkCertificates {
     }
 }
 
-/// Reads the EK certificate of `kind` and the chain. Absence is normal; what cannot be read or
-/// understood is logged and left out, because the registrar decides whether it is needed.
-pub fn ek_certificates(tpm: &mut dyn Tpm, kind: KeyKind) -> Result<EkCertificates, TpmError> {
+/// Reads the EK certificate of `kind` and the chain. Absence is normal; what cannot be read, or is
+/// of another key than `ek`, is logged and left out, because the registrar decides whether it is
+/// needed.
+pub fn ek_certificates(
+    tpm: &mut dyn Tpm,
+    kind: KeyKind,
+    ek: &Public,
+) -> Result<EkCertificates, TpmError> {
     let index = kind.certificate_index();
     let mut found = EkCertificates::default();
     if tpm.nv_indices(index, index)?.is_empty() {
@@ -39,10 +47,27 @@ pub fn ek_certificates(tpm: &mut dyn Tpm, kind: KeyKind) -> Result<EkCertificate
     let Some(content) = read(tpm, index)? else {
         return Ok(found);
     };
-    match normalise_ek_certificate(&content) {
-        Ok(certificate) => found.ek = certificate,
+    let certificate = match normalise_ek_certificate(&content) {
+        Ok(Some(certificate)) => certificate,
+        Ok(None) => return Ok(found),
+        Err(error) => {
+            tracing::warn!("EK certificate at NV index {index:#010x}: {error}");
+            return Ok(found);
+        }
+    };
+    match certificate_matches_key(&certificate, ek) {
+        Ok(true) => {}
+        Ok(false) => {
+            tracing::warn!(
+                "the certificate at NV index {index:#010x} is not of this TPM's EK; registering \
+                 without an EK certificate"
+            );
+            return Ok(found);
+        }
+        // A registrar may read what this agent cannot.
         Err(error) => tracing::warn!("EK certificate at NV index {index:#010x}: {error}"),
     }
+    found.ek = Some(certificate);
     let mut chain = Vec::new();
     for index in tpm.nv_indices(CHAIN_INDICES.0, CHAIN_INDICES.1)? {
         chain.extend(read(tpm, index)?.unwrap_or_default());

@@ -1,7 +1,12 @@
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::Value;
 use troth_tests::boot::Machine;
 use troth_tests::device::DeviceCertificates;
 use troth_tests::fleet::{Agent, AgentOptions, Programs};
 use troth_tests::keylime::Keylime;
+
+use crate::Stage;
 
 /// Options of an agent that registers with these certificates.
 fn with_device(id: &str, device: &DeviceCertificates) -> AgentOptions {
@@ -13,6 +18,70 @@ fn with_device(id: &str, device: &DeviceCertificates) -> AgentOptions {
             option("IAK_CERT", device.iak.to_str().unwrap()),
         ],
         ..AgentOptions::with_id(id)
+    }
+}
+
+/// NV index of the RSA 2048 EK certificate (TCG EK Credential Profile 2.5, 2.2.1.4).
+const EK_CERTIFICATE: u32 = 0x01C0_0002;
+
+/// The manufacturer's certificate in the wrappings that TPMs are delivered with.
+fn wrappings(der: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
+    let length = u16::try_from(der.len()).unwrap().to_be_bytes();
+    vec![
+        ("wrapped", [&[0x04, 0x82], &length[..], der].concat()),
+        ("padded", [der, &[0xFF; 300]].concat()),
+        (
+            "old-header",
+            [&[0x10, 0x01, 0x00], &length[..], der].concat(),
+        ),
+    ]
+}
+
+#[test]
+fn an_ek_certificate_in_any_wrapping_registers_as_itself() {
+    let stage = Stage::new();
+    let tpm = stage.machine.tpm().client();
+    let certificate = |id: &str| {
+        let mut agent = stage.agent(&AgentOptions::with_id(id));
+        let record = stage.fleet.wait_registered(id).unwrap();
+        agent.process().terminate().unwrap();
+        record["ek_certificate"]["sha256"].clone()
+    };
+    let plain = certificate("plain");
+    assert!(plain.is_string());
+    let der = tpm.read_nv(EK_CERTIFICATE).unwrap();
+    for (id, content) in wrappings(&der) {
+        tpm.write_nv(EK_CERTIFICATE, &content).unwrap();
+        assert_eq!(certificate(id), plain, "{id}");
+    }
+    tpm.remove_nv(EK_CERTIFICATE).unwrap();
+    assert_eq!(certificate("without"), Value::Null);
+}
+
+#[test]
+fn keylimes_registrar_accepts_an_ek_certificate_that_was_wrapped() {
+    let directory = tempfile::tempdir().unwrap();
+    let machine = Machine::booted(&directory.path().join("machine")).unwrap();
+    let tpm = machine.tpm().client();
+    let der = tpm.read_nv(EK_CERTIFICATE).unwrap();
+    let place = directory.path().join("keylime");
+    let keylime = Keylime::start(&place, &machine.tpm().ek_issuer()).unwrap();
+    for (id, content) in wrappings(&der) {
+        tpm.write_nv(EK_CERTIFICATE, &content).unwrap();
+        let mut agent = Agent::start(
+            &Programs::beside_this().unwrap(),
+            &directory.path().join(id),
+            &machine,
+            keylime.registrar_port(),
+            &keylime.ca_dir(),
+            &AgentOptions::with_id(id),
+        )
+        .unwrap();
+        let activated = |log: &str| log.contains("activated").then_some(());
+        agent.process().wait_for_log(0, activated).unwrap();
+        agent.process().terminate().unwrap();
+        let registered = keylime.tenant(&["-c", "regstatus", "-u", id]).unwrap();
+        assert!(registered.contains(&STANDARD.encode(&der)), "{registered}");
     }
 }
 
