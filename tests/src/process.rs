@@ -194,7 +194,7 @@ pub fn output_of(command: &mut Command) -> Result<String> {
 
 /// Takes this machine's own settings for what is tested out of `command`'s environment, but for
 /// those that `command` sets itself.
-fn isolate(command: &mut Command) {
+pub(crate) fn isolate(command: &mut Command) {
     let set: Vec<_> = command.get_envs().map(|(key, _)| key.to_owned()).collect();
     for (key, _) in std::env::vars_os() {
         let text = key.to_string_lossy();

@@ -2,6 +2,8 @@
 mod agent;
 /// Templates of configuration files.
 mod configuration;
+/// Commands of the tenant, started quickly.
+mod launcher;
 /// Keylime's tenant.
 mod tenant;
 

@@ -1,13 +1,15 @@
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
+use super::launcher::Launcher;
 use super::{configuration, installation};
 use crate::api::Api;
-use crate::process::{PATIENCE, output_of};
+use crate::process::PATIENCE;
 
 /// Keylime's names of the operational states that a verifier reports.
 const STATES: [(u8, &str); 4] = [
@@ -32,7 +34,7 @@ pub struct Servers<'a> {
 #[derive(Debug)]
 pub struct Tenant {
     directory: PathBuf,
-    program: PathBuf,
+    launcher: Mutex<Launcher>,
     verifier_port: u16,
     ca_dir: PathBuf,
     ek_certificates: bool,
@@ -57,9 +59,11 @@ impl Tenant {
         configuration::write(directory, "tenant", configuration::TENANT, &values)?;
         configuration::write(directory, "ca", configuration::CA, &[])?;
         configuration::write(directory, "logging", configuration::LOGGING, &[])?;
+        let python = installation()?.join("bin/python3");
+        let python = configuration::command(&python, directory, &["tenant", "ca", "logging"]);
         let tenant = Self {
             directory: directory.to_owned(),
-            program: installation()?.join("bin/keylime_tenant"),
+            launcher: Mutex::new(Launcher::start(python, directory)?),
             verifier_port: servers.verifier_port,
             ca_dir: servers.ca_dir.to_owned(),
             ek_certificates: true,
@@ -83,15 +87,14 @@ impl Tenant {
     /// `keylime_tenant ARGUMENTS`; returns what it printed when it succeeded, else an error with
     /// that.
     pub fn run(&self, arguments: &[&str]) -> Result<String> {
-        let components = ["tenant", "ca", "logging"];
-        let mut command = configuration::command(&self.program, &self.directory, &components);
         let required = if self.ek_certificates {
             "True"
         } else {
             "False"
         };
-        command.env("KEYLIME_TENANT_REQUIRE_EK_CERT", required);
-        output_of(command.args(arguments))
+        let environment = [("KEYLIME_TENANT_REQUIRE_EK_CERT", required)];
+        let mut launcher = self.launcher.lock().unwrap_or_else(PoisonError::into_inner);
+        launcher.run(arguments, &environment)
     }
 
     /// [`Tenant::run`] for what it is to refuse; returns what it printed.

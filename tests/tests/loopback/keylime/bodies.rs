@@ -1,6 +1,5 @@
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD as BASE64;
@@ -10,6 +9,8 @@ use troth_tests::api::Api;
 use troth_tests::boot::Machine;
 use troth_tests::fleet::{Agent, AgentOptions, Fleet, Programs, QUOTE_INTERVAL};
 use troth_tests::keylime::{Keylime, Servers, Tenant};
+
+use super::copy_files;
 
 const ID: &str = "d432fbb3-d2f1-4a97-9ef7-75bd81c00003";
 const UNKNOWN: &str = "d432fbb3-d2f1-4a97-9ef7-75bd81cfffff";
@@ -414,12 +415,4 @@ fn other_key(tpm2b_public: &Value) -> Value {
     let last = key.last_mut().unwrap();
     *last ^= 2;
     json!(BASE64.encode(key))
-}
-
-fn copy_files(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
-    }
 }

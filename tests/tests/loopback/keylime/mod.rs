@@ -2,9 +2,23 @@
 mod bodies;
 /// Our agent at Keylime's registrar, verifier and tenant.
 mod our_agent;
+/// Keylime's tenant and verifier at our registrar.
+mod our_registrar;
 /// Keylime's tenant at our registrar and verifier.
 mod our_servers;
 /// Keylime's verifier asks every second, for minutes.
 mod polling;
 /// Keylime's agent at our registrar and verifier.
 mod their_agent;
+
+use std::fs;
+use std::path::Path;
+
+/// A CA directory for other servers, so that one operator has both.
+fn copy_files(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+    }
+}
