@@ -176,6 +176,9 @@ pub(crate) enum Error {
         name: String,
         url: String,
     },
+    /// A policy that is not signed as the options say.
+    #[error("runtime policy from {place}: {reason}")]
+    PolicySignature { place: String, reason: String },
     /// A file could not be read.
     #[error("cannot read {}: {source}", path.display())]
     ReadFile { path: PathBuf, source: io::Error },
@@ -337,6 +340,11 @@ impl Error {
                 "install the package ca-certificates, or name a file of CA certificates in \
                  {variable}"
             ),
+            Self::PolicySignature { .. } => {
+                "--runtime-policy-sig-key (policy import: --sig-key) names the signer's ECDSA \
+                 public key or certificate; `openssl ec -pubout` has a private key's public half"
+                    .to_owned()
+            }
             Self::PolicyExists { .. } => {
                 "choose another name; --replace replaces it for all nodes that use it".to_owned()
             }

@@ -1,11 +1,12 @@
-use std::{
-    io::{self, Write},
-    path::Path,
-};
+/// Command lines that do what people want.
+mod examples;
+/// The manual pages.
+mod man;
 
 use clap::CommandFactory;
 use clap_complete::Shell;
 
+pub(crate) use self::{examples::add as add_examples, man::run as man};
 use crate::{
     cli::Cli,
     error::{Error, Exit},
@@ -196,51 +197,4 @@ pub(crate) fn completions(shell: Shell, out: &Output) -> Result<Exit, Error> {
     clap_complete::generate(shell, &mut Cli::command(), "trothctl", &mut script);
     out.text(&String::from_utf8_lossy(&script))?;
     Ok(Exit::Success)
-}
-
-/// Runs `trothctl man`.
-pub(crate) fn man(directory: Option<&Path>, out: &Output) -> Result<Exit, Error> {
-    let mut page = Vec::new();
-    let failed = |path: &Path| {
-        let path = path.to_owned();
-        move |source| Error::WriteFile { path, source }
-    };
-    main_page(&mut page).map_err(failed(Path::new("standard output")))?;
-    match directory {
-        None => out.text(&String::from_utf8_lossy(&page))?,
-        Some(directory) => {
-            clap_mangen::generate_to(Cli::command(), directory).map_err(failed(directory))?;
-            let path = directory.join("trothctl.1");
-            std::fs::write(&path, page).map_err(failed(&path))?;
-        }
-    }
-    Ok(Exit::Success)
-}
-
-fn main_page(page: &mut dyn Write) -> io::Result<()> {
-    let man = clap_mangen::Man::new(Cli::command()).manual("Troth");
-    man.render_title(page)?;
-    man.render_name_section(page)?;
-    man.render_synopsis_section(page)?;
-    man.render_description_section(page)?;
-    man.render_options_section(page)?;
-    man.render_subcommands_section(page)?;
-    for (heading, text) in SECTIONS {
-        writeln!(page, ".SH \"{}\"\n.nf", heading.to_uppercase())?;
-        for line in text.lines() {
-            // A leading dot or quote would be a request to troff.
-            let guard = if line.starts_with(['.', '\'']) {
-                r"\&"
-            } else {
-                ""
-            };
-            writeln!(
-                page,
-                "{guard}{}",
-                line.replace('\\', r"\e").replace('-', r"\-")
-            )?;
-        }
-        writeln!(page, ".fi")?;
-    }
-    man.render_version_section(page)
 }

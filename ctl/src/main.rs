@@ -27,7 +27,7 @@ mod registrar;
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, FromArgMatches};
 
 use crate::{
     cli::{CaCommand, Cli, Command, InspectCommand},
@@ -37,7 +37,8 @@ use crate::{
 };
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let matches = help::add_examples(Cli::command(), "trothctl").get_matches();
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     let out = Output::from_environment(cli.global.json);
     match run(&cli, &out) {
         Ok(exit) => exit.into(),

@@ -9,7 +9,7 @@ use std::path::Path;
 
 pub(crate) use self::{
     download::{Checksum, Url},
-    source::{RuntimeOptions, boot, read_file, read_text, tpm},
+    source::{RuntimeOptions, RuntimeText, boot, read_file, read_text, tpm},
     stored::{replace_runtime, text},
 };
 use crate::{
@@ -55,10 +55,7 @@ async fn create_runtime(config: &Config, args: &RuntimeArgs, out: &Output) -> Re
         ..RuntimeOptions::default()
     };
     // clap demands one of the two sources.
-    let mut json = match options.source() {
-        Some(source) => source.json(config).await?,
-        None => String::new(),
-    };
+    let mut json = options.read(config).await?.unwrap_or_default().text;
     json.push('\n');
     match &args.output {
         None => out.text(&json)?,

@@ -455,9 +455,21 @@ fn completions_and_manual_pages_are_complete() {
         assert!(directory.path().join(page).exists(), "{page}");
     }
     let page = std::fs::read_to_string(directory.path().join("trothctl.1")).unwrap();
-    for section in ["EXIT STATUS", "JSON", "ENVIRONMENT", "FILES"] {
+    for section in [
+        "EXIT STATUS",
+        "JSON",
+        "CONFIGURATION",
+        "ENVIRONMENT",
+        "FILES",
+    ] {
         assert!(page.contains(&format!(".SH \"{section}\"")), "{section}");
     }
+    let page = std::fs::read_to_string(directory.path().join("trothctl-agent-add.1")).unwrap();
+    for section in ["EXAMPLES", "EXIT STATUS", "SEE ALSO"] {
+        assert!(page.contains(&format!(".SH \"{section}\"")), "{section}");
+    }
+    let help = trothctl(&["agent", "add", "--help"]);
+    assert!(stdout(&help).contains("Examples:"), "{}", stdout(&help));
     let help = trothctl(&["--help"]);
     assert!(stdout(&help).contains("Exit status:"));
 }

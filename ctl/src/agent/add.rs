@@ -112,7 +112,7 @@ pub(super) fn enrolment(
         metadata: "{}".to_owned(),
         runtime_policy: Some(encoded.unwrap_or_default()),
         runtime_policy_name: runtime.name,
-        runtime_policy_key: None,
+        runtime_policy_key: runtime.key,
         mb_policy: boot.text,
         mb_policy_name: boot.name,
         ima_sign_verification_keys: Some(String::new()),

@@ -7,7 +7,7 @@ use crate::{
     cli::PolicyArgs,
     config::Config,
     error::Error,
-    policy::{self, RuntimeOptions},
+    policy::{self, RuntimeOptions, RuntimeText},
 };
 
 /// A runtime or boot policy of an enrolment.
@@ -17,6 +17,8 @@ pub(super) struct Choice {
     pub(super) text: Option<String>,
     /// The name that the verifier has it under, or shall keep `text` under.
     pub(super) name: Option<String>,
+    /// base64 of the PEM of the key that signed `text`; `None`: it is not signed.
+    pub(super) key: Option<String>,
 }
 
 impl Choice {
@@ -45,10 +47,12 @@ impl Policies {
             allowlist: args.allowlist.as_ref(),
             exclude: args.exclude.as_ref(),
             ima_list: args.ima_list.as_ref(),
+            sig_key: args.runtime_policy_sig_key.as_ref(),
         };
-        let runtime = match options.source() {
-            Some(source) => Some(source.json(config).await?),
-            None => None,
+        let runtime = options.read(config).await?;
+        let (text, key) = match runtime {
+            Some(RuntimeText { text, key }) => (Some(text), key),
+            None => (None, None),
         };
         let boot = args
             .boot_policy
@@ -61,12 +65,14 @@ impl Policies {
         };
         Ok(Self {
             runtime: Choice {
-                text: runtime,
+                text,
                 name: args.runtime_policy_name.clone(),
+                key,
             },
             boot: Choice {
                 text: boot,
                 name: args.boot_policy_name.clone(),
+                key: None,
             },
             tpm,
         })
@@ -116,6 +122,7 @@ mod tests {
         let named = |name: &str| Choice {
             text: None,
             name: Some(name.to_owned()),
+            key: None,
         };
         let mut policies = Policies {
             runtime: Choice::default(),

@@ -19,7 +19,7 @@ use crate::{
     config::Config,
     error::{Error, Exit},
     output::{Output, now_ms},
-    policy,
+    policy::{self, RuntimeText},
 };
 
 /// `agent update --json`.
@@ -48,18 +48,14 @@ pub(super) async fn run(config: &Config, args: &UpdateArgs, out: &Output) -> Res
         .await?
         .ok_or_else(|| verifier.unknown(&args.id))?;
     match text_alone(args, &given, &status) {
-        Some(text) => in_place(&verifier, &args.id, text, &status, out).await,
+        Some(text) => in_place(&verifier, &args.id, &text, &status, out).await,
         None => anew(config, &credentials, &verifier, args, given, &status, out).await,
     }
 }
 
 /// The new text, if nothing but the text of the node's own runtime policy changes: that policy is
 /// no other node's, and the verifier takes it without reading the node's list again.
-fn text_alone<'a>(
-    args: &UpdateArgs,
-    given: &'a Policies,
-    status: &NodeStatus,
-) -> Option<&'a String> {
+fn text_alone(args: &UpdateArgs, given: &Policies, status: &NodeStatus) -> Option<RuntimeText> {
     let UpdateArgs {
         accept, contact, ..
     } = args;
@@ -80,13 +76,15 @@ fn text_alone<'a>(
         || contact.api_version.is_some();
     // Only Troth's verifier says which policy a node uses.
     let own = status.troth.as_ref()?.runtime_policy.as_deref() == Some(args.id.as_str());
-    given.runtime.text.as_ref().filter(|_| own && !others_too)
+    let Choice { text, key, .. } = given.runtime.clone();
+    text.filter(|_| own && !others_too)
+        .map(|text| RuntimeText { text, key })
 }
 
 async fn in_place(
     verifier: &Service,
     id: &AgentId,
-    text: &str,
+    text: &RuntimeText,
     status: &NodeStatus,
     out: &Output,
 ) -> Result<Exit, Error> {
@@ -201,14 +199,14 @@ impl PolicyKeeper<'_> {
     async fn policy(&self, kind: Kind, name: Option<&str>) -> Result<Choice, Error> {
         if let Some(name) = name.filter(|name| *name != self.id) {
             return Ok(Choice {
-                text: None,
                 name: Some(name.to_owned()),
+                ..Choice::default()
             });
         }
         match policy::text(self.verifier, kind, self.id).await? {
             Some(text) => Ok(Choice {
                 text: Some(text),
-                name: None,
+                ..Choice::default()
             }),
             None => Err(Error::KeptPolicyUnknown {
                 id: self.id.to_owned(),

@@ -106,6 +106,15 @@ pub(crate) struct PolicyArgs {
     /// SHA-256 of the file at --runtime-policy-url
     #[arg(long, value_name = "HEX", requires = "runtime_policy_url")]
     pub(crate) runtime_policy_checksum: Option<Checksum>,
+    /// The runtime policy is signed (DSSE), and this ECDSA public key or certificate must have
+    /// signed it
+    #[arg(
+        long,
+        value_name = "PEM",
+        requires = "runtime",
+        conflicts_with_all = ["allowlist", "ima_list"]
+    )]
+    pub(crate) runtime_policy_sig_key: Option<PathBuf>,
     /// Runtime policy from a flat allowlist: lines of `DIGEST PATH`
     #[arg(long, value_name = "FILE", group = "runtime")]
     pub(crate) allowlist: Option<PathBuf>,

@@ -84,7 +84,7 @@ pub(crate) struct ShowArgs {
 #[derive(Debug, Subcommand)]
 pub(crate) enum ImportCommand {
     /// Import a runtime policy
-    Runtime(ImportRuntimeArgs),
+    Runtime(Box<ImportRuntimeArgs>),
     /// Import a boot policy
     Boot(ImportBootArgs),
 }
@@ -111,6 +111,9 @@ pub(crate) struct ImportRuntimeArgs {
     /// Make one that allows exactly the files of an IMA measurement list
     #[arg(long, value_name = "FILE", group = "source")]
     pub(crate) ima_list: Option<PathBuf>,
+    /// The policy is signed (DSSE), and this ECDSA public key or certificate must have signed it
+    #[arg(long, value_name = "PEM", conflicts_with_all = ["allowlist", "ima_list"])]
+    pub(crate) sig_key: Option<PathBuf>,
     /// Replace a policy of this name, for all nodes that use it
     #[arg(long)]
     pub(crate) replace: bool,

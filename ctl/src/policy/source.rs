@@ -3,14 +3,15 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use troth_core::policy::{BootPolicy, RuntimePolicy};
+use base64::{Engine, prelude::BASE64_STANDARD};
+use troth_core::policy::{BootPolicy, Envelope, PolicyError, RuntimePolicy, SigningKey};
 
 use super::download::{Checksum, Url};
 use crate::{config::Config, error::Error, output::now_ms};
 
 /// Where a runtime policy comes from.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum RuntimeSource<'a> {
+enum RuntimeSource<'a> {
     /// Keylime's JSON, taken as it is after a check.
     Json(&'a Path),
     /// The same, from a web server.
@@ -30,11 +31,62 @@ pub(crate) struct RuntimeOptions<'a> {
     pub(crate) allowlist: Option<&'a PathBuf>,
     pub(crate) exclude: Option<&'a PathBuf>,
     pub(crate) ima_list: Option<&'a PathBuf>,
+    /// PEM of the key that must have signed the policy.
+    pub(crate) sig_key: Option<&'a PathBuf>,
+}
+
+/// A runtime policy that was checked here, as the verifier gets it.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub(crate) struct RuntimeText {
+    /// JSON of the policy, or of the envelope that it came in.
+    pub(crate) text: String,
+    /// base64 of the PEM of the key that signed the envelope.
+    pub(crate) key: Option<String>,
 }
 
 impl<'a> RuntimeOptions<'a> {
+    /// The policy, which the verifier will be able to compile; `None` if no source was named.
+    pub(crate) async fn read(self, config: &Config) -> Result<Option<RuntimeText>, Error> {
+        let Some(source) = self.source() else {
+            return Ok(None);
+        };
+        let key = self.sig_key.map(|path| read_file(path)).transpose()?;
+        let text = source.text(config).await?;
+        let unusable = |source_error: PolicyError| Error::Policy {
+            what: format!("runtime policy from {}", source.place()),
+            source: source_error,
+        };
+        let signature = |reason| Error::PolicySignature {
+            place: source.place(),
+            reason,
+        };
+        let envelope = Envelope::parse(text.as_bytes()).map_err(unusable)?;
+        let json = match (&envelope, key.as_deref()) {
+            (None, None) => text.as_bytes(),
+            (Some(envelope), Some(pem)) => {
+                let signed = SigningKey::parse(pem).map(|key| envelope.is_signed_by(&key));
+                if !signed.map_err(|error| signature(format!("the given key: {error}")))? {
+                    let reason = "no signature of the policy is by this key, or it was changed";
+                    return Err(signature(reason.to_owned()));
+                }
+                envelope.payload()
+            }
+            (Some(_), None) => {
+                return Err(signature(
+                    "the policy is signed: name its signer's key".to_owned(),
+                ));
+            }
+            (None, Some(_)) => return Err(signature("the policy is not signed".to_owned())),
+        };
+        RuntimePolicy::compile(json).map_err(unusable)?;
+        Ok(Some(RuntimeText {
+            text,
+            key: key.map(|pem| BASE64_STANDARD.encode(pem)),
+        }))
+    }
+
     /// The source that was named, if one was.
-    pub(crate) fn source(self) -> Option<RuntimeSource<'a>> {
+    fn source(self) -> Option<RuntimeSource<'a>> {
         let exclude = self.exclude.map(PathBuf::as_path);
         let url = self.url.zip(self.checksum);
         self.json
@@ -49,17 +101,13 @@ impl<'a> RuntimeOptions<'a> {
 }
 
 impl RuntimeSource<'_> {
-    /// The policy as JSON text that the verifier will be able to compile.
-    pub(crate) async fn json(self, config: &Config) -> Result<String, Error> {
-        let unusable = |source| Error::Policy {
-            what: format!("runtime policy from {}", self.place()),
-            source,
-        };
+    async fn text(self, config: &Config) -> Result<String, Error> {
         let now = now_ms() / 1000;
         let made = match self {
-            Self::Json(path) => Ok(read_text(path)?),
+            Self::Json(path) => return read_text(path),
             Self::Url(url, checksum) => {
-                Ok(lossy(url.fetch(checksum, config.request_timeout.0).await?))
+                let bytes = url.fetch(checksum, config.request_timeout.0).await?;
+                return Ok(lossy(bytes));
             }
             Self::Allowlist(path, exclude) => {
                 let exclude = exclude.map(read_text).transpose()?.unwrap_or_default();
@@ -67,9 +115,10 @@ impl RuntimeSource<'_> {
             }
             Self::ImaList(path) => RuntimePolicy::json_from_ima_list(&read_text(path)?, now),
         };
-        let json = made.map_err(unusable)?;
-        RuntimePolicy::compile(json.as_bytes()).map_err(unusable)?;
-        Ok(json)
+        made.map_err(|source| Error::Policy {
+            what: format!("runtime policy from {}", self.place()),
+            source,
+        })
     }
 
     fn place(self) -> String {

@@ -4,9 +4,12 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use hyper::Method;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use troth_core::{policy::RuntimePolicy, tpm::HashAlgorithm};
+use troth_core::{
+    policy::{Envelope, RuntimePolicy},
+    tpm::HashAlgorithm,
+};
 
-use super::{RuntimeOptions, boot, write_file};
+use super::{RuntimeOptions, RuntimeText, boot, write_file};
 use crate::{
     api::{self, Credentials, Service},
     cli::{ImportCommand, Kind, ShowArgs},
@@ -138,6 +141,12 @@ impl Show<'_> {
 
     /// What a runtime policy holds.
     fn contents(&self, text: &str) -> Vec<(&'static str, String)> {
+        if let Ok(Some(_)) = Envelope::parse(text.as_bytes()) {
+            return vec![(
+                "Policy",
+                "signed; -o saves it with its signatures".to_owned(),
+            )];
+        }
         if let Err(error) = RuntimePolicy::compile(text.as_bytes()) {
             return vec![("Policy", format!("NOT usable: {error}"))];
         }
@@ -170,12 +179,10 @@ pub(super) async fn import(
                 allowlist: args.allowlist.as_ref(),
                 exclude: args.exclude.as_ref(),
                 ima_list: args.ima_list.as_ref(),
+                sig_key: args.sig_key.as_ref(),
             };
             // clap demands one of the sources.
-            let policy = match options.source() {
-                Some(source) => source.json(config).await?,
-                None => String::new(),
-            };
+            let policy = options.read(config).await?.unwrap_or_default();
             let body = runtime_body(&policy);
             (Kind::Runtime, &args.name, args.replace, body)
         }
@@ -233,7 +240,7 @@ pub(crate) async fn text(
 pub(crate) async fn replace_runtime(
     verifier: &Service,
     name: &str,
-    policy: &str,
+    policy: &RuntimeText,
 ) -> Result<bool, Error> {
     replace(verifier, Kind::Runtime, name, &runtime_body(policy)).await
 }
@@ -267,10 +274,10 @@ async fn replace(verifier: &Service, kind: Kind, name: &str, body: &Value) -> Re
 
 /// What a runtime policy is stored with. Its TPM policy is of no effect, but Keylime's verifier
 /// wants one.
-fn runtime_body(policy: &str) -> Value {
+fn runtime_body(policy: &RuntimeText) -> Value {
     json!({
-        "runtime_policy": BASE64_STANDARD.encode(policy),
-        "runtime_policy_key": "",
+        "runtime_policy": BASE64_STANDARD.encode(&policy.text),
+        "runtime_policy_key": policy.key.as_deref().unwrap_or_default(),
         "tpm_policy": "{\"mask\": \"0x400\"}"
     })
 }

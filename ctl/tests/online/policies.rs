@@ -155,3 +155,50 @@ fn a_downloaded_policy_is_the_one_of_the_checksum() {
     );
     assert_eq!(site.times("POST /v2.6/allowlists/p"), 1);
 }
+
+#[test]
+fn a_signed_policy_is_checked_here_and_sent_with_its_key() {
+    let site = Site::start();
+    let vectors = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../tests/fixtures/vectors/dsse.json"
+    );
+    let vectors: Value = serde_json::from_slice(&std::fs::read(vectors).unwrap()).unwrap();
+    let file = |name: &str, text: &Value| {
+        let path = site.file(name, text.as_str().unwrap());
+        path.to_str().unwrap().to_owned()
+    };
+    let signed = file("signed.json", &vectors["ecdsa"]["envelope"]);
+    let plain = file("plain.json", &vectors["policy"]);
+    let own = file("own.pem", &vectors["ecdsa"]["key"]);
+    let other = file("other.pem", &vectors["x509"]["key"]);
+    let import = |policy: &str, key: &[&str]| {
+        site.trothctl(&[&["policy", "import", "runtime", "p", policy], key].concat())
+    };
+    let post = "POST /v2.6/allowlists/p";
+    site.answer(post, 201, "{}");
+    for (policy, key, why) in [
+        (&signed, &[][..], "the policy is signed"),
+        (
+            &signed,
+            &["--sig-key", &other],
+            "no signature of the policy is by this key",
+        ),
+        (&signed, &["--sig-key", &plain], "neither a public key nor"),
+        (&plain, &["--sig-key", &own], "the policy is not signed"),
+    ] {
+        let output = import(policy, key);
+        assert_eq!(output.status.code(), Some(1), "{why}");
+        assert!(stderr(&output).contains(why), "{}", stderr(&output));
+    }
+    assert!(!site.asked(post));
+    let output = import(&signed, &["--sig-key", &own]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let sent = site.sent(post);
+    let base64 = |text: &Value| BASE64_STANDARD.encode(text.as_str().unwrap());
+    assert_eq!(
+        sent["runtime_policy"],
+        base64(&vectors["ecdsa"]["envelope"])
+    );
+    assert_eq!(sent["runtime_policy_key"], base64(&vectors["ecdsa"]["key"]));
+}

@@ -1,0 +1,291 @@
+use clap::Command;
+
+/// What one wants, and the command line that does it.
+type Example = (&'static str, &'static str);
+
+/// Examples by command.
+pub(super) const EXAMPLES: &[(&str, &[Example])] = &[
+    (
+        "trothctl agent add",
+        &[
+            (
+                "Allow what runs on the node now, and demand that its boot log replays",
+                "trothctl agent add web1 --ima-list web1.ima --boot-policy '{}'",
+            ),
+            (
+                "Judge it by a policy that the verifier keeps, and by the value of PCR 7",
+                "trothctl agent add web1 --runtime-policy-name base --tpm-policy pcr7.json",
+            ),
+            (
+                "Take a virtual TPM that no vendor certified, if the inventory knows it",
+                "trothctl agent add vm1 --require-ek-cert false --ek-check-script /usr/local/sbin/known-ek",
+            ),
+            (
+                "The verifier reaches the agent by another address than this program",
+                "trothctl agent add web1 --address 192.0.2.7 --address-for-verifier 10.0.0.7",
+            ),
+        ],
+    ),
+    (
+        "trothctl agent update",
+        &[
+            (
+                "Allow what runs there now, and go on where the verifier is",
+                "trothctl agent update web1 --ima-list web1.ima",
+            ),
+            (
+                "Judge it by another policy of the verifier's, and its boot log no more",
+                "trothctl agent update web1 --runtime-policy-name base-2 --no-boot-policy",
+            ),
+            (
+                "Enrol it anew with all that it has: its agent made a new certificate",
+                "trothctl agent update web1",
+            ),
+        ],
+    ),
+    (
+        "trothctl agent remove",
+        &[(
+            "Return when the node is gone, even if it is being attested",
+            "trothctl agent remove --wait web1",
+        )],
+    ),
+    (
+        "trothctl agent reactivate",
+        &[(
+            "After the cause of a failure is mended",
+            "trothctl agent reactivate web1",
+        )],
+    ),
+    (
+        "trothctl agent stop",
+        &[("While the host is rebuilt", "trothctl agent stop web1")],
+    ),
+    (
+        "trothctl agent status",
+        &[
+            ("Is it trusted, and why not?", "trothctl agent status web1"),
+            (
+                "All findings, for a program",
+                "trothctl --json agent status web1",
+            ),
+        ],
+    ),
+    (
+        "trothctl agent list",
+        &[
+            ("All nodes as a table", "trothctl agent list"),
+            (
+                "All nodes of another verifier, for a program",
+                "trothctl --verifier https://192.0.2.1:8881 --json agent list",
+            ),
+        ],
+    ),
+    (
+        "trothctl agent watch",
+        &[
+            ("Every change, until interrupted", "trothctl agent watch"),
+            (
+                "In a script: go on when both nodes are trusted, give up after a minute",
+                "trothctl agent watch web1 web2 --until trusted --timeout 60",
+            ),
+        ],
+    ),
+    (
+        "trothctl registrar list",
+        &[("Who has registered?", "trothctl registrar list")],
+    ),
+    (
+        "trothctl registrar show",
+        &[(
+            "Who issued the EK certificate, and where does the agent listen?",
+            "trothctl registrar show web1",
+        )],
+    ),
+    (
+        "trothctl registrar remove",
+        &[(
+            "After the host's TPM or mainboard was replaced",
+            "trothctl registrar remove web1",
+        )],
+    ),
+    (
+        "trothctl inspect quote",
+        &[(
+            "Is this quote signed by that AK, over that nonce?",
+            "trothctl inspect quote answer.json --ak ak.pub --nonce AbCdEfGhIj0123456789",
+        )],
+    ),
+    (
+        "trothctl inspect eventlog",
+        &[(
+            "What did this host boot?",
+            "trothctl inspect eventlog /sys/kernel/security/tpm0/binary_bios_measurements",
+        )],
+    ),
+    (
+        "trothctl inspect ima",
+        &[(
+            "What has run on this host?",
+            "trothctl inspect ima --entries /sys/kernel/security/ima/ascii_runtime_measurements",
+        )],
+    ),
+    (
+        "trothctl ca show",
+        &[("Until when are the certificates valid?", "trothctl ca show")],
+    ),
+    (
+        "trothctl policy create runtime",
+        &[(
+            "From what runs on a host, to be edited",
+            "trothctl policy create runtime --ima-list web1.ima -o base.json",
+        )],
+    ),
+    (
+        "trothctl policy list",
+        &[
+            ("Policies of both kinds", "trothctl policy list"),
+            ("Runtime policies only", "trothctl policy list runtime"),
+        ],
+    ),
+    (
+        "trothctl policy show",
+        &[
+            ("How large is it?", "trothctl policy show runtime base"),
+            (
+                "Save it as the verifier has it",
+                "trothctl policy show runtime base -o base.json",
+            ),
+        ],
+    ),
+    (
+        "trothctl policy import runtime",
+        &[
+            (
+                "A new policy",
+                "trothctl policy import runtime base base.json",
+            ),
+            (
+                "A new text for all nodes that use it",
+                "trothctl policy import runtime base base.json --replace",
+            ),
+            (
+                "One that `keylime-policy sign runtime` signed",
+                "trothctl policy import runtime base signed.json --sig-key signer.pub",
+            ),
+            (
+                "From a web server, known by its checksum",
+                "trothctl policy import runtime base --url https://policies.example.org/base.json \
+                 --checksum 3a6eb0790f39ac87c94f3856b2dd2c5d110e6811602261a9a923d3bb23adc8b7",
+            ),
+        ],
+    ),
+    (
+        "trothctl policy import boot",
+        &[(
+            "Demand no more than that the boot log replays",
+            "trothctl policy import boot replays '{}'",
+        )],
+    ),
+    (
+        "trothctl policy remove",
+        &[(
+            "A policy that no node uses any more",
+            "trothctl policy remove runtime base",
+        )],
+    ),
+    (
+        "trothctl completions",
+        &[(
+            "For bash, from the next shell on",
+            "trothctl completions bash > ~/.local/share/bash-completion/completions/trothctl",
+        )],
+    ),
+    (
+        "trothctl man",
+        &[
+            ("Read the main page", "trothctl man | man -l -"),
+            (
+                "Install all pages",
+                "trothctl man /usr/local/share/man/man1",
+            ),
+        ],
+    ),
+];
+
+/// Adds to `--help` of each command its examples; `path` is the command's name with those above it.
+pub(crate) fn add(mut command: Command, path: &str) -> Command {
+    let names: Vec<_> = command
+        .get_subcommands()
+        .map(|sub| sub.get_name().to_owned())
+        .collect();
+    for name in names {
+        command = command.mut_subcommand(&name, |sub| add(sub, &format!("{path} {name}")));
+    }
+    match of(path) {
+        [] => command,
+        examples => {
+            let examples: Vec<_> = examples
+                .iter()
+                .map(|(what, words)| format!("  {what}:\n    {words}"))
+                .collect();
+            command.after_long_help(format!("Examples:\n{}", examples.join("\n\n")))
+        }
+    }
+}
+
+/// The examples of a command.
+pub(super) fn of(path: &str) -> &'static [Example] {
+    EXAMPLES
+        .iter()
+        .find(|(command, _)| *command == path)
+        .map_or(&[], |(_, examples)| examples)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{CommandFactory, Parser};
+
+    use super::*;
+    use crate::cli::Cli;
+
+    /// Words of a shell's command, up to a pipe or redirection.
+    fn words(line: &str) -> Vec<String> {
+        line.split(' ')
+            .take_while(|word| !["|", ">"].contains(word))
+            .map(|word| word.trim_matches('\'').to_owned())
+            .collect()
+    }
+
+    #[test]
+    fn every_example_is_a_command_that_is_understood() {
+        for (command, examples) in EXAMPLES {
+            for (_, line) in *examples {
+                if let Err(error) = Cli::try_parse_from(words(line)) {
+                    panic!("{line}: {error}");
+                }
+                let plain: Vec<_> = command.split(' ').collect();
+                let found = plain.iter().all(|word| line.split(' ').any(|w| w == *word));
+                assert!(found, "{line} is no example of {command}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_command_has_an_example() {
+        fn visit(command: &Command, path: &str, leaves: &mut Vec<String>) {
+            if !command.has_subcommands() {
+                leaves.push(path.to_owned());
+            }
+            for sub in command.get_subcommands() {
+                visit(sub, &format!("{path} {}", sub.get_name()), leaves);
+            }
+        }
+        let mut leaves = Vec::new();
+        visit(&Cli::command(), "trothctl", &mut leaves);
+        for leaf in &leaves {
+            assert!(!of(leaf).is_empty(), "{leaf} has no example");
+        }
+        assert_eq!(leaves.len(), EXAMPLES.len());
+    }
+}
