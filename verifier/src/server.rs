@@ -28,6 +28,8 @@ use crate::{
 
 /// How often the service manager's status line is renewed.
 const STATUS_INTERVAL: Duration = Duration::from_secs(10);
+/// How often a verifier looks whether another one has replaced policies: a row is read.
+const POLICY_INTERVAL: Duration = Duration::from_secs(2);
 /// How often a server looks whether the certificates that it loaded end soon.
 const CERTIFICATE_INTERVAL: Duration = Duration::from_secs(86_400);
 
@@ -154,6 +156,7 @@ impl VerifierServer {
         let keep_alive = tokio::spawn(watchdog(self.store.clone()));
         let watching = tokio::spawn(watch_certificates(self.certificates));
         let telling = tokio::spawn(tell_status(Arc::clone(&self.fleet)));
+        let following = tokio::spawn(follow_policies(Arc::clone(&self.fleet)));
         serve(
             self.listener,
             Some(self.tls),
@@ -166,6 +169,7 @@ impl VerifierServer {
         keep_alive.abort();
         watching.abort();
         telling.abort();
+        following.abort();
         self.fleet.close().await;
         self.store.close().await;
     }
@@ -177,6 +181,17 @@ async fn tell_status(fleet: Arc<Fleet>) {
     loop {
         ticks.tick().await;
         notify::status(&fleet.summary());
+    }
+}
+
+/// Takes over what other verifiers on the same database have replaced.
+async fn follow_policies(fleet: Arc<Fleet>) {
+    let mut ticks = tokio::time::interval(POLICY_INTERVAL);
+    loop {
+        ticks.tick().await;
+        if let Err(error) = fleet.follow_policies().await {
+            tracing::warn!(%error, "replaced policies are not seen");
+        }
     }
 }
 

@@ -121,6 +121,11 @@ async fn ask_once(
         Err(error @ ClientError::BodyTooLarge { .. }) => {
             return Ok(judge::invalid(error.to_string()));
         }
+        Err(error @ ClientError::Tls { .. }) => {
+            return no_answer(format!(
+                "{error}; if the agent has a new TLS key, `trothctl agent update` takes it over"
+            ));
+        }
         Err(error) => return no_answer(error.to_string()),
     };
     if answer.status != 200 {

@@ -91,6 +91,12 @@ impl Named {
             Compiled::Boot(boot) => Self { boot, ..self },
         }
     }
+
+    /// Does the other one judge by the same policies?
+    pub(super) fn same(&self, other: &Self) -> bool {
+        let runtime = |named: &Self| named.runtime.as_ref().map(Arc::as_ptr);
+        runtime(self) == runtime(other) && self.boot == other.boot
+    }
 }
 
 /// Whose signatures runtime policies need.

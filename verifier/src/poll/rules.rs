@@ -56,10 +56,7 @@ pub(super) fn rules(
     check_ak(&ak).map_err(NodeError::AkUnsafe)?;
     let ak = Arc::new(AttestationKey::new(&ak).map_err(NodeError::AkUnusable)?);
 
-    let tpm = TpmPolicy::parse(&enrolment.tpm_policy).map_err(|source| NodeError::Policy {
-        member: "tpm_policy",
-        source,
-    })?;
+    let tpm = tpm_policy(enrolment)?;
     let named = match enrolment.mb_policy.as_deref() {
         // Stored before boot policies had names.
         Some(text) => {
@@ -121,10 +118,21 @@ fn check_mask(named: &Named, tpm: &TpmPolicy) -> Result<(), NodeError> {
     Ok(())
 }
 
+/// Could a node be judged by this policy beside its others?
+pub(super) fn can_follow(enrolment: &Enrolment, policy: Compiled) -> Result<(), NodeError> {
+    check_mask(&Named::NONE.with(policy), &tpm_policy(enrolment)?)
+}
+
+fn tpm_policy(enrolment: &Enrolment) -> Result<TpmPolicy, NodeError> {
+    TpmPolicy::parse(&enrolment.tpm_policy).map_err(|source| NodeError::Policy {
+        member: "tpm_policy",
+        source,
+    })
+}
+
 impl Rules {
-    /// The same with another policy.
-    pub(super) fn with(&self, policy: Compiled) -> Result<Self, NodeError> {
-        let named = self.named.clone().with(policy);
+    /// The same with other policies.
+    pub(super) fn with(&self, named: Named) -> Result<Self, NodeError> {
         check_mask(&named, &self.tpm)?;
         Ok(Self {
             named,

@@ -29,7 +29,7 @@ use sqlx::{
 };
 use tokio::sync::Mutex;
 
-pub use nodes::{Enrolled, MAX_UPDATES, NewNode, NodeRow, RecordUpdate};
+pub use nodes::{Enrolled, MAX_UPDATES, NewNode, NodeRow, PolicyDigests, RecordUpdate};
 pub use policies::{NewPolicy, PolicyChoice, PolicyChoices, PolicyKind, Removed};
 pub use registrar::{Agent, Device, Pending, Promotion};
 
@@ -72,6 +72,10 @@ impl Schema {
                 (
                     "boot policies",
                     include_str!("../../migrations/verifier/0002_boot_policies.sql"),
+                ),
+                (
+                    "policy generation",
+                    include_str!("../../migrations/verifier/0003_policy_generation.sql"),
                 ),
             ],
         };

@@ -1,4 +1,4 @@
-use sqlx::{AssertSqlSafe, Executor, Row};
+use sqlx::{AssertSqlSafe, Executor, Row, any::AnyRow};
 
 use super::{
     Store, StoreError, Table,
@@ -37,14 +37,30 @@ pub struct NodeRow {
     pub generation: u64,
     /// JSON text.
     pub enrolment: String,
-    /// Digest of its runtime policy.
-    pub runtime_digest: Option<String>,
-    /// Digest of its boot policy, unless that is in the enrolment.
-    pub boot_digest: Option<String>,
+    /// Its policies.
+    pub policies: PolicyDigests,
     /// State of Keylime's API.
     pub operational_state: u8,
     /// JSON text.
     pub record: String,
+}
+
+/// Which texts a node's policies have at present.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct PolicyDigests {
+    /// Digest of its runtime policy.
+    pub runtime: Option<String>,
+    /// Digest of its boot policy, unless that is in the enrolment.
+    pub boot: Option<String>,
+}
+
+impl PolicyDigests {
+    fn read(row: &AnyRow) -> Result<Self, sqlx::Error> {
+        Ok(Self {
+            runtime: row.try_get("runtime_digest")?,
+            boot: row.try_get("boot_digest")?,
+        })
+    }
 }
 
 /// What changed about a node.
@@ -158,13 +174,12 @@ impl Store {
         .bind(verifier_id.to_owned())
         .fetch_all(&self.pool)
         .await?;
-        let row = |row: &sqlx::any::AnyRow| -> Result<NodeRow, sqlx::Error> {
+        let row = |row: &AnyRow| -> Result<NodeRow, sqlx::Error> {
             Ok(NodeRow {
                 agent_id: row.try_get("agent_id")?,
                 generation: unsigned(row.try_get("generation")?),
                 enrolment: row.try_get("enrolment")?,
-                runtime_digest: row.try_get("runtime_digest")?,
-                boot_digest: row.try_get("boot_digest")?,
+                policies: PolicyDigests::read(row)?,
                 operational_state: u8::try_from(row.try_get::<i64, _>("operational_state")?)
                     .unwrap_or(u8::MAX),
                 record: row.try_get("record")?,
@@ -173,6 +188,35 @@ impl Store {
         let mut nodes: Vec<_> = rows.iter().map(row).collect::<Result<_, _>>()?;
         nodes.sort_unstable_by(|a, b| a.agent_id.cmp(&b.agent_id));
         Ok(nodes)
+    }
+
+    /// The policies of all nodes of this verifier, by agent id.
+    pub async fn node_policies(
+        &self,
+        verifier_id: &str,
+    ) -> Result<Vec<(String, PolicyDigests)>, StoreError> {
+        let rows = sqlx::query(
+            "SELECT n.agent_id, r.digest AS runtime_digest, b.digest AS boot_digest FROM nodes n \
+             LEFT JOIN runtime_policies r ON r.name = n.policy_name \
+             LEFT JOIN boot_policies b ON b.name = n.mb_policy_name \
+             WHERE n.verifier_id = $1",
+        )
+        .bind(verifier_id.to_owned())
+        .fetch_all(&self.pool)
+        .await?;
+        let row = |row: &AnyRow| Ok((row.try_get("agent_id")?, PolicyDigests::read(row)?));
+        rows.iter().map(row).collect()
+    }
+
+    /// What the operator said of a node, at whichever verifier; JSON text.
+    pub async fn enrolment(&self, id: &str) -> Result<Option<String>, StoreError> {
+        let row = sqlx::query("SELECT enrolment FROM nodes WHERE agent_id = $1")
+            .bind(id.to_owned())
+            .fetch_optional(&self.pool)
+            .await?;
+        row.map(|row| row.try_get(0))
+            .transpose()
+            .map_err(Into::into)
     }
 
     /// Writes a batch of at most [`MAX_UPDATES`], all or none. It survives a crash of this process,

@@ -2,7 +2,7 @@ use std::fmt;
 
 use sqlx::{Any, AssertSqlSafe, Executor, Row, Transaction};
 
-use super::{Store, StoreError, Table, sorted_texts};
+use super::{Store, StoreError, Table, sorted_texts, unsigned};
 
 /// Texts live as long as a policy has them.
 const DELETE_UNNAMED_TEXTS: &str = "DELETE FROM policy_texts \
@@ -174,8 +174,19 @@ impl Store {
             return Ok(false);
         }
         transaction.execute(DELETE_UNNAMED_TEXTS).await?;
+        transaction
+            .execute("UPDATE policy_generation SET number = number + 1")
+            .await?;
         transaction.commit().await?;
         Ok(true)
+    }
+
+    /// How many policies were replaced so far, by whichever verifier.
+    pub async fn policy_generation(&self) -> Result<u64, StoreError> {
+        let row = sqlx::query("SELECT number FROM policy_generation")
+            .fetch_one(&self.pool)
+            .await?;
+        Ok(unsigned(row.try_get(0)?))
     }
 
     /// Removes a policy that no node uses.

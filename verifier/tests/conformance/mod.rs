@@ -3,8 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
 use troth_verifier::store::{
-    Agent, Device, Enrolled, NewNode, NewPolicy, Pending, PolicyChoice, PolicyChoices, PolicyKind,
-    Promotion, RecordUpdate, Removed, Schema, Store, StoreError,
+    Agent, Device, Enrolled, NewNode, NewPolicy, Pending, PolicyChoice, PolicyChoices,
+    PolicyDigests, PolicyKind, Promotion, RecordUpdate, Removed, Schema, Store, StoreError,
 };
 use zeroize::Zeroizing;
 
@@ -279,7 +279,7 @@ pub(crate) async fn enrolment_is_all_or_nothing(url: &str) {
             (
                 n.agent_id.as_str(),
                 n.generation,
-                n.runtime_digest.as_deref(),
+                n.policies.runtime.as_deref(),
             )
         })
         .collect();
@@ -624,13 +624,20 @@ pub(crate) async fn kinds_of_policies_share_texts_but_not_names(url: &str) {
         body: "{ }".into(),
         ..new
     };
+    let generation = store.policy_generation().await.unwrap();
     assert!(store.replace_policy(boot, &replaced).await.unwrap());
-    let rows = store.nodes("default").await.unwrap();
-    let digests = (
-        rows[0].runtime_digest.as_deref(),
-        rows[0].boot_digest.as_deref(),
-    );
-    assert_eq!(digests, (Some("00"), Some("01")));
+    // Other verifiers see that something was replaced, and what their nodes use now.
+    let now = store.policy_generation().await.unwrap();
+    assert!(now > generation);
+    let digests = PolicyDigests {
+        runtime: Some("00".into()),
+        boot: Some("01".into()),
+    };
+    let used = store.node_policies("default").await.unwrap();
+    assert_eq!(used, [("a".to_owned(), digests)]);
+    assert!(store.node_policies("other").await.unwrap().is_empty());
+    assert_eq!(store.enrolment("a").await.unwrap().as_deref(), Some("{}"));
+    assert_eq!(store.enrolment("b").await.unwrap(), None);
     assert_eq!(store.policy_users(boot, "a").await.unwrap(), ["a"]);
     // Both are named after the node.
     assert!(store.delete_node("a").await.unwrap());

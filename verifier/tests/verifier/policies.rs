@@ -2,6 +2,7 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use hyper::Method;
 use serde_json::json;
 use troth_core::policy::RuntimePolicy;
+use troth_verifier::config::VerifierConfig;
 
 use crate::{
     common::{call, operator},
@@ -420,5 +421,47 @@ async fn names_and_texts_of_an_enrolments_policies_are_resolved() {
             assert_eq!(verifier.call(Method::DELETE, &path, None).await.0, 200);
         }
     }
+    verifier.stop().await;
+}
+
+#[tokio::test]
+async fn policy_that_another_verifier_replaced_holds_here_too() {
+    let root = tempfile::tempdir().unwrap();
+    let (verifier, agent, listening) = stage(root.path()).await;
+    let second = Verifier::with(VerifierConfig {
+        state_dir: root.path().into(),
+        uuid: "second".into(),
+        ..VerifierConfig::default()
+    })
+    .await;
+    let fleet = "/v2.6/allowlists/fleet";
+    let nothing = json!({ "runtime_policy": STANDARD.encode(NO_LIST) });
+    let (code, _) = verifier
+        .call(Method::POST, fleet, Some(nothing.clone()))
+        .await;
+    assert_eq!(code, 201);
+    let mut body = enrolment(&agent, &listening);
+    body["runtime_policy_name"] = json!("fleet");
+    assert_eq!(verifier.enrol("blind", body.clone()).await.0, 200);
+    agent.measure("/usr/bin/a");
+    let listed = policy_body(&agent);
+    // A node of the other verifier that could not follow counts too.
+    let put = |body| second.call(Method::PUT, fleet, Some(body));
+    let (code, answer) = put(listed.clone()).await;
+    let text = answer["status"].as_str().unwrap();
+    assert!(code == 400 && text.contains("agent blind"), "{code} {text}");
+    let path = "/v2.6/agents/blind";
+    assert_eq!(verifier.call(Method::DELETE, path, None).await.0, 200);
+    body["tpm_policy"] = json!("{\"mask\": \"0x400\"}");
+    assert_eq!(verifier.enrol("a", body).await.0, 200);
+    verifier.until_state("a", "failed").await;
+    assert_eq!(put(listed).await.0, 201);
+    verifier
+        .until("a", |status| status["has_runtime_policy"] == 1)
+        .await;
+    let path = "/v2.6/agents/a/reactivate";
+    assert_eq!(verifier.call(Method::PUT, path, None).await.0, 200);
+    verifier.until_state("a", "trusted").await;
+    second.stop().await;
     verifier.stop().await;
 }

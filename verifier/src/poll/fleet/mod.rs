@@ -9,7 +9,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     net::SocketAddr,
     path::{Path, PathBuf},
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, PoisonError, RwLock, atomic::AtomicU64},
     time::Duration,
 };
 
@@ -37,7 +37,7 @@ use super::{
 use crate::{
     config::VerifierConfig,
     rest::CURRENT_VERSION,
-    store::{NodeRow, PolicyKind, Store, StoreError},
+    store::{NodeRow, PolicyDigests, PolicyKind, Store, StoreError},
 };
 
 /// Commands that a node's task may have waiting.
@@ -54,6 +54,8 @@ pub struct Fleet {
     /// Held for writing while a policy changes, for reading from the choice of a policy until the
     /// node that uses it runs: no node misses a change. Taken before `change`.
     policy_change: AsyncRwLock<()>,
+    /// Of the policies that the nodes are judged by.
+    policy_generation: AtomicU64,
     shared: Shared,
     store: Store,
     policies: Arc<PolicyCache>,
@@ -89,6 +91,8 @@ impl Fleet {
                 .map(signing_key)
                 .transpose()?,
         };
+        // Before the policies themselves: none that is replaced meanwhile is missed.
+        let generation = store.policy_generation().await?;
         let (writer, writing) = Writer::start(store.clone());
         let shared = Shared {
             timing: Timing::new(config),
@@ -102,6 +106,7 @@ impl Fleet {
             nodes: RwLock::default(),
             change: Mutex::new(()),
             policy_change: AsyncRwLock::new(()),
+            policy_generation: AtomicU64::new(generation),
             shared,
             store,
             policies: Arc::new(PolicyCache::new(signatures)),
@@ -121,7 +126,9 @@ impl Fleet {
         let mut policies = HashMap::new();
         let mut loaded = 0_usize;
         for row in rows {
-            let named = self.stored_policies(&row, &mut policies).await;
+            let named = self
+                .stored_policies(Named::NONE, &row.policies, &mut policies)
+                .await;
             let Ok(id) = AgentId::new(&row.agent_id) else {
                 tracing::error!(node_id = row.agent_id, "stored agent id is not one");
                 continue;
@@ -142,16 +149,16 @@ impl Fleet {
         Ok(())
     }
 
-    /// The named policies of a stored node.
+    /// `named` with the policies of a stored node; `held` has those of others.
     async fn stored_policies(
         &self,
-        row: &NodeRow,
+        mut named: Named,
+        digests: &PolicyDigests,
         held: &mut HashMap<(PolicyKind, String), Compiled>,
     ) -> Result<Named, FleetError> {
-        let mut named = Named::NONE;
         for (kind, digest) in [
-            (PolicyKind::Runtime, &row.runtime_digest),
-            (PolicyKind::Boot, &row.boot_digest),
+            (PolicyKind::Runtime, &digests.runtime),
+            (PolicyKind::Boot, &digests.boot),
         ] {
             let Some(digest) = digest else {
                 continue;

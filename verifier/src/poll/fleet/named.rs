@@ -1,13 +1,16 @@
-use std::sync::Arc;
+use std::{
+    collections::HashMap,
+    sync::{Arc, atomic::Ordering},
+};
 
-use troth_core::policy::PolicyError;
+use troth_core::{policy::PolicyError, wire::Enrolment};
 
-use super::Fleet;
+use super::{Fleet, FleetError};
 use crate::{
     poll::{
         judge::WorkerError,
         policies::{Compiled, PolicyName, SentPolicy, SignatureError, TextError},
-        rules::NodeError,
+        rules::{NodeError, can_follow},
     },
     store::{NewPolicy, PolicyKind, Removed, StoreError},
 };
@@ -67,12 +70,12 @@ impl Fleet {
         let _change = self.change.lock().await;
         let mut changed = Vec::new();
         for id in self.store.policy_users(kind, name.as_str()).await? {
-            // Not here: the node of another verifier on this database.
             let Some(node) = self.node(&id) else {
+                self.check_elsewhere(id, compiled.clone()).await?;
                 continue;
             };
             if let Ok(rules) = node.rules() {
-                match rules.with(compiled.clone()) {
+                match rules.with(rules.named.clone().with(compiled.clone())) {
                     Ok(rules) => changed.push((node, rules)),
                     Err(source) => return Err(PolicyChangeError::Node { id, source }),
                 }
@@ -85,6 +88,50 @@ impl Fleet {
         for (node, rules) in changed {
             node.adopt(rules);
         }
+        Ok(())
+    }
+
+    /// Could a node of another verifier on this database be judged by the policy? That verifier
+    /// takes it over by [`Fleet::follow_policies`].
+    async fn check_elsewhere(&self, id: String, policy: Compiled) -> Result<(), PolicyChangeError> {
+        let Some(enrolment) = self.store.enrolment(&id).await? else {
+            return Ok(());
+        };
+        // One that does not parse is not judged there either.
+        let Ok(enrolment) = serde_json::from_str::<Enrolment>(&enrolment) else {
+            return Ok(());
+        };
+        can_follow(&enrolment, policy).map_err(|source| PolicyChangeError::Node { id, source })
+    }
+
+    /// Takes over the policies that another verifier on this database has replaced.
+    pub async fn follow_policies(&self) -> Result<(), StoreError> {
+        let generation = self.store.policy_generation().await?;
+        if self.policy_generation.load(Ordering::Relaxed) == generation {
+            return Ok(());
+        }
+        let _policies = self.policy_change.write().await;
+        let mut held = HashMap::new();
+        for (id, digests) in self.store.node_policies(&self.verifier_id).await? {
+            let Some(node) = self.node(&id) else {
+                continue;
+            };
+            let Ok(rules) = node.rules() else {
+                continue;
+            };
+            // What has no name stays as it is.
+            let named = rules.named.clone();
+            let named = self.stored_policies(named, &digests, &mut held).await;
+            match named.and_then(|named| Ok((named.same(&rules.named), rules.with(named)?))) {
+                Ok((true, _)) => {}
+                Ok((false, rules)) => node.adopt(rules),
+                Err(FleetError::Store(error)) => return Err(error),
+                Err(error) => {
+                    tracing::error!(node_id = id, %error, "the node's new policy is not usable");
+                }
+            }
+        }
+        self.policy_generation.store(generation, Ordering::Relaxed);
         Ok(())
     }
 
