@@ -35,8 +35,8 @@ pub use registrar::{Agent, Device, Pending, Promotion};
 
 use crate::ca;
 
-/// Connections of one pool. SQLite has one writer at a time anyhow, and the verifier's verdicts
-/// share their transactions.
+/// Connections to a PostgreSQL server. SQLite gets one: it has one writer at a time, others would
+/// sleep until it is done, and would then find their page cache out of date.
 const CONNECTIONS: u32 = 4;
 /// How long a statement waits for another connection's write.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -146,7 +146,7 @@ impl Store {
             }
         };
         let pool = AnyPoolOptions::new()
-            .max_connections(CONNECTIONS)
+            .max_connections(if sqlite { 1 } else { CONNECTIONS })
             .acquire_timeout(Duration::from_secs(30))
             // A file does not go away as a server does, and each look is a change of threads.
             .test_before_acquire(!sqlite)
