@@ -12,7 +12,7 @@ use tokio::net::TcpListener;
 use troth_core::{identity::AgentId, wire::Registration};
 use troth_daemon::{
     client::Client,
-    notify,
+    notify, resident,
     server::{self, Limits},
     shutdown::Shutdown,
     tls::{self, ClientAuth, ServedIdentity, ServerTrust, TlsError},
@@ -31,7 +31,6 @@ use crate::{
     },
     registration::{Backoff, Registrar, RegistrationError, wait_after},
     renewal::Renewal,
-    resident::release_start_up_code,
     tpm::{
         Actor, AkTemplate, Tpm, TpmError, TpmHandle,
         actor::Opener,
@@ -156,7 +155,7 @@ async fn start_and_serve(
     };
     let address = service.listener.local_addr()?;
     tracing::info!("listening on {address}");
-    release_start_up_code();
+    resident::release_start_up_code();
     let serving = format!("Attesting as {} on {address}", service.id);
     notify::ready(&serving);
     tokio::select! {

@@ -22,7 +22,5 @@ pub mod pem;
 pub mod registration;
 /// The TLS certificate while the agent serves.
 mod renewal;
-/// What of the agent stays in memory once it serves.
-mod resident;
 /// The TPM: a trait, the thread that owns it, its real and its simulated implementation.
 pub mod tpm;

@@ -11,6 +11,8 @@ pub mod config;
 pub mod logging;
 /// sd_notify(3): READY, STATUS, WATCHDOG.
 pub mod notify;
+/// What of a process stays in memory once it serves.
+pub mod resident;
 /// Spans of time in configuration files.
 pub mod seconds;
 /// HTTP server: accept loop that knows its peer's certificate.

@@ -10,7 +10,7 @@ use std::{
 use tokio::net::TcpListener;
 use troth_daemon::{
     cert_store::CertStoreError,
-    notify,
+    notify, resident,
     server::{Limits, serve},
     shutdown::Shutdown,
     tls::{ClientAuth, Identity, TlsError, certificates_from_pem, server_config},
@@ -79,6 +79,7 @@ impl RegistrarServer {
         if let (Ok(plain), Ok(secure)) = (self.address(), self.tls_address()) {
             tracing::info!("listening on {plain} (HTTP: registration only)");
             tracing::info!("listening on {secure} (HTTPS)");
+            resident::release_start_up_code();
             notify::ready(&format!("Serving on {plain} and {secure}"));
         }
         let keep_alive = tokio::spawn(watchdog(self.store.clone()));
@@ -151,6 +152,7 @@ impl VerifierServer {
     pub async fn run(self, shutdown: Shutdown) {
         if let Ok(address) = self.address() {
             tracing::info!("listening on {address}");
+            resident::release_start_up_code();
             notify::ready(&format!("Serving on {address}"));
         }
         let keep_alive = tokio::spawn(watchdog(self.store.clone()));

@@ -1,14 +1,16 @@
+//! Less memory for processes that start once and serve for months.
+
 use std::{ffi::c_void, fs};
 
 use rustix::mm::{Advice, madvise};
 
 /// Gives back the pages of program text that only the start needed: option parsing, key
-/// generation, the initialisation of libcrypto below tpm2-tss. What is needed again comes back
-/// from the page cache, page by page.
+/// generation, migrations, the initialisation of libcrypto below tpm2-tss. What is needed again
+/// comes back from the page cache, page by page.
 ///
 /// Without it a third of the agent's resident memory on every host would be code that never runs
-/// again.
-pub(crate) fn release_start_up_code() {
+/// again, and half of the registrar's.
+pub fn release_start_up_code() {
     let maps = match fs::read_to_string("/proc/self/maps") {
         Ok(maps) => maps,
         Err(error) => return tracing::debug!(%error, "start-up code stays resident"),
