@@ -6,8 +6,9 @@ use super::{
     signed, unsigned,
 };
 
-/// Most records that one statement writes: databases limit its parameters.
-pub const MAX_UPDATES: usize = 256;
+/// Most records that one statement writes. Each is four parameters, and sqlx looks each up in a list
+/// of all of them.
+pub const MAX_UPDATES: usize = 64;
 /// Smaller batches are filled up to this.
 const SMALLEST_BATCH: usize = 4;
 
@@ -252,7 +253,10 @@ impl Store {
             Some(connection) => connection,
             None => {
                 let mut connection = self.pool.acquire().await?.detach();
-                connection.execute("PRAGMA synchronous = NORMAL").await?;
+                // The cache (in KiB) holds the rows of some thousand nodes, when there are so many.
+                connection
+                    .execute("PRAGMA synchronous = NORMAL; PRAGMA cache_size = -16384")
+                    .await?;
                 connection
             }
         };
