@@ -8,7 +8,6 @@ use std::{
     process::Command,
 };
 
-use aws_lc_rs::signature::{self, UnparsedPublicKey, VerificationAlgorithm};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SubjectPublicKeyInfo};
 use tempfile::TempDir;
 use troth_agent::{
@@ -24,7 +23,7 @@ use troth_agent::{
 };
 use troth_core::{
     identity::AgentId,
-    tpm::{Attest, Attested, HashAlgorithm, Public, Signature, SignatureScheme},
+    tpm::{AttestationKey, HashAlgorithm, Public, SignatureScheme, check_certification},
 };
 use troth_tests::tpm::Swtpm;
 
@@ -144,28 +143,14 @@ fn certifies(host: &Host, device: &DeviceIdentity) {
     for version in [ApiVersion::v2(6), ApiVersion::v2(5)] {
         let data = qualifying_data(&id, version);
         let signed = tpm.certify_ak(&device.iak_key, &data).unwrap();
-        let attest = Attest::parse(&signed.attest).unwrap();
-        assert_eq!(attest.extra_data, data);
-        let Attested::Certify { name, .. } = attest.attested else {
-            panic!("{attest:?}")
-        };
-        assert_eq!(name, ak.name());
-        let signature = Signature::parse(&signed.signature).unwrap();
-        let algorithm: &dyn VerificationAlgorithm = match (signature.scheme, signature.hash) {
-            (SignatureScheme::RsaPss, HashAlgorithm::Sha256) => {
-                &signature::RSA_PSS_2048_8192_SHA256
-            }
-            (SignatureScheme::RsaPss, HashAlgorithm::Sha384) => {
-                &signature::RSA_PSS_2048_8192_SHA384
-            }
-            (SignatureScheme::Ecdsa, HashAlgorithm::Sha256) => &signature::ECDSA_P256_SHA256_ASN1,
-            (SignatureScheme::Ecdsa, HashAlgorithm::Sha384) => &signature::ECDSA_P384_SHA384_ASN1,
-            (SignatureScheme::Ecdsa, HashAlgorithm::Sha512) => &signature::ECDSA_P521_SHA512_ASN1,
-            other => panic!("{other:?}"),
-        };
-        UnparsedPublicKey::new(algorithm, device.iak.public.to_spki_der())
-            .verify(&signed.attest, &signature.bytes)
-            .unwrap();
+        check_certification(
+            &AttestationKey::new(&device.iak.public).unwrap(),
+            &signed.attest,
+            &signed.signature,
+            &ak.name(),
+            &[&data],
+        )
+        .unwrap();
     }
     drop(tpm);
     assert_eq!(host.loaded(), [0; 0]);

@@ -3,8 +3,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-    SubjectPublicKeyInfo,
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, SubjectPublicKeyInfo,
 };
 use troth_core::tpm::Public;
 
@@ -17,6 +17,11 @@ const IDEVID_POLICY: &str = "ad6b3a2284fd698a0710bf5cc1b9bdf15e2532e3f601fa4b93a
 const IAK_POLICY: &str = "5437182326e414fca797d5f174615a1641f61255797c3a2b22c21d120b2d1e07";
 /// No symmetric algorithm, ECDSA with SHA-256, P-256, no KDF.
 const PARAMETERS: &str = "00100018000b00030010";
+
+/// id-kp-clientAuth (RFC 5280, 4.2.1.12).
+const CLIENT_AUTH: [u64; 9] = [1, 3, 6, 1, 5, 5, 7, 3, 2];
+/// tcg-kp-AIKCertificate (TCG EK Credential Profile 2.5, 3.2.16).
+const AIK: [u64; 5] = [2, 23, 133, 8, 3];
 
 /// The device identity of a TPM: IDevID and IAK of template H-2 (P-256), with certificates (TCG
 /// TPM 2.0 Keys for Device Identity and Attestation).
@@ -40,7 +45,7 @@ impl DeviceCertificates {
         let ca_key = KeyPair::generate()?;
         let ca = params.self_signed(&ca_key)?;
         let issuer = Issuer::new(params, ca_key);
-        let certificate = |name: &str, template: [&str; 3], unique: &[u8]| -> Result<_> {
+        let certificate = |purpose: &[u64], template: [&str; 3], unique: &[u8]| -> Result<_> {
             let mut public = hex::decode(template.concat())?;
             for _coordinate in ["x", "y"] {
                 public.extend_from_slice(&u16::try_from(unique.len())?.to_be_bytes());
@@ -48,14 +53,14 @@ impl DeviceCertificates {
             }
             let key = Public::from_tpmt(&tpm.endorsement_primary(&public)?)?;
             let key = SubjectPublicKeyInfo::from_der(&key.to_spki_der())?;
-            Ok(named(name)?.signed_by(&key, &issuer)?)
+            let mut params = named("Device 1")?;
+            let purpose = ExtendedKeyUsagePurpose::Other(purpose.to_vec());
+            params.extended_key_usages = vec![purpose];
+            Ok(params.signed_by(&key, &issuer)?)
         };
-        let idevid = certificate(
-            "IDevID",
-            [IDEVID_HEAD, IDEVID_POLICY, PARAMETERS],
-            b"IDEVID",
-        )?;
-        let iak = certificate("IAK", [IAK_HEAD, IAK_POLICY, PARAMETERS], b"IAK")?;
+        let idevid = [IDEVID_HEAD, IDEVID_POLICY, PARAMETERS];
+        let idevid = certificate(&CLIENT_AUTH, idevid, b"IDEVID")?;
+        let iak = certificate(&AIK, [IAK_HEAD, IAK_POLICY, PARAMETERS], b"IAK")?;
         let made = Self {
             issuer: directory.join("device-ca.pem"),
             idevid: directory.join("idevid.pem"),

@@ -1,9 +1,11 @@
+use std::fs;
+
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 use troth_tests::boot::Machine;
 use troth_tests::device::DeviceCertificates;
-use troth_tests::fleet::{Agent, AgentOptions, Programs};
+use troth_tests::fleet::{Agent, AgentOptions, Extra, Fleet, Programs, QUOTE_INTERVAL};
 use troth_tests::keylime::Keylime;
 
 use crate::Stage;
@@ -83,6 +85,40 @@ fn keylimes_registrar_accepts_an_ek_certificate_that_was_wrapped() {
         let registered = keylime.tenant(&["-c", "regstatus", "-u", id]).unwrap();
         assert!(registered.contains(&STANDARD.encode(&der)), "{registered}");
     }
+}
+
+#[test]
+fn our_registrar_may_demand_a_device_identity() {
+    let directory = tempfile::tempdir().unwrap();
+    let machine = Machine::booted(&directory.path().join("machine")).unwrap();
+    let device = directory.path().join("device");
+    let device = DeviceCertificates::issue(&machine.tpm().client(), &device).unwrap();
+    let store = directory.path().join("store");
+    fs::create_dir_all(&store).unwrap();
+    fs::copy(&device.issuer, store.join("device.pem")).unwrap();
+    let programs = Programs::beside_this().unwrap();
+    let extra = Extra {
+        registrar: format!("tpm_identity = \"iak_idevid\"\ntpm_cert_store = {store:?}\n"),
+        ..Extra::default()
+    };
+    let place = directory.path().join("fleet");
+    let fleet = Fleet::start_with(&programs, &place, QUOTE_INTERVAL, &extra).unwrap();
+    let agent = |options: &AgentOptions| {
+        let place = directory.path().join(&options.id);
+        let (port, ca) = (fleet.registrar_port(), fleet.ca_dir());
+        Agent::start(&programs, &place, &machine, port, &ca, options)
+    };
+    let mut with = agent(&with_device("with", &device)).unwrap();
+    fleet.wait_registered("with").unwrap();
+    with.process().terminate().unwrap();
+
+    let mut options = AgentOptions::with_id("without");
+    let retries = "TROTH_AGENT_EXPONENTIAL_BACKOFF_MAX_RETRIES";
+    options.environment = vec![(retries.into(), "0".into())];
+    let refused = agent(&options).unwrap_err().to_string();
+    assert!(refused.contains("status 400"), "{refused}");
+    let known = fleet.trothctl(&["registrar", "show", "without"]).unwrap();
+    assert!(!known.status.success(), "{}", known.stdout);
 }
 
 /// Keylime's registrar checks certificates against its store, keys against the certificates, and
