@@ -439,11 +439,22 @@ async fn without_mtls_the_registrar_is_told_so() {
         contact_port: Some(7),
         ..stage.config()
     };
-    let running = stage.start(config);
+    let running = stage.start(config.clone());
     let registration = stage.activated(1).await;
     assert_eq!(registration["mtls_cert"], "disabled");
     assert_eq!(registration["ip"], "localhost");
     assert_eq!(registration["port"], 7);
+    running.stop().await;
+
+    // Anybody may ask, in plain text.
+    let running = stage.start(Config {
+        contact_port: None,
+        ..config
+    });
+    let port = stage.activated(2).await["port"].as_u64().unwrap();
+    let client = Client::new("localhost", u16::try_from(port).unwrap(), None, PATIENCE);
+    let answer = client.get("/v2.6/quotes/identity?nonce=abc").await.unwrap();
+    assert_eq!(answer.status, 200);
     running.stop().await;
 }
 

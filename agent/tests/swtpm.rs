@@ -17,8 +17,8 @@ use std::{
 use tempfile::TempDir;
 use troth_agent::{
     identity::{
-        agent_data::AgentDataError,
         ak::{self, AkError, Keys},
+        saved::Problem,
     },
     tpm::{Actor, AkTemplate, Endorsement, KeyKind, QuoteRequest, Tpm, TpmError, esys::EsysTpm},
 };
@@ -100,6 +100,14 @@ fn template(kind: KeyKind) -> AkTemplate {
 
 fn keys(tpm: &mut dyn Tpm, kind: KeyKind, directory: &Path) -> Result<Keys, AkError> {
     ak::load_or_create(tpm, &template(kind), &directory.join(ak::FILE), &[])
+}
+
+/// What is wrong with the saved AK.
+fn problem(error: AkError) -> Problem {
+    match error {
+        AkError::Saved(saved) => saved.problem,
+        other => panic!("{other}"),
+    }
 }
 
 fn request(mask: u32) -> QuoteRequest {
@@ -294,22 +302,39 @@ fn an_ak_of_another_tpm_is_refused_and_kept() {
     let file = directory.join(ak::FILE);
     let before = std::fs::read_to_string(&file).unwrap();
     let error = keys(&mut other.open(), KeyKind::EccP256, directory).unwrap_err();
-    assert!(matches!(error, AkError::OtherEk { .. }), "{error}");
-
     // Even with the other EK's name in the file, the TPM refuses the key, and it stays.
-    let (found, saved) = match error {
-        AkError::OtherEk { found, saved, .. } => (found, saved),
+    let (found, saved) = match problem(error) {
+        Problem::OtherEk { found, saved } => (found, saved),
         other => panic!("{other}"),
     };
     let forged = before.replace(&saved, &found);
     std::fs::write(&file, &forged).unwrap();
     let error = keys(&mut other.open(), KeyKind::EccP256, directory).unwrap_err();
-    assert!(
-        matches!(error, AkError::Refused { .. }) && !error.is_transient(),
-        "{error}"
-    );
+    assert!(!error.is_transient(), "{error}");
+    assert!(matches!(problem(error), Problem::Refused(_)));
     assert_eq!(std::fs::read_to_string(&file).unwrap(), forged);
     assert_eq!(other.loaded(), [0; 0]);
+}
+
+#[test]
+fn a_tpm_that_was_cleared_or_has_a_new_ek_is_told_and_gets_no_new_ak() {
+    let host = Host::new();
+    let directory = host.directory.path();
+    let start = || keys(&mut host.open(), KeyKind::EccP256, directory);
+    start().unwrap();
+    let before = std::fs::read(directory.join(ak::FILE)).unwrap();
+    for (command, told) in [
+        ("tpm2_clear -c p", "cleared"),
+        ("tpm2_changeeps", "another EK"),
+    ] {
+        host.tool(command);
+        let error = start().unwrap_err();
+        assert!(!error.is_transient(), "{error}");
+        let text = error.to_string();
+        assert!(text.contains(told) && text.contains("ak.json"), "{text}");
+        assert_eq!(std::fs::read(directory.join(ak::FILE)).unwrap(), before);
+        assert_eq!(host.loaded(), [0; 0]);
+    }
 }
 
 #[test]
@@ -344,18 +369,12 @@ fn the_ak_of_keylimes_agent_is_taken_over() {
 
         // On another host it is refused: by the hash of the EK, and with a forged one by the TPM.
         let error = start(&other, &data, &left).unwrap_err();
-        assert!(
-            matches!(error, AkError::AgentData(AgentDataError::OtherEk { .. })),
-            "{error}"
-        );
+        assert!(matches!(problem(error), Problem::OtherEk { .. }));
         let foreign = Public::from_tpmt(&other.open().load_ek(kind).unwrap()).unwrap();
         let mut forged = data.clone();
         forged["ek_hash"] = AgentId::hash_ek(&foreign).as_str().as_bytes().into();
         let error = start(&other, &forged, &left).unwrap_err();
-        assert!(
-            matches!(error, AkError::AgentData(AgentDataError::Refused { .. })),
-            "{error}"
-        );
+        assert!(matches!(problem(error), Problem::Refused(_)));
         assert!(!other.directory.path().join(ak::FILE).exists());
         assert_eq!(other.loaded(), [0; 0]);
     }

@@ -33,6 +33,14 @@ struct VKey {
     encrypted_key: String,
 }
 
+/// `POST notifications/revocation`: another agent has failed.
+#[derive(Deserialize)]
+struct Revocation {
+    msg: String,
+    #[serde(rename = "signature")]
+    _signature: String,
+}
+
 /// A refusal's text, for status 400.
 type Refusal = String;
 
@@ -78,6 +86,21 @@ pub(super) async fn take_v(
             .map_err(|error| format!("Decrypted key is invalid: {error}"))
     });
     answer(taken)
+}
+
+/// Accepted, as the verifier expects it, and not acted upon.
+pub(super) async fn take_revocation(
+    headers: &HeaderMap,
+    body: impl Future<Output = Result<Bytes, BodyError>>,
+) -> Response<Body> {
+    match json_body::<Revocation>(headers, body).await {
+        Ok(Revocation { msg, .. }) => {
+            let length = msg.len();
+            tracing::warn!("a revocation of {length} bytes is ignored: this agent has no actions");
+            done()
+        }
+        Err(reason) => error(StatusCode::BAD_REQUEST, &reason),
+    }
 }
 
 pub(super) fn verify(shares: &Shares, query: Option<&str>) -> Response<Body> {

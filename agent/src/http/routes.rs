@@ -14,6 +14,7 @@ pub(super) enum Endpoint {
     VerifyKey,
     UShare,
     VShare,
+    Revocation,
 }
 
 /// A resource below `/vX.Y/`.
@@ -76,6 +77,13 @@ const ROUTES: &[Route] = &[
         since: ApiVersion::v2(1),
         endpoint: Endpoint::VShare,
     },
+    Route {
+        method: Method::POST,
+        scope: "notifications",
+        child: "revocation",
+        since: ApiVersion::v2(1),
+        endpoint: Endpoint::Revocation,
+    },
 ];
 
 /// Where a request leads.
@@ -94,8 +102,8 @@ pub(super) enum Refusal {
     NotImplemented(String),
     /// Nothing of that name in the scope.
     NoChild(String),
-    /// The method is used nowhere in this place.
-    MethodOutside,
+    /// The method is used nowhere in this place; these are.
+    MethodOutside(String),
     /// The resource exists, with another method.
     Method(String),
 }
@@ -112,10 +120,10 @@ pub(super) fn find(served: &[ApiVersion], method: &Method, path: &str) -> Lookup
     let mut segments = path.strip_prefix('/').unwrap_or(path).splitn(2, '/');
     let version = segments.next().unwrap_or_default();
     let rest = segments.next().unwrap_or_default();
-    let Some(version) = version.strip_prefix('v').and_then(|text| text.parse().ok()) else {
+    let Some((version, rest_of_it)) = version.strip_prefix('v').and_then(leading_version) else {
         return Lookup::Refused(outside(served, method));
     };
-    if !served.contains(&version) {
+    if !served.contains(&version) || !rest_of_it.is_empty() {
         return Lookup::Refused(Refusal::Version(format!("v{version}")));
     }
     let routes = || ROUTES.iter().filter(move |route| route.since <= version);
@@ -134,26 +142,33 @@ pub(super) fn find(served: &[ApiVersion], method: &Method, path: &str) -> Lookup
     if !methods.is_empty() {
         return Lookup::Refused(Refusal::Method(methods.join(", ")));
     }
-    if *method != Method::GET && *method != Method::POST {
-        return Lookup::Refused(Refusal::MethodOutside);
-    }
     let children: Vec<String> = siblings()
         .filter(|route| route.method == *method)
         .map(|route| format!("/{}", route.child))
         .collect();
-    let children = if children.is_empty() {
-        "nothing".to_owned()
-    } else {
-        children.join(" or ")
-    };
+    if children.is_empty() {
+        let mut methods: Vec<&str> = siblings().map(|route| route.method.as_str()).collect();
+        methods.dedup();
+        return Lookup::Refused(Refusal::MethodOutside(methods.join(", ")));
+    }
     Lookup::Refused(Refusal::NoChild(format!(
-        "URI not supported, only {children} is supported for {method} in /{scope}/ interface"
+        "URI not supported, only {} is supported for {method} in /{scope}/ interface",
+        children.join(" or ")
     )))
+}
+
+/// `MAJOR.MINOR` at the start of a text, and what follows it.
+fn leading_version(text: &str) -> Option<(ApiVersion, &str)> {
+    let major = text.bytes().take_while(u8::is_ascii_digit).count();
+    let minor = text.get(major + 1..)?;
+    let minor = minor.bytes().take_while(u8::is_ascii_digit).count();
+    let (version, rest) = text.split_at_checked(major + 1 + minor)?;
+    Some((version.parse().ok()?, rest))
 }
 
 fn outside(served: &[ApiVersion], method: &Method) -> Refusal {
     if *method != Method::GET && *method != Method::POST {
-        return Refusal::MethodOutside;
+        return Refusal::MethodOutside("GET, POST".into());
     }
     let versions: Vec<String> = served.iter().map(|version| format!("/{version}")).collect();
     Refusal::NotImplemented(format!(
@@ -172,9 +187,9 @@ impl Refusal {
             Self::NotImplemented(text) | Self::NoChild(text) => {
                 error(StatusCode::BAD_REQUEST, &text)
             }
-            Self::MethodOutside => {
+            Self::MethodOutside(methods) => {
                 let text = "Method is not supported";
-                allowing(error(StatusCode::METHOD_NOT_ALLOWED, text), "GET, POST")
+                allowing(error(StatusCode::METHOD_NOT_ALLOWED, text), &methods)
             }
             Self::Method(methods) => {
                 let mut response = Response::new(full(""));
@@ -247,6 +262,8 @@ mod tests {
             "/v99.99",
             "/v2.7/",
             "/v4294967296.1/version",
+            "/v2.0.1/quotes/identity",
+            "/v2.6x/quotes/identity",
         ] {
             for method in [Method::GET, Method::DELETE] {
                 assert!(
@@ -268,6 +285,10 @@ mod tests {
             "/v2.6/foo",
             "/v2.6",
             "/2.6/agent/info",
+            "/v",
+            "/v2.",
+            "/v.6/agent/info",
+            "/v2\u{fc}6",
             "//v2.6/agent/info",
         ] {
             match refusal(Method::GET, path) {
@@ -280,7 +301,8 @@ mod tests {
                 }
                 other => panic!("{path}: {other:?}"),
             }
-            assert_eq!(refusal(Method::DELETE, path), Refusal::MethodOutside);
+            let methods = Refusal::MethodOutside("GET, POST".into());
+            assert_eq!(refusal(Method::DELETE, path), methods);
         }
     }
 
@@ -292,10 +314,16 @@ mod tests {
             }
             other => panic!("{other:?}"),
         }
-        assert_eq!(
-            refusal(Method::PUT, "/v2.6/quotes/foo"),
-            Refusal::MethodOutside
-        );
+        for (method, path, methods) in [
+            (Method::PUT, "/v2.6/quotes/foo", "GET"),
+            (Method::POST, "/v2.6/agent/foo", "GET"),
+            (Method::GET, "/v2.6/notifications/foo", "POST"),
+            (Method::DELETE, "/v2.6/keys/foo", "GET, POST"),
+        ] {
+            let answer = refusal(method, path).into_response();
+            assert_eq!(answer.status(), StatusCode::METHOD_NOT_ALLOWED, "{path}");
+            assert_eq!(answer.headers()[header::ALLOW], methods, "{path}");
+        }
         assert!(matches!(
             refusal(Method::GET, "/v2.6/quotes/identity/x"),
             Refusal::NoChild(_)

@@ -10,7 +10,8 @@ use troth_core::{
     tpm::{HashAlgorithm, Public, SignatureScheme},
 };
 
-use crate::tpm::{AkTemplate, KeyBlobs, TpmError};
+use super::saved::{Origin, Problem, SavedAkError};
+use crate::tpm::{AkTemplate, KeyBlobs};
 
 /// Name of the file, in Keylime's working directory and in ours.
 pub const FILE: &str = "agent_data.json";
@@ -37,86 +38,6 @@ struct AgentData {
     ek_hash: Vec<u8>,
 }
 
-/// An AK of Keylime's agent that is there but cannot be taken over.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum AgentDataError {
-    /// The file cannot be read.
-    #[error(
-        "cannot read {}, where Keylime's agent keeps this host's AK: {source}. Copy the file to \
-         agent_data.json in state_dir and give it to this agent's user. {}",
-        path.display(),
-        Advice(path)
-    )]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// The reason.
-        source: io::Error,
-    },
-    /// The file is not what Keylime's agent writes.
-    #[error("{} is not a usable agent_data.json: {reason}. {}", path.display(), Advice(path))]
-    Damaged {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong, and where.
-        reason: String,
-    },
-    /// The AK is of another algorithm than the configuration asks for.
-    #[error(
-        "{} holds Keylime's AK {saved}, but the configuration asks for {wanted}. Set \
-         tpm_encryption_alg, tpm_hash_alg and tpm_signing_alg as they were to keep this identity. \
-         {}",
-        path.display(),
-        Advice(path)
-    )]
-    OtherAlgorithm {
-        /// The file.
-        path: PathBuf,
-        /// What it holds.
-        saved: String,
-        /// What is configured.
-        wanted: String,
-    },
-    /// The AK was made under another EK.
-    #[error(
-        "{} holds Keylime's AK of another EK ({saved}, this host has {found}): the file is of \
-         another host, the TPM was cleared, or tpm_encryption_alg is not as it was. {}",
-        path.display(),
-        Advice(path)
-    )]
-    OtherEk {
-        /// The file.
-        path: PathBuf,
-        /// Hash of the EK in the file.
-        saved: String,
-        /// Hash of this TPM's EK.
-        found: String,
-    },
-    /// The TPM refuses the AK although it is of this EK.
-    #[error("the TPM refuses Keylime's AK of {}: {source}. {}", path.display(), Advice(path))]
-    Refused {
-        /// The file.
-        path: PathBuf,
-        /// What the TPM says.
-        source: TpmError,
-    },
-}
-
-/// How not to take over anything.
-struct Advice<'a>(&'a Path);
-
-impl std::fmt::Display for Advice<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(
-            f,
-            "To give this host a new identity instead of that of {}, set agent_data_path = \"\" \
-             and run `trothctl registrar remove` with its id",
-            self.0.display()
-        )
-    }
-}
-
 /// An AK of Keylime's agent, and where it was found.
 #[derive(Debug)]
 pub(super) struct Found {
@@ -130,7 +51,7 @@ pub(super) fn find(
     candidates: &[PathBuf],
     template: &AkTemplate,
     ek: &Public,
-) -> Result<Option<Found>, AgentDataError> {
+) -> Result<Option<Found>, SavedAkError> {
     for path in candidates {
         if let Some(content) = read(path)? {
             let blobs = parse(path, &content, template, ek)?;
@@ -142,11 +63,8 @@ pub(super) fn find(
 }
 
 /// `None` if there is no such file, as far as this user may know.
-fn read(path: &Path) -> Result<Option<Vec<u8>>, AgentDataError> {
-    let failed = |source| AgentDataError::Read {
-        path: path.to_owned(),
-        source,
-    };
+fn read(path: &Path) -> Result<Option<Vec<u8>>, SavedAkError> {
+    let failed = |error| Origin::Keylime.error(path, Problem::Unreadable(error));
     match fs::metadata(path) {
         Ok(about) if about.is_file() => {}
         Ok(_) => return Err(damaged(path, "not a regular file".into())),
@@ -178,7 +96,7 @@ fn parse(
     content: &[u8],
     template: &AkTemplate,
     ek: &Public,
-) -> Result<KeyBlobs, AgentDataError> {
+) -> Result<KeyBlobs, SavedAkError> {
     let data: AgentData =
         serde_json::from_slice(content).map_err(|error| damaged(path, error.to_string()))?;
     for (name, area) in [
@@ -209,9 +127,9 @@ fn parse(
         let text: String = format!("{kind} {scheme} {hash}").chars().take(64).collect();
         text.escape_debug().to_string()
     };
+    let unusable = |problem| Err(Origin::Keylime.error(path, problem));
     if saved != wanted {
-        return Err(AgentDataError::OtherAlgorithm {
-            path: path.to_owned(),
+        return unusable(Problem::OtherAlgorithm {
             saved: show(saved),
             wanted: show(wanted),
         });
@@ -228,8 +146,7 @@ fn parse(
             .chars()
             .take(64)
             .collect();
-        return Err(AgentDataError::OtherEk {
-            path: path.to_owned(),
+        return unusable(Problem::OtherEk {
             saved: saved.escape_debug().to_string(),
             found: found.to_string(),
         });
@@ -240,11 +157,8 @@ fn parse(
     })
 }
 
-fn damaged(path: &Path, reason: String) -> AgentDataError {
-    AgentDataError::Damaged {
-        path: path.to_owned(),
-        reason,
-    }
+fn damaged(path: &Path, reason: String) -> SavedAkError {
+    Origin::Keylime.error(path, Problem::Damaged(reason))
 }
 
 fn keylime_hash(hash: HashAlgorithm) -> &'static str {

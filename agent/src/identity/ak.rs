@@ -5,7 +5,8 @@ use serde::{Deserialize, Serialize};
 use troth_core::tpm::{Public, StructureError};
 
 use super::{
-    agent_data::{self, AgentDataError},
+    agent_data,
+    saved::{Origin, Problem, SavedAkError},
     state::{self, StateError},
 };
 use crate::tpm::{AkTemplate, KeyBlobs, Tpm, TpmError};
@@ -43,7 +44,7 @@ struct Saved {
     private: String,
 }
 
-/// Why there is no AK. Never answered by making a new one: registrar and verifiers know the old.
+/// Why there is no AK.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AkError {
@@ -61,75 +62,15 @@ pub enum AkError {
         /// What is wrong.
         source: StructureError,
     },
-    /// The file is not what was written.
-    #[error("{} is damaged ({reason}). {}", path.display(), Advice(path))]
-    Damaged {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong.
-        reason: String,
-    },
-    /// The AK is of another algorithm than the configuration asks for.
-    #[error(
-        "{} holds an AK {saved}, but the configuration asks for {wanted}. Set tpm_encryption_alg, \
-         tpm_hash_alg and tpm_signing_alg back to keep this identity. {}",
-        path.display(),
-        Advice(path)
-    )]
-    OtherAlgorithm {
-        /// The file.
-        path: PathBuf,
-        /// What it holds.
-        saved: String,
-        /// What is configured.
-        wanted: String,
-    },
-    /// The AK was made under another EK: another TPM, or this one was cleared.
-    #[error(
-        "{} holds an AK of another TPM (EK {saved}, this TPM has {found}): the disk was moved or \
-         copied, or the TPM was cleared. {}",
-        path.display(),
-        Advice(path)
-    )]
-    OtherEk {
-        /// The file.
-        path: PathBuf,
-        /// EK name in the file.
-        saved: String,
-        /// EK name of this TPM.
-        found: String,
-    },
-    /// An AK of Keylime's agent exists and cannot be taken over.
+    /// There is an AK that cannot be used.
     #[error(transparent)]
-    AgentData(#[from] AgentDataError),
-    /// The TPM refuses the AK although it is of this EK.
-    #[error("the TPM refuses the AK of {}: {source}. {}", path.display(), Advice(path))]
-    Refused {
-        /// The file.
-        path: PathBuf,
-        /// What the TPM says.
-        source: TpmError,
-    },
+    Saved(#[from] SavedAkError),
 }
 
 impl AkError {
     /// May the same call succeed later, without anybody's help?
     pub fn is_transient(&self) -> bool {
         matches!(self, Self::Tpm(error) if !error.is_final())
-    }
-}
-
-/// How to get a new identity on purpose.
-struct Advice<'a>(&'a Path);
-
-impl std::fmt::Display for Advice<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(
-            f,
-            "To give this host a new identity, remove {} and run `trothctl registrar remove` with \
-             its id",
-            self.0.display()
-        )
     }
 }
 
@@ -150,18 +91,12 @@ pub fn load_or_create(
     let (blobs, created) = match state::read(path)? {
         Some(content) => {
             let blobs = saved(&content, template, &ek_name, path)?;
-            load(tpm, &blobs, |source| AkError::Refused {
-                path: path.to_owned(),
-                source,
-            })?;
+            load(tpm, &blobs, Origin::Ours, path)?;
             (blobs, false)
         }
         None => match agent_data::find(agent_data, template, &ek)? {
             Some(agent_data::Found { path: from, blobs }) => {
-                load(tpm, &blobs, |source| {
-                    let path = from.clone();
-                    AgentDataError::Refused { path, source }.into()
-                })?;
+                load(tpm, &blobs, Origin::Keylime, &from)?;
                 save(path, template, ek_name, &blobs)?;
                 tracing::info!(
                     "this host's AK is that of Keylime's agent, {}",
@@ -186,14 +121,10 @@ pub fn load_or_create(
     })
 }
 
-/// TPM2_Load; `refused` tells that the key is not this TPM's.
-fn load(
-    tpm: &mut dyn Tpm,
-    blobs: &KeyBlobs,
-    refused: impl FnOnce(TpmError) -> AkError,
-) -> Result<(), AkError> {
+/// TPM2_Load of the AK that was saved in a file.
+fn load(tpm: &mut dyn Tpm, blobs: &KeyBlobs, origin: Origin, path: &Path) -> Result<(), AkError> {
     tpm.load_ak(blobs).map_err(|error| match error {
-        TpmError::WrongParent { .. } => refused(error),
+        TpmError::WrongParent { .. } => origin.error(path, Problem::Refused(error)).into(),
         other => other.into(),
     })
 }
@@ -230,16 +161,15 @@ fn saved(
             format!("format version {} is not known", saved.version),
         ));
     }
+    let unusable = |problem| Err(Origin::Ours.error(path, problem).into());
     if saved.algorithm != template.to_string() {
-        return Err(AkError::OtherAlgorithm {
-            path: path.to_owned(),
+        return unusable(Problem::OtherAlgorithm {
             saved: saved.algorithm,
             wanted: template.to_string(),
         });
     }
     if saved.ek_name != ek_name {
-        return Err(AkError::OtherEk {
-            path: path.to_owned(),
+        return unusable(Problem::OtherEk {
             saved: saved.ek_name,
             found: ek_name.to_owned(),
         });
@@ -256,10 +186,7 @@ fn saved(
 }
 
 fn damaged(path: &Path, reason: String) -> AkError {
-    AkError::Damaged {
-        path: path.to_owned(),
-        reason,
-    }
+    Origin::Ours.error(path, Problem::Damaged(reason)).into()
 }
 
 #[cfg(test)]
@@ -298,6 +225,13 @@ mod tests {
 
         fn start(&self) -> Result<Keys, AkError> {
             load_or_create(&mut self.chip.open().unwrap(), &TEMPLATE, &self.path, &[])
+        }
+    }
+
+    fn problem(error: &AkError) -> &Problem {
+        match error {
+            AkError::Saved(saved) => &saved.problem,
+            other => panic!("{other}"),
         }
     }
 
@@ -345,7 +279,7 @@ mod tests {
             ..host
         };
         let error = moved.start().unwrap_err();
-        assert!(matches!(error, AkError::OtherEk { .. }) && !error.is_transient());
+        assert!(matches!(problem(&error), Problem::OtherEk { .. }) && !error.is_transient());
         let text = error.to_string();
         assert!(
             text.contains(moved.path.to_str().unwrap()) && text.contains("remove"),
@@ -364,7 +298,10 @@ mod tests {
         };
         let mut tpm = host.chip.open().unwrap();
         let error = load_or_create(&mut tpm, &other, &host.path, &[]).unwrap_err();
-        assert!(matches!(error, AkError::OtherAlgorithm { .. }), "{error}");
+        assert!(
+            matches!(problem(&error), Problem::OtherAlgorithm { .. }),
+            "{error}"
+        );
     }
 
     #[test]
@@ -375,7 +312,7 @@ mod tests {
         for bad in ["", "{}", &good[..good.len() / 2], &good.replace("1,", "2,")] {
             fs::write(&host.path, bad).unwrap();
             let error = host.start().unwrap_err();
-            assert!(matches!(error, AkError::Damaged { .. }), "{error}");
+            assert!(matches!(problem(&error), Problem::Damaged(_)), "{error}");
             assert_eq!(fs::read_to_string(&host.path).unwrap(), bad);
         }
         // Valid base64 of something that is no key: the TPM says so, and it is not transient.
@@ -386,7 +323,7 @@ mod tests {
         fs::write(&host.path, good.replace(private, "  \"private\": \"AAAA\"")).unwrap();
         let error = host.start().unwrap_err();
         assert!(
-            matches!(error, AkError::Refused { .. }) && !error.is_transient(),
+            matches!(problem(&error), Problem::Refused(_)) && !error.is_transient(),
             "{error}"
         );
     }

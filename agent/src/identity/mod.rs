@@ -10,6 +10,8 @@ pub mod device;
 pub mod id;
 /// The TLS server certificate: self-signed, because the registrar vouches for it.
 pub mod mtls;
+/// What can be wrong with a saved AK, and what to do about it.
+pub mod saved;
 /// The payload transport key (NK), bound to the TPM by PCR 16.
 pub mod transport;
 
