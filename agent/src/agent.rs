@@ -114,8 +114,12 @@ impl AgentError {
                 | TpmError::PersistentKey { .. },
             )
             | Self::Registration(RegistrationError::Tpm(TpmError::KeyAuth { .. })) => EX_CONFIG,
-            Self::Transport(TransportError::NotRsa2048 { .. })
-            | Self::Mtls(MtlsError::Half { .. } | MtlsError::Unusable { .. })
+            Self::Transport(
+                TransportError::NotRsa2048 { .. } | TransportError::Encrypted { .. },
+            )
+            | Self::Mtls(
+                MtlsError::Half { .. } | MtlsError::Unusable { .. } | MtlsError::Encrypted { .. },
+            )
             | Self::Tls(_) => EX_CONFIG,
             Self::Registration(error) if error.is_final() => EX_NOPERM,
             _ => 1,
@@ -203,10 +207,14 @@ async fn prepare(config: &Config, tpm: &TpmHandle) -> Result<Service, AgentError
         if keys.created { "made" } else { "loaded" }
     );
     let file = config.file(config.payload_key.as_deref(), transport::FILE);
-    let transport = Arc::new(TransportKey::load_or_create(&file)?);
+    let transport = Arc::new(TransportKey::load_or_create(
+        &file,
+        &config.payload_key_password,
+    )?);
     let files = Files {
         certificate: config.file(config.server_cert.as_deref(), mtls::CERTIFICATE_FILE),
         key: config.file(config.server_key.as_deref(), mtls::KEY_FILE),
+        password: config.server_key_password.clone(),
     };
     let (tls, served, mtls_cert) = match client_auth {
         Some(client_auth) => {

@@ -11,6 +11,8 @@ pub use checked::InvalidConfig;
 mod checked;
 /// What the options of the device identity mean together.
 mod device;
+/// What the options of Keylime's agent are here.
+mod keylime;
 
 /// The configuration as written. Everything has a default that fits a host whose registrar and
 /// verifier run beside it.
@@ -51,8 +53,12 @@ pub struct Config {
     pub server_cert: Option<PathBuf>,
     /// Its key, PKCS#8 PEM. Default: `server-private.pem`, made when missing.
     pub server_key: Option<PathBuf>,
+    /// Password of `server_key`. Default: none, the file is not encrypted.
+    pub server_key_password: Secret,
     /// The payload transport key, RSA-2048 PKCS#8 PEM. Default: `payload-private.pem`.
     pub payload_key: Option<PathBuf>,
+    /// Password of `payload_key`. Default: none, the file is not encrypted.
+    pub payload_key_password: Secret,
     /// The file in which Keylime's agent keeps its AK, taken over when this agent has none yet.
     /// Empty: none. Default: `agent_data.json` in the state directory, else in /var/lib/keylime.
     pub agent_data_path: Option<PathBuf>,
@@ -103,13 +109,22 @@ pub struct Config {
     pub exponential_backoff_max_delay: u64,
     /// Tries after the first. Default: no end.
     pub exponential_backoff_max_retries: Option<u32>,
+    /// Least level of what is logged, as `TROTH_LOG` has it, which wins. Default: `info`.
+    pub log: Option<String>,
 }
 
 impl Config {
     /// `agent.toml`, `TROTH_AGENT_...`, `troth.agent....`.
     pub const COMPONENT: Component = Component {
         name: "agent",
-        secrets: &["tpm_ownerpassword", "idevid_password", "iak_password"],
+        secrets: &[
+            "iak_password",
+            "idevid_password",
+            "payload_key_password",
+            "server_key_password",
+            "tpm_ownerpassword",
+        ],
+        keylime: &[&keylime::AGENT],
     };
 }
 
@@ -131,7 +146,9 @@ impl Default for Config {
             enable_agent_mtls: true,
             server_cert: None,
             server_key: None,
+            server_key_password: Secret::default(),
             payload_key: None,
+            payload_key_password: Secret::default(),
             agent_data_path: None,
             api_versions: None,
             tcti: None,
@@ -155,6 +172,7 @@ impl Default for Config {
             exponential_backoff_initial_delay: 1000,
             exponential_backoff_max_delay: 300_000,
             exponential_backoff_max_retries: None,
+            log: None,
         }
     }
 }

@@ -37,8 +37,17 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    logging::init("info");
-    match run(arguments) {
+    let place = Place {
+        file: arguments.config,
+        root: arguments.root,
+    };
+    let loaded = config::load::<Config>(&Config::COMPONENT, &place);
+    let level = loaded.as_ref().ok().and_then(|l| l.config.log.as_deref());
+    logging::init(level, "info");
+    let result = loaded
+        .map_err(Into::into)
+        .and_then(|loaded| run(loaded.report()));
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error:#}");
@@ -51,12 +60,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(arguments: Arguments) -> anyhow::Result<()> {
-    let place = Place {
-        file: arguments.config,
-        root: arguments.root,
-    };
-    let config: Config = config::load(&Config::COMPONENT, &place)?;
+fn run(config: Config) -> anyhow::Result<()> {
     // One thread for everything, one for the TPM, one for file reads: an agent must be small.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

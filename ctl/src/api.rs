@@ -117,7 +117,11 @@ impl Credentials {
     /// Reads the files that the configuration names.
     pub(crate) fn load(config: &Config) -> Result<Self, Error> {
         let failed = |source| Error::Credentials { source };
-        let identity = Identity::load(&config.client_cert(), &config.client_key());
+        let identity = Identity::load_encrypted(
+            &config.client_cert(),
+            &config.client_key(),
+            &config.client_key_password,
+        );
         let mut credentials = Self {
             identity: identity.map_err(failed)?,
             roots: Vec::new(),

@@ -5,7 +5,7 @@ use std::{
 
 use serde::Deserialize;
 use troth_daemon::{
-    config::{self, Component, Place},
+    config::{self, Component, Place, Secret},
     seconds::Seconds,
 };
 
@@ -14,6 +14,9 @@ use crate::{
     cli::{EkArgs, Global},
     error::Error,
 };
+
+/// What the options of Keylime's tenant are here.
+mod keylime;
 
 /// Longest pause between two attempts to reach an agent.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
@@ -38,6 +41,8 @@ pub(crate) struct Config {
     pub(crate) client_cert: Option<PathBuf>,
     /// Its private key, default `client-private.pem` of the CA directory.
     pub(crate) client_key: Option<PathBuf>,
+    /// Its password, if it is encrypted.
+    pub(crate) client_key_password: Secret,
     /// CAs of verifier and registrar, default `cacert.crt` of the CA directory.
     pub(crate) trusted_server_ca: Vec<PathBuf>,
     /// Time for connecting, and time for one answer.
@@ -78,6 +83,7 @@ impl Default for Config {
             ca_dir: None,
             client_cert: None,
             client_key: None,
+            client_key_password: Secret::default(),
             trusted_server_ca: Vec::new(),
             request_timeout: Seconds(Duration::from_secs(60)),
             max_retries: 5,
@@ -98,10 +104,11 @@ impl Default for Config {
 }
 
 impl Config {
-    /// `trothctl.toml` and `TROTH_CTL_...`.
+    /// `trothctl.toml`, `TROTH_CTL_...`, `troth.ctl....`.
     const COMPONENT: Component = Component {
         name: "trothctl",
-        secrets: &[],
+        secrets: &["client_key_password"],
+        keylime: &[&keylime::TENANT],
     };
 
     /// The files, the environment, and above them the options of the command line.
@@ -110,7 +117,7 @@ impl Config {
             file: global.config.clone(),
             root: None,
         };
-        let mut config: Self = config::load(&Self::COMPONENT, &place)?;
+        let mut config: Self = config::load(&Self::COMPONENT, &place)?.report();
         if let Some(verifier) = &global.verifier {
             config.verifier_ip.clone_from(&verifier.host);
             config.verifier_port = verifier.port;

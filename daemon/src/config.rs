@@ -10,14 +10,20 @@
 //! 4. for secrets: credentials `troth.NAME.KEY` of the service manager (systemd.exec(5)).
 //!
 //! In the names of variables and credentials `trothctl` is `CTL` and `ctl`.
+//!
+//! Where neither `/etc/troth` nor `/run/troth` has a file for a program, but Keylime's
+//! configuration is there, that stands between the files of `/usr/lib/troth` and the environment
+//! ([`keylime`]).
 
 use std::{
     env,
     ffi::OsString,
     fs, io,
+    ops::Range,
     path::{Path, PathBuf},
 };
 
+use keylime::Keylime;
 pub use secret::Secret;
 use serde::de::DeserializeOwned;
 use toml::{Table, Value};
@@ -29,6 +35,8 @@ mod credentials;
 mod files;
 /// The nearest name that exists.
 mod hint;
+/// Keylime's configuration, for hosts that come from it.
+pub mod keylime;
 /// A text that is never shown.
 mod secret;
 
@@ -39,6 +47,8 @@ pub struct Component {
     pub name: &'static str,
     /// The options that may come as credentials, each a text.
     pub secrets: &'static [&'static str],
+    /// What of Keylime's configuration it takes, that of its own counterpart first.
+    pub keylime: &'static [&'static Keylime],
 }
 
 impl Component {
@@ -61,23 +71,79 @@ pub struct Place {
 ///
 /// `T` should be `#[serde(default, deny_unknown_fields)]`: an unknown key is then an error that
 /// names its file and line, or its variable, and the nearest key that exists.
-pub fn load<T: DeserializeOwned>(component: &Component, place: &Place) -> Result<T, ConfigError> {
+pub fn load<T: DeserializeOwned>(
+    component: &Component,
+    place: &Place,
+) -> Result<Loaded<T>, ConfigError> {
     load_with(component, place, env::vars_os())
+}
+
+/// A configuration, and what the administrator should know about it.
+#[derive(Debug)]
+pub struct Loaded<T> {
+    /// The configuration.
+    pub config: T,
+    notes: Vec<Note>,
+}
+
+impl<T> Loaded<T> {
+    /// The configuration, when its notes are in the log: which of Keylime's files were read, and
+    /// which of their options mean nothing here.
+    pub fn report(self) -> T {
+        for Note { warning, text } in self.notes {
+            if warning {
+                tracing::warn!("configuration: {text}");
+            } else {
+                tracing::info!("configuration: {text}");
+            }
+        }
+        self.config
+    }
+}
+
+/// A line for the log, which does not run yet while the configuration is read.
+#[derive(Debug, Eq, PartialEq)]
+struct Note {
+    warning: bool,
+    text: String,
+}
+
+impl Note {
+    fn info(text: String) -> Self {
+        let warning = false;
+        Self { warning, text }
+    }
+
+    fn warning(text: String) -> Self {
+        let warning = true;
+        Self { warning, text }
+    }
 }
 
 fn load_with<T: DeserializeOwned>(
     component: &Component,
     place: &Place,
     environment: impl Iterator<Item = (OsString, OsString)>,
-) -> Result<T, ConfigError> {
+) -> Result<Loaded<T>, ConfigError> {
     let environment = Environment::collect(environment);
-    let files = match &place.file {
-        Some(file) => vec![file.clone()],
-        None => files::layers(component.name, place.root.as_deref())?,
+    let root = place.root.as_deref();
+    let (files, ours) = match &place.file {
+        Some(file) => (vec![file.clone()], true),
+        None => {
+            let files = files::layers(component.name, root)?;
+            let ours = files.iter().any(|file| !files::is_vendors(file, root));
+            (files, ours)
+        }
     };
     let mut merged = Table::new();
     for path in files {
         overlay(&mut merged, read_toml::<T>(path)?);
+    }
+    let mut notes = Vec::new();
+    if !ours {
+        let (theirs, found) = keylime::read::<T>(component.keylime, root, &environment)?;
+        overlay(&mut merged, theirs);
+        notes = found;
     }
     let prefix = format!("TROTH_{}_", component.short_name().to_ascii_uppercase());
     for (name, value) in environment.with_prefix(&prefix) {
@@ -89,9 +155,10 @@ fn load_with<T: DeserializeOwned>(
             merged.insert(key.to_owned(), Value::String(text));
         }
     }
-    merged
+    let config = merged
         .try_into::<T>()
-        .map_err(|error| ConfigError::Together(hint::explain(error.message())))
+        .map_err(|error| ConfigError::Together(hint::explain(error.message())))?;
+    Ok(Loaded { config, notes })
 }
 
 /// The environment variables whose names are text, sorted.
@@ -129,14 +196,15 @@ fn read_toml<T: DeserializeOwned>(path: PathBuf) -> Result<Table, ConfigError> {
     let checked = toml::from_str::<T>(&text).and_then(|_| toml::from_str(&text));
     checked.map_err(|error| ConfigError::Parse {
         path,
-        line: line_of(&text, &error),
+        line: line_at(&text, error.span()),
         // Not the line itself, which toml would show: it may hold a password.
         reason: hint::explain(error.message()),
     })
 }
 
-fn line_of(text: &str, error: &toml::de::Error) -> usize {
-    let before = error.span().and_then(|span| text.get(..span.start));
+/// The line, from 1, in which `span` begins.
+fn line_at(text: &str, span: Option<Range<usize>>) -> usize {
+    let before = span.and_then(|span| text.get(..span.start));
     before.map_or(1, |before| before.matches('\n').count() + 1)
 }
 
@@ -201,7 +269,17 @@ pub enum ConfigError {
         /// What is wrong with it.
         reason: String,
     },
-    /// A file is not TOML, has an unknown key, or a value of the wrong type.
+    /// An option of Keylime's has a value that has no meaning here.
+    #[error("{origin}: {option}: {reason}")]
+    Keylime {
+        /// File and line, or variable.
+        origin: String,
+        /// Keylime's name of the option.
+        option: &'static str,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A file is not TOML (or INI, for Keylime's), has an unknown key, or a value of the wrong type.
     #[error("{}: line {line}: {reason}", path.display())]
     Parse {
         /// The file.

@@ -11,6 +11,8 @@ pub mod config;
 pub mod logging;
 /// sd_notify(3): READY, STATUS, WATCHDOG.
 pub mod notify;
+/// Private keys that may be encrypted.
+pub mod private_key;
 /// What of a process stays in memory once it serves.
 pub mod resident;
 /// Spans of time in configuration files.

@@ -14,20 +14,16 @@ use tracing_subscriber::{Layer, Registry, filter::Targets, layer::SubscriberExt}
 /// `info,troth_verifier=debug`.
 const LEVEL_VARIABLE: &str = "TROTH_LOG";
 
-/// Starts logging; later calls change nothing, so that tests may call it too.
-pub fn init(default_level: &str) {
-    let default = || {
-        default_level
-            .parse()
-            .unwrap_or_else(|_| Targets::new().with_default(Level::INFO))
-    };
-    let wanted = env::var(LEVEL_VARIABLE)
-        .ok()
-        .map(|text| text.parse::<Targets>());
-    let (filter, refused) = match wanted {
-        None => (default(), None),
-        Some(Ok(filter)) => (filter, None),
-        Some(Err(error)) => (default(), Some(error)),
+/// Starts logging at the levels that the environment asks for, else those that are `configured`,
+/// else `default`. Later calls change nothing, so that tests may call it too.
+pub fn init(configured: Option<&str>, default: &str) {
+    let asked = env::var(LEVEL_VARIABLE).ok();
+    let asked = asked.as_deref().map(|text| (LEVEL_VARIABLE, text));
+    let wanted = asked.or_else(|| configured.map(|text| ("option log", text)));
+    let (filter, refused) = match wanted.map(|(name, text)| (name, text.parse::<Targets>())) {
+        Some((_, Ok(filter))) => (filter, None),
+        None => (levels(default), None),
+        Some((name, Err(error))) => (levels(default), Some((name, error))),
     };
     let journal = stderr_is_journal()
         .then(|| tracing_journald::layer().ok())
@@ -43,9 +39,15 @@ pub fn init(default_level: &str) {
             .boxed(),
     };
     let _ = tracing::subscriber::set_global_default(tracing_subscriber::registry().with(sink));
-    if let Some(error) = refused {
-        tracing::warn!(%error, "{LEVEL_VARIABLE} is not a level or a list of target=level");
+    if let Some((name, error)) = refused {
+        tracing::warn!(%error, "{name} is not a level or a list of target=level");
     }
+}
+
+fn levels(default: &str) -> Targets {
+    default
+        .parse()
+        .unwrap_or_else(|_| Targets::new().with_default(Level::INFO))
 }
 
 /// systemd.exec(5): $JOURNAL_STREAM is `device:inode` of the journal's stream, which must be

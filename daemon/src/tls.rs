@@ -35,6 +35,11 @@ use x509_cert::{
     der::{Decode, Encode},
 };
 
+use crate::{
+    config::Secret,
+    private_key::{PrivateKeyError, decrypt_pem},
+};
+
 /// A certificate chain with its private key. Cheap to clone: the key is read once, and shared by
 /// all configurations.
 #[derive(Clone)]
@@ -53,6 +58,15 @@ impl Identity {
     /// From two PEM files.
     pub fn load(cert: &Path, key: &Path) -> Result<Self, TlsError> {
         Self::from_pem(&read(cert)?, &read(key)?)
+    }
+
+    /// From two PEM files, of which that of the key may be encrypted.
+    pub fn load_encrypted(cert: &Path, key: &Path, password: &Secret) -> Result<Self, TlsError> {
+        let key_pem = decrypt_pem(&read(key)?, password).map_err(|source| TlsError::Encrypted {
+            path: key.to_owned(),
+            source,
+        })?;
+        Self::from_pem(&read(cert)?, &key_pem)
     }
 
     /// The leaf certificate.
@@ -420,6 +434,14 @@ pub enum TlsError {
     /// Certificate and key do not fit together, or a CA certificate does not parse.
     #[error("TLS configuration: {0}")]
     Config(rustls::Error),
+    /// An encrypted private key that does not open.
+    #[error("{}: {source}", path.display())]
+    Encrypted {
+        /// The file.
+        path: PathBuf,
+        /// The reason.
+        source: PrivateKeyError,
+    },
     /// A text without a single certificate.
     #[error("no certificate found: expected a PEM block that begins with BEGIN CERTIFICATE")]
     NoCertificate,

@@ -10,6 +10,8 @@ pub mod api;
 pub mod boot;
 /// A private D-Bus system bus with tpm2-abrmd on it.
 pub mod bus;
+/// What configuration is documented, here and at Keylime.
+pub mod configuration;
 /// IDevID and IAK with certificates, as a manufacturer makes them.
 pub mod device;
 /// Our daemons as processes, and the operator's `trothctl` beside them.

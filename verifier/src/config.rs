@@ -5,10 +5,22 @@ use std::{
     time::Duration,
 };
 
-use serde::Deserialize;
+use serde::{Deserialize, de::DeserializeOwned};
 use troth_daemon::config::{Component, Secret};
 pub use troth_daemon::seconds::Seconds;
 use zeroize::Zeroizing;
+
+/// What the options of Keylime's servers are here.
+mod keylime;
+
+/// The configuration of one of the two programs.
+pub trait ServerConfig: DeserializeOwned {
+    /// What it is called.
+    const COMPONENT: Component;
+
+    /// The option `log`.
+    fn log(&self) -> Option<&str>;
+}
 
 /// `registrar.toml`.
 #[derive(Clone, Debug, Deserialize)]
@@ -24,8 +36,23 @@ pub struct RegistrarConfig {
     pub tls_port: u16,
     /// CA directory, default `<state_dir>/cv_ca`.
     pub ca_dir: Option<PathBuf>,
+    /// The server's certificate with its chain, PEM. Default: `server-cert.crt` of the CA
+    /// directory, made when missing.
+    pub server_cert: Option<PathBuf>,
+    /// Its private key, PEM. Default: `server-private.pem` of the CA directory.
+    pub server_key: Option<PathBuf>,
+    /// Password of `server_key`. Default: none, the file is not encrypted.
+    pub server_key_password: Secret,
+    /// CAs of operators' client certificates, PEM. Default: `cacert.crt` of the CA directory.
+    pub trusted_client_ca: Vec<PathBuf>,
+    /// Names and addresses that a certificate made here is also for.
+    pub cert_subject_alternative_names: Vec<String>,
+    /// What a CA made here is called.
+    pub ca: CaSubject,
     /// Database, default SQLite in `<state_dir>/reg_data.sqlite`.
     pub database_url: Option<Secret>,
+    /// Connections to PostgreSQL.
+    pub database_pool_size: u32,
     /// How long an unanswered challenge is good for.
     pub challenge_lifetime: Seconds,
     /// Unanswered challenges at a time, over all agents; more push out the oldest.
@@ -47,6 +74,8 @@ pub struct RegistrarConfig {
     pub accept_expired_tpm_certs: bool,
     /// Refuse a TPM that is registered under another agent id; otherwise that is logged.
     pub one_id_per_tpm: bool,
+    /// Least level of what is logged, as `TROTH_LOG` has it, which wins. Default: `info`.
+    pub log: Option<String>,
 }
 
 /// What a registration must have to tell a device from others. An EK it must have in any case: the
@@ -85,7 +114,14 @@ impl Default for RegistrarConfig {
             port: 8890,
             tls_port: 8891,
             ca_dir: None,
+            server_cert: None,
+            server_key: None,
+            server_key_password: Secret::default(),
+            trusted_client_ca: Vec::new(),
+            cert_subject_alternative_names: Vec::new(),
+            ca: CaSubject::default(),
             database_url: None,
+            database_pool_size: 4,
             challenge_lifetime: Seconds(Duration::from_secs(600)),
             max_pending: 20_000,
             source_rate_limit: 20,
@@ -95,16 +131,41 @@ impl Default for RegistrarConfig {
             require_ek_cert: false,
             accept_expired_tpm_certs: false,
             one_id_per_tpm: false,
+            log: None,
         }
     }
 }
 
-impl RegistrarConfig {
-    /// `registrar.toml`, `TROTH_REGISTRAR_...`, `troth.registrar....`.
-    pub const COMPONENT: Component = Component {
+impl ServerConfig for RegistrarConfig {
+    const COMPONENT: Component = Component {
         name: "registrar",
-        secrets: &["database_url"],
+        secrets: &["database_url", "server_key_password"],
+        keylime: &[&keylime::REGISTRAR, &keylime::CA, &keylime::LOGGING],
     };
+
+    fn log(&self) -> Option<&str> {
+        self.log.as_deref()
+    }
+}
+
+impl RegistrarConfig {
+    /// TLS certificates and CAs.
+    pub fn tls(&self) -> TlsOptions {
+        let server = CertificateFiles::new(
+            self.server_cert.as_ref(),
+            self.server_key.as_ref(),
+            &self.server_key_password,
+        );
+        TlsOptions {
+            ca_dir: self.ca_dir(),
+            // It connects to nobody.
+            client: server.clone(),
+            server,
+            trusted_client_ca: self.trusted_client_ca.clone(),
+            names: names(&self.ip, &self.cert_subject_alternative_names),
+            subject: self.ca.clone(),
+        }
+    }
 
     /// The CA directory that applies.
     pub fn ca_dir(&self) -> PathBuf {
@@ -141,8 +202,29 @@ pub struct VerifierConfig {
     pub port: u16,
     /// CA directory, default `<state_dir>/cv_ca`.
     pub ca_dir: Option<PathBuf>,
+    /// The server's certificate with its chain, PEM. Default: `server-cert.crt` of the CA
+    /// directory, made when missing.
+    pub server_cert: Option<PathBuf>,
+    /// Its private key, PEM. Default: `server-private.pem` of the CA directory.
+    pub server_key: Option<PathBuf>,
+    /// Password of `server_key`. Default: none, the file is not encrypted.
+    pub server_key_password: Secret,
+    /// CAs of operators' client certificates, PEM. Default: `cacert.crt` of the CA directory.
+    pub trusted_client_ca: Vec<PathBuf>,
+    /// Names and addresses that a certificate made here is also for.
+    pub cert_subject_alternative_names: Vec<String>,
+    /// What a CA made here is called.
+    pub ca: CaSubject,
+    /// The certificate towards agents, PEM. Default: `client-cert.crt` of the CA directory.
+    pub client_cert: Option<PathBuf>,
+    /// Its private key, PEM. Default: `client-private.pem` of the CA directory.
+    pub client_key: Option<PathBuf>,
+    /// Password of `client_key`. Default: none, the file is not encrypted.
+    pub client_key_password: Secret,
     /// Database, default SQLite in `<state_dir>/cv_data.sqlite`.
     pub database_url: Option<Secret>,
+    /// Connections to PostgreSQL.
+    pub database_pool_size: u32,
     /// Time from the start of one attestation of a node to the start of the next.
     pub quote_interval: Seconds,
     /// First wait after a node did not answer; the base of the power with `exponential_backoff`.
@@ -179,6 +261,8 @@ pub struct VerifierConfig {
     /// Such checks per second from one source address, with bursts of ten times as many; 0: no
     /// limit.
     pub evidence_rate_limit: u32,
+    /// Least level of what is logged, as `TROTH_LOG` has it, which wins. Default: `info`.
+    pub log: Option<String>,
 }
 
 impl Default for VerifierConfig {
@@ -189,7 +273,17 @@ impl Default for VerifierConfig {
             ip: String::from("127.0.0.1"),
             port: 8881,
             ca_dir: None,
+            server_cert: None,
+            server_key: None,
+            server_key_password: Secret::default(),
+            trusted_client_ca: Vec::new(),
+            cert_subject_alternative_names: Vec::new(),
+            ca: CaSubject::default(),
+            client_cert: None,
+            client_key: None,
+            client_key_password: Secret::default(),
             database_url: None,
+            database_pool_size: 4,
             quote_interval: Seconds(Duration::from_secs(2)),
             retry_interval: Seconds(Duration::from_secs(2)),
             exponential_backoff: true,
@@ -205,16 +299,43 @@ impl Default for VerifierConfig {
             runtime_policy_key: None,
             max_evidence_checks: 2,
             evidence_rate_limit: 5,
+            log: None,
         }
     }
 }
 
-impl VerifierConfig {
-    /// `verifier.toml`, `TROTH_VERIFIER_...`, `troth.verifier....`.
-    pub const COMPONENT: Component = Component {
+impl ServerConfig for VerifierConfig {
+    const COMPONENT: Component = Component {
         name: "verifier",
-        secrets: &["database_url"],
+        secrets: &["client_key_password", "database_url", "server_key_password"],
+        keylime: &[&keylime::VERIFIER, &keylime::CA, &keylime::LOGGING],
     };
+
+    fn log(&self) -> Option<&str> {
+        self.log.as_deref()
+    }
+}
+
+impl VerifierConfig {
+    /// TLS certificates and CAs.
+    pub fn tls(&self) -> TlsOptions {
+        TlsOptions {
+            ca_dir: self.ca_dir(),
+            server: CertificateFiles::new(
+                self.server_cert.as_ref(),
+                self.server_key.as_ref(),
+                &self.server_key_password,
+            ),
+            client: CertificateFiles::new(
+                self.client_cert.as_ref(),
+                self.client_key.as_ref(),
+                &self.client_key_password,
+            ),
+            trusted_client_ca: self.trusted_client_ca.clone(),
+            names: names(&self.ip, &self.cert_subject_alternative_names),
+            subject: self.ca.clone(),
+        }
+    }
 
     /// The CA directory that applies.
     pub fn ca_dir(&self) -> PathBuf {
@@ -229,6 +350,83 @@ impl VerifierConfig {
             "cv_data.sqlite",
         )
     }
+}
+
+/// `[ca]` of either file: how a CA that is made here is called, and how long it lives.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CaSubject {
+    /// Common name.
+    pub cert_ca_name: String,
+    /// Organisation. Empty, as all that follow: left out.
+    pub cert_organization: String,
+    /// Unit of the organisation.
+    pub cert_org_unit: String,
+    /// City.
+    pub cert_locality: String,
+    /// State or province.
+    pub cert_state: String,
+    /// Country, two letters.
+    pub cert_country: String,
+    /// Lifetime of the CA in days.
+    pub cert_ca_lifetime: u16,
+}
+
+impl Default for CaSubject {
+    fn default() -> Self {
+        Self {
+            cert_ca_name: String::from("Troth Certificate Authority"),
+            cert_organization: String::from("Troth"),
+            cert_org_unit: String::new(),
+            cert_locality: String::new(),
+            cert_state: String::new(),
+            cert_country: String::new(),
+            cert_ca_lifetime: 3650,
+        }
+    }
+}
+
+/// Everything that TLS of one server needs.
+#[derive(Clone, Debug)]
+pub struct TlsOptions {
+    /// The CA and what it issued; for all that is not named below.
+    pub ca_dir: PathBuf,
+    /// Towards operators (and agents that register).
+    pub server: CertificateFiles,
+    /// Towards agents.
+    pub client: CertificateFiles,
+    /// CAs of operators; none: that of the directory.
+    pub trusted_client_ca: Vec<PathBuf>,
+    /// What a server certificate made here is for.
+    pub names: Vec<String>,
+    /// What a CA made here is called.
+    pub subject: CaSubject,
+}
+
+/// A certificate and its key.
+#[derive(Clone, Debug, Default)]
+pub struct CertificateFiles {
+    /// Where it is named.
+    pub certificate: Option<PathBuf>,
+    /// Where it is named.
+    pub key: Option<PathBuf>,
+    /// Of the key.
+    pub password: Secret,
+}
+
+impl CertificateFiles {
+    fn new(certificate: Option<&PathBuf>, key: Option<&PathBuf>, password: &Secret) -> Self {
+        Self {
+            certificate: certificate.cloned(),
+            key: key.cloned(),
+            password: password.clone(),
+        }
+    }
+}
+
+fn names(ip: &str, more: &[String]) -> Vec<String> {
+    let ip = ip.to_owned();
+    std::iter::once(ip).chain(more.iter().cloned()).collect()
 }
 
 fn ca_dir(configured: Option<&Path>, state_dir: &Path) -> PathBuf {

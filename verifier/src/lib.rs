@@ -25,3 +25,5 @@ mod rest;
 pub mod server;
 /// Everything that outlives a process.
 pub mod store;
+/// The TLS files of a server.
+mod tls;

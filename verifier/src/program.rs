@@ -4,21 +4,20 @@ use std::{path::PathBuf, process::ExitCode};
 
 use clap::{CommandFactory, FromArgMatches, Parser};
 use rustix::process::{Resource, getrlimit, setrlimit};
-use serde::de::DeserializeOwned;
 use troth_daemon::{
-    config::{self, Component, Place},
+    config::{self, Place},
     logging,
     shutdown::Shutdown,
 };
 
-use crate::server::StartError;
+use crate::{config::ServerConfig, server::StartError};
 
 /// sysexits(3): the configuration cannot be used.
 const EX_CONFIG: u8 = 78;
 
 /// sqlx warns of a malformed line in PGPASSFILE by showing it, password and all; and each start
 /// finds that the table of migrations is there already.
-const LOG_LEVEL: &str = "info,sqlx_postgres::options=error,sqlx::postgres::notice=warn";
+const QUIET: &str = "sqlx_postgres::options=error,sqlx::postgres::notice=warn";
 
 const EXIT_STATUS: &str = "\
 Exit status:
@@ -39,23 +38,25 @@ struct Arguments {
     root: Option<PathBuf>,
 }
 
-/// Runs the program `name` with the configuration of `component`, until it is asked to stop.
-pub fn run<C: DeserializeOwned>(
+/// Runs the program `name` until it is asked to stop.
+pub fn run<C: ServerConfig>(
     name: &'static str,
     about: &'static str,
-    component: &Component,
     serve: impl AsyncFnOnce(C, Shutdown) -> Result<(), StartError>,
 ) -> ExitCode {
     let matches = Arguments::command().name(name).about(about).get_matches();
     let arguments = Arguments::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
-    logging::init(LOG_LEVEL);
-    raise_descriptor_limit();
     let place = Place {
         file: arguments.config,
         root: arguments.root,
     };
-    let config = match config::load(component, &place) {
-        Ok(config) => config,
+    let loaded = config::load::<C>(&C::COMPONENT, &place);
+    let level = loaded.as_ref().ok().and_then(|l| l.config.log());
+    let level = level.map(|level| format!("{level},{QUIET}"));
+    logging::init(level.as_deref(), &format!("info,{QUIET}"));
+    raise_descriptor_limit();
+    let config = match loaded {
+        Ok(loaded) => loaded.report(),
         Err(error) => {
             tracing::error!("configuration: {error}");
             return ExitCode::from(EX_CONFIG);

@@ -13,17 +13,18 @@ use troth_daemon::{
     notify, resident,
     server::{Limits, serve},
     shutdown::Shutdown,
-    tls::{ClientAuth, Identity, TlsError, certificates_from_pem, server_config},
+    tls::TlsError,
 };
 
 use crate::{
     api::VerifierApi,
-    ca::{CaDirectory, CaError, InUse},
+    ca::{CaError, InUse},
     config::{RegistrarConfig, VerifierConfig},
     messages,
     poll::{Fleet, FleetError},
     registrar::Registrar,
     store::{Schema, Store, StoreError},
+    tls::TlsFiles,
 };
 
 /// How often the service manager's status line is renewed.
@@ -48,9 +49,14 @@ impl RegistrarServer {
     /// Makes or opens CA and database, and binds both ports.
     pub async fn start(config: &RegistrarConfig) -> Result<Self, StartError> {
         let ip = listen_address(&config.ip)?;
-        let ca = open_ca(config.ca_dir(), config.ip.clone()).await?;
-        let tls = server_tls(&ca)?;
-        let store = Store::open(&config.database_url(), Schema::Registrar).await?;
+        let files = TlsFiles::open(config.tls()).await?;
+        let tls = files.server()?;
+        let store = Store::open_with(
+            &config.database_url(),
+            Schema::Registrar,
+            config.database_pool_size,
+        )
+        .await?;
         let registrar = Registrar::new(store.clone(), config)?;
         let plain = bind(ip, config.port).await?;
         let secure = bind(ip, config.tls_port).await?;
@@ -58,7 +64,7 @@ impl RegistrarServer {
             plain,
             secure,
             tls,
-            certificates: ca.in_use()?,
+            certificates: files.in_use()?,
             store,
             registrar,
         })
@@ -123,11 +129,15 @@ impl VerifierServer {
     /// Makes or opens CA and database, binds the port, and resumes all enrolled nodes.
     pub async fn start(config: &VerifierConfig) -> Result<Self, StartError> {
         let ip = listen_address(&config.ip)?;
-        let ca = open_ca(config.ca_dir(), config.ip.clone()).await?;
-        let tls = server_tls(&ca)?;
-        let (certificate, key) = ca.client();
-        let identity = Identity::load(&certificate, &key)?;
-        let store = Store::open(&config.database_url(), Schema::Verifier).await?;
+        let files = TlsFiles::open(config.tls()).await?;
+        let tls = files.server()?;
+        let identity = files.client()?;
+        let store = Store::open_with(
+            &config.database_url(),
+            Schema::Verifier,
+            config.database_pool_size,
+        )
+        .await?;
         let listener = bind(ip, config.port).await?;
         let address = listener.local_addr().map_err(StartError::Socket)?;
         let fleet = Fleet::start(store.clone(), config, identity, address).await?;
@@ -136,7 +146,7 @@ impl VerifierServer {
         Ok(Self {
             listener,
             tls,
-            certificates: ca.in_use()?,
+            certificates: files.in_use()?,
             store,
             fleet,
             api,
@@ -224,22 +234,6 @@ async fn watchdog(store: Store) {
     }
 }
 
-async fn open_ca(path: std::path::PathBuf, ip: String) -> Result<CaDirectory, StartError> {
-    // Waits for a lock, and makes keys: not on an I/O task.
-    let made = tokio::task::spawn_blocking(move || CaDirectory::ensure(&path, &[ip])).await;
-    Ok(made.map_err(|error| StartError::Task(error.to_string()))??)
-}
-
-/// Clients may present a certificate of our CA; routes decide who must.
-fn server_tls(ca: &CaDirectory) -> Result<Arc<rustls::ServerConfig>, StartError> {
-    let (certificate, key) = ca.server();
-    let identity = Identity::load(&certificate, &key)?;
-    let path = ca.ca_certificate();
-    let pem = std::fs::read(&path).map_err(|source| CaError::Io { path, source })?;
-    let roots = certificates_from_pem(&pem)?;
-    Ok(server_config(&identity, ClientAuth::Optional(roots))?)
-}
-
 fn listen_address(ip: &str) -> Result<IpAddr, StartError> {
     let bare = ip
         .strip_prefix('[')
@@ -262,6 +256,8 @@ impl StartError {
             self,
             Self::Address(_)
                 | Self::Fleet(FleetError::SigningKey { .. })
+                | Self::Half { .. }
+                | Self::Tls(_)
                 | Self::Store(
                     StoreError::Occupied { .. } | StoreError::Parameter(_) | StoreError::Scheme(_)
                 )
@@ -290,6 +286,14 @@ pub enum StartError {
     /// The certificates of TPM manufacturers cannot be used.
     #[error("{0}; they are needed by require_ek_cert and tpm_identity")]
     CertStore(#[from] CertStoreError),
+    /// One of two options that belong together is missing.
+    #[error("{present} is set, but {missing} is not: a certificate and its key belong together")]
+    Half {
+        /// The option that is set.
+        present: &'static str,
+        /// The option that is not.
+        missing: &'static str,
+    },
     /// Enrolled nodes cannot be loaded.
     #[error(transparent)]
     Fleet(#[from] FleetError),

@@ -10,6 +10,7 @@ use serde_json::Value;
 use troth_core::tpm::{
     AttestationKey, Digest, Expected, HashAlgorithm, Public, Quote, SignatureScheme,
 };
+use troth_daemon::config::Secret;
 
 use super::*;
 use crate::{
@@ -51,7 +52,8 @@ async fn agent() -> Agent {
         })
         .await
         .unwrap();
-    let transport = TransportKey::load_or_create(&directory.path().join("nk")).unwrap();
+    let transport =
+        TransportKey::load_or_create(&directory.path().join("nk"), &Secret::default()).unwrap();
     let ima = directory.path().join("ima");
     let collector = Collector::new(
         actor.handle(),

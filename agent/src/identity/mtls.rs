@@ -10,7 +10,11 @@ use rcgen::{
     SerialNumber,
 };
 use troth_core::identity::AgentId;
-use troth_daemon::tls::{Identity, TlsError};
+use troth_daemon::{
+    config::Secret,
+    private_key::{PrivateKeyError, decrypt_pem},
+    tls::{Identity, TlsError},
+};
 use x509_cert::{
     Certificate,
     der::{
@@ -41,6 +45,8 @@ pub struct Files {
     pub certificate: PathBuf,
     /// Its key, PKCS#8 PEM.
     pub key: PathBuf,
+    /// Of the key, if it is encrypted.
+    pub password: Secret,
 }
 
 impl Files {
@@ -110,6 +116,14 @@ pub enum MtlsError {
         /// What is wrong.
         source: TlsError,
     },
+    /// The key is encrypted and does not open.
+    #[error("{}: {source} (server_key_password)", key.display())]
+    Encrypted {
+        /// The key's file.
+        key: PathBuf,
+        /// The reason.
+        source: PrivateKeyError,
+    },
     /// One of the two files is missing.
     #[error(
         "{} is missing; restore it, or remove {} as well to have both made at the next start",
@@ -155,6 +169,11 @@ pub fn load(files: &Files, id: &AgentId, contact: &str) -> Result<ServerIdentity
     let key_pem = state::read(&files.key)?
         .map(Zeroizing::new)
         .ok_or_else(|| missing(&files.key, &files.certificate))?;
+    let key_pem =
+        decrypt_pem(&key_pem, &files.password).map_err(|source| MtlsError::Encrypted {
+            key: files.key.clone(),
+            source,
+        })?;
     let mut certificate_pem = String::from_utf8_lossy(&certificate).into_owned();
     if !fits(&certificate_pem, id, contact) {
         let pair = KeyPair::from_pem(&String::from_utf8_lossy(&key_pem))?;
@@ -297,6 +316,7 @@ mod tests {
         Files {
             certificate: directory.join(CERTIFICATE_FILE),
             key: directory.join(KEY_FILE),
+            password: Secret::default(),
         }
     }
 

@@ -5,6 +5,10 @@ use aws_lc_rs::{
     rsa::{KeySize, OAEP_SHA1_MGF1SHA1, OaepPrivateDecryptingKey, PrivateDecryptingKey},
 };
 use troth_core::tpm::{Digest, HashAlgorithm};
+use troth_daemon::{
+    config::Secret,
+    private_key::{PrivateKeyError, decrypt_pem},
+};
 use zeroize::Zeroizing;
 
 use super::state::{self, StateError};
@@ -30,6 +34,14 @@ pub enum TransportError {
     /// The file cannot be read or written.
     #[error(transparent)]
     State(#[from] StateError),
+    /// The key is encrypted and does not open.
+    #[error("{}: {source} (payload_key_password)", path.display())]
+    Encrypted {
+        /// The file.
+        path: PathBuf,
+        /// The reason.
+        source: PrivateKeyError,
+    },
     /// The file holds something else than an RSA-2048 key in PKCS#8 PEM.
     #[error("{}: {reason}; the payload key must be an RSA-2048 key in PKCS#8 PEM. Remove the \
              file to have one made", path.display())]
@@ -50,10 +62,18 @@ pub enum TransportError {
 pub struct DecryptError;
 
 impl TransportKey {
-    /// Reads the key, or makes it when the file does not exist.
-    pub fn load_or_create(path: &Path) -> Result<Self, TransportError> {
-        let private = match state::read(path)? {
-            Some(text) => parse(path, &Zeroizing::new(text))?,
+    /// Reads the key (with `password`, if it is encrypted), or makes it when the file does not
+    /// exist.
+    pub fn load_or_create(path: &Path, password: &Secret) -> Result<Self, TransportError> {
+        let private = match state::read(path)?.map(Zeroizing::new) {
+            Some(text) => {
+                let text = decrypt_pem(&text, password);
+                let text = text.map_err(|source| TransportError::Encrypted {
+                    path: path.to_owned(),
+                    source,
+                })?;
+                parse(path, &text)?
+            }
             None => {
                 let key = PrivateDecryptingKey::generate(KeySize::Rsa2048)
                     .map_err(|_| TransportError::Generate)?;
@@ -126,8 +146,8 @@ mod tests {
     fn the_key_is_made_once_and_decrypts_what_its_public_text_encrypts() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join(FILE);
-        let key = TransportKey::load_or_create(&path).unwrap();
-        let again = TransportKey::load_or_create(&path).unwrap();
+        let key = TransportKey::load_or_create(&path, &Secret::default()).unwrap();
+        let again = TransportKey::load_or_create(&path, &Secret::default()).unwrap();
         assert_eq!(key.public_pem(), again.public_pem());
         assert!(key.public_pem().ends_with("-----END PUBLIC KEY-----\n"));
 
@@ -152,7 +172,9 @@ mod tests {
             "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n",
         )
         .unwrap();
-        let error = TransportKey::load_or_create(&path).unwrap_err().to_string();
+        let error = TransportKey::load_or_create(&path, &Secret::default())
+            .unwrap_err()
+            .to_string();
         assert!(error.contains(path.to_str().unwrap()), "{error}");
     }
 }

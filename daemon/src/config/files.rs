@@ -32,8 +32,13 @@ pub(super) fn layers(name: &str, root: Option<&Path>) -> Result<Vec<PathBuf>, Co
     Ok(base.into_iter().chain(drop_ins.into_values()).collect())
 }
 
+/// Does the operating system's vendor own `file`?
+pub(super) fn is_vendors(file: &Path, root: Option<&Path>) -> bool {
+    file.starts_with(below(root, DIRECTORIES[0]))
+}
+
 /// `path`, which is absolute, with `root` for `/`.
-fn below(root: Option<&Path>, path: &str) -> PathBuf {
+pub(super) fn below(root: Option<&Path>, path: &str) -> PathBuf {
     match root {
         Some(root) => root.join(path.trim_start_matches('/')),
         None => PathBuf::from(path),

@@ -2,11 +2,41 @@ use std::os::unix::fs::PermissionsExt;
 
 use serde::Deserialize;
 
-use super::*;
+use super::{
+    keylime::{Format, KeylimeOption as O, Kind, SingleFile},
+    *,
+};
 
 const COMPONENT: Component = Component {
     name: "agent",
     secrets: &["password"],
+    keylime: &[&THEIRS],
+};
+
+static THEIRS: Keylime = Keylime {
+    component: "verifier",
+    format: Format::Ini,
+    options: &[
+        O::option("bind_port", "8881", "port", Kind::Integer),
+        O::option("id", "d432fbb3", "name", Kind::Text),
+        O::option("tls", "False", "tls.enabled", Kind::Boolean),
+        O::option(
+            "ca",
+            "default",
+            "tls.roots",
+            Kind::StateFiles("cv_ca/cacert.crt"),
+        ),
+        O::option("ca_too", "default", "tls.roots", Kind::TlsFiles),
+        O::option("key_password", "", "password", Kind::TextOrDefault),
+        O::directory("keylime_dir", "/var/lib/keylime"),
+        O::dropped("workers", "16", "nobody works"),
+        O::dropped("webhook_url", "", "nobody is told").in_section("revocations"),
+    ],
+    single_file: SingleFile {
+        section: "cloud_verifier",
+        renamed: &[("cloudverifier_port", "bind_port")],
+        gone: &[("port", "set database_url")],
+    },
 };
 
 #[derive(Debug, Default, Deserialize)]
@@ -59,12 +89,16 @@ impl Machine {
         self.variable("CREDENTIALS_DIRECTORY", &directory)
     }
 
-    fn load(&self) -> Result<Sample, ConfigError> {
+    fn load_all(&self) -> Result<Loaded<Sample>, ConfigError> {
         let place = Place {
             file: None,
             root: Some(self.root.path().to_owned()),
         };
         load_with(&COMPONENT, &place, self.environment.iter().cloned())
+    }
+
+    fn load(&self) -> Result<Sample, ConfigError> {
+        Ok(self.load_all()?.config)
     }
 
     fn error(&self) -> String {
@@ -184,4 +218,171 @@ fn a_secret_is_never_shown() {
     assert!(!format!("{:?}", machine.load().unwrap()).contains("s3cret"));
     let text = Machine::new(&[("etc/troth/agent.toml", "password = 73570")]).error();
     assert!(text.contains("quotes") && !text.contains("73570"), "{text}");
+}
+
+/// Warnings and information of a start.
+fn notes(machine: &Machine) -> (Vec<String>, Vec<String>) {
+    let notes = machine.load_all().unwrap().notes.into_iter();
+    let (warnings, information): (Vec<_>, Vec<_>) = notes.partition(|note| note.warning);
+    let texts = |notes: Vec<Note>| notes.into_iter().map(|note| note.text).collect();
+    (texts(warnings), texts(information))
+}
+
+#[test]
+fn keylimes_files_apply_where_there_are_none_of_ours() {
+    let theirs = "[verifier]\nbind_port = 1\n";
+    let machine = Machine::new(&[
+        ("usr/lib/troth/agent.toml", "port = 9\nname = 'vendor'"),
+        ("usr/etc/keylime/verifier.conf", "[verifier]\nid = hidden\n"),
+        ("etc/keylime/verifier.conf", theirs),
+    ]);
+    let sample = machine.load().unwrap();
+    // Keylime's default for what its files do not set; of its two main files the local one only.
+    assert_eq!((sample.port, sample.name.as_str()), (1, "d432fbb3"));
+
+    for ours in ["etc/troth/agent.toml", "run/troth/agent.toml.d/1.toml"] {
+        let machine = Machine::new(&[(ours, "port = 2"), ("etc/keylime/verifier.conf", theirs)]);
+        let sample = machine.load().unwrap();
+        assert_eq!((sample.port, sample.name.as_str()), (2, ""), "{ours}");
+    }
+}
+
+#[test]
+fn of_keylimes_sources_the_strongest_wins_and_ours_above() {
+    let machine = Machine::new(&[
+        (
+            "etc/keylime/verifier.conf",
+            "[verifier]\nbind_port = 1\nid: \"a\"\n",
+        ),
+        (
+            "usr/etc/keylime/verifier.conf.d/9.conf",
+            "[verifier]\nbind_port = 2\n",
+        ),
+        (
+            "etc/keylime/verifier.conf.d/1.conf",
+            "[verifier]\nbind_port = 3\n",
+        ),
+    ]);
+    let sample = machine.load().unwrap();
+    assert_eq!((sample.port, sample.name.as_str()), (3, "a"));
+    let machine = machine.variable("KEYLIME_VERIFIER_BIND_PORT", "4");
+    assert_eq!(machine.load().unwrap().port, 4);
+    let machine = machine.variable("TROTH_AGENT_PORT", "5");
+    assert_eq!(machine.load().unwrap().port, 5);
+}
+
+#[test]
+fn a_file_that_a_variable_names_stands_for_all_and_must_exist() {
+    let machine = Machine::new(&[
+        ("etc/keylime/verifier.conf", "[verifier]\nbind_port = 1\n"),
+        ("named", "[verifier]\nid = named\n"),
+    ]);
+    let named = machine.root.path().join("named");
+    let machine = machine.variable("KEYLIME_VERIFIER_CONFIG", named.to_str().unwrap());
+    let sample = machine.load().unwrap();
+    assert_eq!((sample.port, sample.name.as_str()), (8881, "named"));
+    fs::remove_file(&named).unwrap();
+    assert!(machine.error().contains("named"), "{}", machine.error());
+}
+
+#[test]
+fn what_has_no_meaning_here_is_one_line_of_the_log_each() {
+    let machine = Machine::new(&[(
+        "etc/keylime/verifier.conf",
+        "[verifier]\nworkers = 16\nwrokers = 1\n[revocations]\nwebhook_url = http://x\n",
+    )]);
+    let (warnings, information) = notes(&machine);
+    let [webhook, unknown] = &warnings[..] else {
+        panic!("{warnings:?}");
+    };
+    assert!(webhook.contains("verifier.conf: line 5: webhook_url has no effect: nobody is told"));
+    assert!(
+        unknown.contains("line 3: wrokers is no option"),
+        "{unknown}"
+    );
+    let [files, workers] = &information[..] else {
+        panic!("{information:?}");
+    };
+    assert!(files.contains("etc/keylime/verifier.conf"), "{files}");
+    assert!(
+        workers.contains("workers is ignored: nobody works"),
+        "{workers}"
+    );
+
+    let machine = machine.variable("KEYLIME_VERIFIER_REVOCATIONS_WEBHOOK_URL", "");
+    assert_eq!(notes(&machine).0.len(), 1);
+}
+
+#[test]
+fn the_single_file_of_old_releases_is_read_under_its_old_names() {
+    let machine = Machine::new(&[(
+        "etc/keylime.conf",
+        "[general]\nca_implementation = cfssl\nreceive_revocation_ip = 192.0.2.1\n\
+         [cloud_verifier]\ncloudverifier_port = 7\nport = 3306\nkey_password = default\n\
+         [cloud_agent]\nnot = ours\n",
+    )]);
+    assert_eq!(machine.load().unwrap().port, 7);
+    assert_eq!(machine.load().unwrap().password.expose(), "");
+    let (warnings, information) = notes(&machine);
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    assert!(
+        warnings[0].contains("receive_revocation_ip"),
+        "{warnings:?}"
+    );
+    assert!(
+        information
+            .iter()
+            .any(|i| i.contains("port is ignored: set database_url"))
+    );
+    assert!(information.iter().any(|i| i.contains("ca_implementation")));
+
+    // A file of the component is a newer Keylime's.
+    let path = machine.root.path().join("etc/keylime/verifier.conf");
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(path, "[verifier]\nbind_port = 8\n").unwrap();
+    assert_eq!(machine.load().unwrap().port, 8);
+}
+
+#[test]
+fn paths_are_below_keylimes_directories_and_only_what_is_there_replaces_ours() {
+    let machine = Machine::new(&[("etc/keylime/verifier.conf", "[verifier]\n")]);
+    assert!(machine.load().unwrap().tls.roots.is_empty());
+    let ca = machine.root.path().join("var/lib/keylime/cv_ca/cacert.crt");
+    fs::create_dir_all(ca.parent().unwrap()).unwrap();
+    fs::write(&ca, "").unwrap();
+    assert_eq!(machine.load().unwrap().tls.roots, [ca.to_str().unwrap()]);
+
+    let machine = machine.variable("KEYLIME_DIR", "/srv");
+    assert!(machine.load().unwrap().tls.roots.is_empty());
+    let machine = machine.variable("KEYLIME_VERIFIER_CA", "['a.crt', \"/b.crt\"]");
+    assert_eq!(machine.load().unwrap().tls.roots, ["/srv/a.crt", "/b.crt"]);
+    let machine = machine.variable("KEYLIME_VERIFIER_CA_TOO", "a.crt");
+    assert_eq!(machine.load().unwrap().tls.roots, ["/srv/cv_ca/a.crt"]);
+}
+
+#[test]
+fn what_cannot_be_understood_is_an_error_that_names_file_and_line() {
+    for (text, message) in [
+        (
+            "[verifier]\nbind_port = x\n",
+            "line 2: bind_port: \"x\" is not a number",
+        ),
+        ("[verifier]\nbind_port = 99999\n", "line 2: bind_port: "),
+        ("[verifier]\n\ntls = maybe\n", "line 3: tls: "),
+        (
+            "[verifier]\nca_too = all\n",
+            "line 2: ca_too: `all` would trust every client",
+        ),
+        (
+            "[verifier]\nid = a\nid = b\n",
+            "line 3: this option is there twice",
+        ),
+        ("[verifier]\nnonsense\n", "line 2: "),
+    ] {
+        let error = Machine::new(&[("etc/keylime/verifier.conf", text)]).error();
+        assert!(
+            error.contains("verifier.conf: ") && error.contains(message),
+            "{error}"
+        );
+    }
 }

@@ -9,7 +9,6 @@ fn main() -> ExitCode {
     program::run(
         "troth-registrar",
         about,
-        &RegistrarConfig::COMPONENT,
         async |config: RegistrarConfig, shutdown| {
             RegistrarServer::start(&config).await?.run(shutdown).await;
             Ok(())

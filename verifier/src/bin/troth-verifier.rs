@@ -9,7 +9,6 @@ fn main() -> ExitCode {
     program::run(
         "troth-verifier",
         about,
-        &VerifierConfig::COMPONENT,
         async |config: VerifierConfig, shutdown| {
             VerifierServer::start(&config).await?.run(shutdown).await;
             Ok(())

@@ -25,9 +25,9 @@ use x509_cert::{
 };
 use zeroize::Zeroizing;
 
+use crate::config::CaSubject;
+
 const DAY: Duration = Duration::from_secs(86_400);
-/// Lifetime of the CA certificate.
-const CA_LIFETIME: Duration = DAY.saturating_mul(3650);
 /// Lifetime of issued certificates.
 const LEAF_LIFETIME: Duration = DAY.saturating_mul(730);
 /// A certificate that ends sooner than this is replaced at the next start.
@@ -51,6 +51,11 @@ impl CaDirectory {
     /// beside `localhost` and the loopback addresses; texts that are neither a DNS name nor an
     /// address are left out.
     pub fn ensure(path: &Path, names: &[String]) -> Result<Self, CaError> {
+        Self::ensure_as(path, names, &CaSubject::default())
+    }
+
+    /// [`CaDirectory::ensure`] with another subject for what is made.
+    pub fn ensure_as(path: &Path, names: &[String], subject: &CaSubject) -> Result<Self, CaError> {
         make_directory(path)?;
         let lock_path = path.join(".lock");
         let lock = private_file(OpenOptions::new().create(true).truncate(false), &lock_path)
@@ -65,25 +70,17 @@ impl CaDirectory {
         let directory = Self {
             path: path.to_owned(),
         };
-        directory.ensure_ca()?;
-        directory.ensure_leaf("server", "server", &server_names(names))?;
-        directory.ensure_leaf("client", "client", &[])?;
+        directory.ensure_ca(subject)?;
+        directory.ensure_leaf("server", subject, &server_names(names))?;
+        directory.ensure_leaf("client", subject, &[])?;
         Ok(directory)
     }
 
-    /// The certificates as they are now, to be watched by a server that loads them.
-    pub fn in_use(&self) -> Result<Vec<InUse>, CaError> {
-        let paths = [self.ca_certificate(), self.server().0, self.client().0];
-        let in_use = |path: PathBuf| {
-            let certificate = read_certificate(&path)?;
-            let validity = certificate.tbs_certificate().validity();
-            Ok(InUse {
-                is_ca: path == self.ca_certificate(),
-                end: validity.not_after.to_unix_duration(),
-                path,
-            })
-        };
-        paths.into_iter().map(in_use).collect()
+    /// The directory as it is, for the names of its files.
+    pub(crate) fn at(path: &Path) -> Self {
+        Self {
+            path: path.to_owned(),
+        }
     }
 
     /// `cacert.crt`.
@@ -112,14 +109,15 @@ impl CaDirectory {
         self.path.join("ca-private.pem")
     }
 
-    fn ensure_ca(&self) -> Result<(), CaError> {
+    fn ensure_ca(&self, subject: &CaSubject) -> Result<(), CaError> {
         let certificate = self.ca_certificate();
         if certificate.exists() {
             // A CA that lives elsewhere has no key here; then the leaves must be there too.
             return read_certificate(&certificate).map(drop);
         }
         let key = generate_key()?;
-        let mut params = parameters("Troth Certificate Authority", CA_LIFETIME)?;
+        let lifetime = DAY.saturating_mul(subject.cert_ca_lifetime.into());
+        let mut params = parameters(&subject.cert_ca_name, subject, lifetime)?;
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let signed = params.self_signed(&key).map_err(CaError::Issue)?;
@@ -133,7 +131,7 @@ impl CaDirectory {
         Ok(())
     }
 
-    fn ensure_leaf(&self, name: &str, subject: &str, sans: &[String]) -> Result<(), CaError> {
+    fn ensure_leaf(&self, name: &str, subject: &CaSubject, sans: &[String]) -> Result<(), CaError> {
         let (certificate_path, key_path) = self.leaf(name);
         match self.leaf_condition(&certificate_path, &key_path)? {
             Leaf::Good => return Ok(()),
@@ -161,7 +159,7 @@ impl CaDirectory {
             source,
         })?;
         let key = generate_key()?;
-        let mut params = parameters(subject, LEAF_LIFETIME)?;
+        let mut params = parameters(name, subject, LEAF_LIFETIME)?;
         params.subject_alt_names = CertificateParams::new(sans)
             .map_err(CaError::Issue)?
             .subject_alt_names;
@@ -213,6 +211,17 @@ pub struct InUse {
 }
 
 impl InUse {
+    /// The first certificate of a PEM file.
+    pub(crate) fn read(path: &Path, is_ca: bool) -> Result<Self, CaError> {
+        let certificate = read_certificate(path)?;
+        let validity = certificate.tbs_certificate().validity();
+        Ok(Self {
+            path: path.to_owned(),
+            is_ca,
+            end: validity.not_after.to_unix_duration(),
+        })
+    }
+
     /// What an operator has to do in the next 90 days, if anything.
     pub fn warning(&self) -> Option<String> {
         self.warning_at(since_epoch())
@@ -242,10 +251,24 @@ enum Leaf {
     Renew(&'static str),
 }
 
-fn parameters(common_name: &str, lifetime: Duration) -> Result<CertificateParams, CaError> {
+fn parameters(
+    common_name: &str,
+    subject: &CaSubject,
+    lifetime: Duration,
+) -> Result<CertificateParams, CaError> {
     let mut params = CertificateParams::default();
     let mut name = DistinguishedName::new();
-    name.push(DnType::OrganizationName, "Troth");
+    for (kind, value) in [
+        (DnType::CountryName, &subject.cert_country),
+        (DnType::StateOrProvinceName, &subject.cert_state),
+        (DnType::LocalityName, &subject.cert_locality),
+        (DnType::OrganizationName, &subject.cert_organization),
+        (DnType::OrganizationalUnitName, &subject.cert_org_unit),
+    ] {
+        if !value.is_empty() {
+            name.push(kind, value);
+        }
+    }
     name.push(DnType::CommonName, common_name);
     params.distinguished_name = name;
     let now = rcgen::date_time_ymd(1970, 1, 1) + since_epoch();
@@ -501,8 +524,12 @@ mod tests {
         let directory = CaDirectory::ensure(root.path(), &[]).unwrap();
         let warnings = |days: u32| {
             let now = since_epoch() + DAY * days;
-            let in_use = directory.in_use().unwrap();
-            let texts = in_use.iter().filter_map(|used| used.warning_at(now));
+            let leaves = [directory.server().0, directory.client().0];
+            let leaves = leaves.iter().map(|path| InUse::read(path, false));
+            let in_use = std::iter::once(InUse::read(&directory.ca_certificate(), true));
+            let texts = in_use
+                .chain(leaves)
+                .filter_map(|used| used.unwrap().warning_at(now));
             texts.collect::<Vec<_>>()
         };
         assert_eq!(warnings(600), [""; 0]);

@@ -128,6 +128,15 @@ impl Store {
     /// Opens `url` (`sqlite:` or `postgres:`), makes a missing SQLite file (mode 0600), and applies
     /// missing migrations.
     pub async fn open(url: &str, schema: Schema) -> Result<Self, StoreError> {
+        Self::open_with(url, schema, CONNECTIONS).await
+    }
+
+    /// [`Store::open`] with up to `connections` to PostgreSQL.
+    pub async fn open_with(
+        url: &str,
+        schema: Schema,
+        connections: u32,
+    ) -> Result<Self, StoreError> {
         static DRIVERS: Once = Once::new();
         DRIVERS.call_once(sqlx::any::install_default_drivers);
         let sqlite = match sqlite_path(url) {
@@ -146,7 +155,7 @@ impl Store {
             }
         };
         let pool = AnyPoolOptions::new()
-            .max_connections(if sqlite { 1 } else { CONNECTIONS })
+            .max_connections(if sqlite { 1 } else { connections.max(1) })
             .acquire_timeout(Duration::from_secs(30))
             // A file does not go away as a server does, and each look is a change of threads.
             .test_before_acquire(!sqlite)

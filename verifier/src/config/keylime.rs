@@ -1,0 +1,565 @@
+//! What the options of Keylime's verifier, registrar, CA and logging are here (versions 2.6 of
+//! their files).
+
+use troth_daemon::config::keylime::{
+    Base, Format, Keylime, KeylimeOption as O, Kind, SingleFile, Value,
+};
+
+const FORMAT: &str = "it is the version of the file's format";
+const DURABLE: &str = "evidence is not kept for later (durable attestation)";
+const PUSH: &str = "nodes are asked (pull mode); agents that push are not served yet";
+const REVOCATIONS: &str = "nobody is notified yet; `trothctl agent watch` shows what changes";
+const AUTHORIZATION: &str = "there is one rule: a client certificate of the CA is an operator's";
+const MIGRATE: &str = "tables are made and upgraded at every start";
+const FINDINGS: &str = "every finding fails its node; they have no severities yet";
+const BOOT_POLICY: &str = "a boot policy is given with each node, see `trothctl agent add`";
+const WORKERS: &str = "work is spread over all cores; max_workers in verifier.toml is a number of \
+                       threads";
+const PINNED: &str = "an agent is known by the certificate that it registered";
+
+/// `verifier.conf`.
+pub(super) static VERIFIER: Keylime = Keylime {
+    component: "verifier",
+    format: Format::Ini,
+    options: &[
+        O::dropped("version", "2.6", FORMAT),
+        O::option("uuid", "default", "uuid", Kind::Text),
+        O::option("ip", "127.0.0.1", "ip", Kind::Text),
+        O::option("port", "8881", "port", Kind::Integer),
+        O::dropped(
+            "registrar_ip",
+            "127.0.0.1",
+            "trothctl asks the registrar, the verifier does not",
+        ),
+        O::dropped(
+            "registrar_port",
+            "8891",
+            "trothctl asks the registrar, the verifier does not",
+        ),
+        O::option(
+            "enable_agent_mtls",
+            "True",
+            "enable_agent_mtls",
+            Kind::Boolean,
+        ),
+        O::option("tls_dir", "generate", "ca_dir", Kind::CaDirectory),
+        O::option("server_key", "default", "server_key", Kind::TlsFile),
+        O::option(
+            "server_key_password",
+            "",
+            "server_key_password",
+            Kind::TextOrDefault,
+        ),
+        O::option("server_cert", "default", "server_cert", Kind::TlsFile),
+        O::option("client_key", "default", "client_key", Kind::TlsFile),
+        O::option(
+            "client_key_password",
+            "",
+            "client_key_password",
+            Kind::TextOrDefault,
+        ),
+        O::option("client_cert", "default", "client_cert", Kind::TlsFile),
+        O::option(
+            "trusted_client_ca",
+            "default",
+            "trusted_client_ca",
+            Kind::TlsFiles,
+        ),
+        O::dropped("trusted_server_ca", "default", PINNED),
+        O::option(
+            "cert_subject_alternative_names",
+            "",
+            "cert_subject_alternative_names",
+            Kind::List,
+        ),
+        O::dropped("authorization_provider", "simple", AUTHORIZATION),
+        O::option(
+            "database_url",
+            "sqlite",
+            "database_url",
+            Kind::Custom(database_url),
+        ),
+        O::option(
+            "database_pool_sz_ovfl",
+            "5,10",
+            "database_pool_size",
+            Kind::Custom(database_pool_size),
+        ),
+        O::dropped("auto_migrate_db", "True", MIGRATE),
+        O::dropped("num_workers", "0", WORKERS),
+        O::dropped("max_workers", "16", WORKERS),
+        O::option(
+            "exponential_backoff",
+            "True",
+            "exponential_backoff",
+            Kind::Boolean,
+        ),
+        O::option("retry_interval", "2", "retry_interval", Kind::Seconds),
+        O::option("max_retries", "5", "max_retries", Kind::Integer),
+        O::option("quote_interval", "2", "quote_interval", Kind::Seconds),
+        O::option(
+            "max_upload_size",
+            "104857600",
+            "max_upload_size",
+            Kind::Integer,
+        ),
+        O::option("request_timeout", "60.0", "request_timeout", Kind::Seconds),
+        O::dropped("measured_boot_policy_name", "accept-all", BOOT_POLICY),
+        O::dropped("measured_boot_imports", "[]", BOOT_POLICY),
+        O::dropped("measured_boot_evaluate", "once", BOOT_POLICY),
+        O::dropped(
+            "severity_labels",
+            r#"["info", "notice", "warning", "error", "critical", "alert", "emergency"]"#,
+            FINDINGS,
+        ),
+        O::dropped(
+            "severity_policy",
+            r#"[{"event_id": ".*", "severity_label": "emergency"}]"#,
+            FINDINGS,
+        ),
+        O::dropped(
+            "ignore_tomtou_errors",
+            "False",
+            "violations of the IMA list are not judged: they have no digest",
+        ),
+        O::dropped("durable_attestation_import", "", DURABLE),
+        O::dropped("persistent_store_url", "", DURABLE),
+        O::dropped("transparency_log_url", "", DURABLE),
+        O::dropped("time_stamp_authority_url", "", DURABLE),
+        O::dropped("time_stamp_authority_certs_path", "", DURABLE),
+        O::dropped("persistent_store_format", "json", DURABLE),
+        O::dropped("persistent_store_encoding", "", DURABLE),
+        O::dropped("transparency_log_sign_algo", "sha256", DURABLE),
+        O::dropped("signed_attributes", "", DURABLE),
+        O::option(
+            "require_allow_list_signatures",
+            "False",
+            "require_allow_list_signatures",
+            Kind::Boolean,
+        ),
+        O::dropped("mode", "pull", PUSH),
+        O::dropped("challenge_lifetime", "1800", PUSH),
+        O::dropped("verification_timeout", "0", PUSH),
+        O::dropped("session_create_rate_limit_per_ip", "50", PUSH),
+        O::dropped("session_create_rate_limit_window_ip", "60", PUSH),
+        O::dropped("session_create_rate_limit_per_agent", "15", PUSH),
+        O::dropped("session_create_rate_limit_window_agent", "60", PUSH),
+        O::dropped("session_lifetime", "180", PUSH),
+        O::dropped("extend_token_on_attestation", "True", PUSH),
+        O::dropped("auto_recover_attestation_failures", "False", PUSH),
+        O::dropped("nonce_lifetime", "60", PUSH),
+        O::dropped("shutdown_drain_timeout", "10", REVOCATIONS),
+        O::dropped("enabled_revocation_notifications", "['agent']", REVOCATIONS)
+            .in_section("revocations"),
+        O::dropped("zmq_ip", "127.0.0.1", REVOCATIONS).in_section("revocations"),
+        O::dropped("zmq_port", "8992", REVOCATIONS).in_section("revocations"),
+        O::dropped("webhook_url", "", REVOCATIONS).in_section("revocations"),
+    ],
+    single_file: SingleFile {
+        section: "cloud_verifier",
+        renamed: &[
+            ("cloudverifier_id", "uuid"),
+            ("cloudverifier_ip", "ip"),
+            ("cloudverifier_port", "port"),
+            ("agent_mtls_cert_enabled", "enable_agent_mtls"),
+            ("ca_cert", "trusted_client_ca"),
+            ("my_cert", "server_cert"),
+            ("private_key", "server_key"),
+            ("private_key_pw", "server_key_password"),
+            ("agent_mtls_cert", "client_cert"),
+            ("agent_mtls_private_key", "client_key"),
+            ("agent_mtls_private_key_pw", "client_key_password"),
+            ("multiprocessing_pool_num_workers", "num_workers"),
+            ("revocation_notifiers", "enabled_revocation_notifications"),
+            ("revocation_notifier", "enabled_revocation_notifications"),
+            ("revocation_notifier_ip", "zmq_ip"),
+            ("revocation_notifier_port", "zmq_port"),
+            ("tomtou_errors", "ignore_tomtou_errors"),
+        ],
+        gone: OLD_SERVER,
+    },
+};
+
+/// `registrar.conf`.
+pub(super) static REGISTRAR: Keylime = Keylime {
+    component: "registrar",
+    format: Format::Ini,
+    options: &[
+        O::dropped("version", "2.6", FORMAT),
+        O::option("ip", "127.0.0.1", "ip", Kind::Text),
+        O::option("port", "8890", "port", Kind::Integer),
+        O::option("tls_port", "8891", "tls_port", Kind::Integer),
+        O::option("tls_dir", "default", "ca_dir", Kind::CaDirectory),
+        O::option("server_key", "default", "server_key", Kind::TlsFile),
+        O::option(
+            "server_key_password",
+            "",
+            "server_key_password",
+            Kind::TextOrDefault,
+        ),
+        O::option("server_cert", "default", "server_cert", Kind::TlsFile),
+        O::option(
+            "trusted_client_ca",
+            "default",
+            "trusted_client_ca",
+            Kind::TlsFiles,
+        ),
+        O::option(
+            "cert_subject_alternative_names",
+            "",
+            "cert_subject_alternative_names",
+            Kind::List,
+        ),
+        O::dropped("authorization_provider", "simple", AUTHORIZATION),
+        O::option(
+            "database_url",
+            "sqlite",
+            "database_url",
+            Kind::Custom(database_url),
+        ),
+        O::option(
+            "database_pool_sz_ovfl",
+            "5,10",
+            "database_pool_size",
+            Kind::Custom(database_pool_size),
+        ),
+        O::dropped("max_workers", "16", "work is spread over all cores"),
+        O::dropped("auto_migrate_db", "True", MIGRATE),
+        O::dropped("durable_attestation_import", "", DURABLE),
+        O::dropped("persistent_store_url", "", DURABLE),
+        O::dropped("transparency_log_url", "", DURABLE),
+        O::dropped("time_stamp_authority_url", "", DURABLE),
+        O::dropped("time_stamp_authority_certs_path", "", DURABLE),
+        O::dropped("persistent_store_format", "json", DURABLE),
+        O::dropped("persistent_store_encoding", "", DURABLE),
+        O::dropped("transparency_log_sign_algo", "sha256", DURABLE),
+        O::dropped("signed_attributes", "ek_tpm,aik_tpm,ekcert", DURABLE),
+        O::option(
+            "tpm_identity",
+            "default",
+            "tpm_identity",
+            Kind::TextOrDefault,
+        ),
+        O::option(
+            "malformed_cert_action",
+            "warn",
+            "malformed_cert_action",
+            Kind::Text,
+        ),
+    ],
+    single_file: SingleFile {
+        section: "registrar",
+        renamed: &[
+            ("registrar_ip", "ip"),
+            ("registrar_port", "port"),
+            ("registrar_tls_port", "tls_port"),
+            ("ca_cert", "trusted_client_ca"),
+            ("my_cert", "server_cert"),
+            ("private_key", "server_key"),
+            ("private_key_pw", "server_key_password"),
+        ],
+        gone: OLD_SERVER,
+    },
+};
+
+/// `ca.conf`.
+pub(super) static CA: Keylime = Keylime {
+    component: "ca",
+    format: Format::Ini,
+    options: &[
+        O::dropped("version", "2.6", FORMAT),
+        O::dropped(
+            "password",
+            "default",
+            "the CA's key is a file that only its user can read",
+        ),
+        O::option("cert_country", "US", "ca.cert_country", Kind::Text),
+        O::option(
+            "cert_ca_name",
+            "Keylime Certificate Authority",
+            "ca.cert_ca_name",
+            Kind::Text,
+        ),
+        O::option("cert_state", "MA", "ca.cert_state", Kind::Text),
+        O::option("cert_locality", "Lexington", "ca.cert_locality", Kind::Text),
+        O::option(
+            "cert_organization",
+            "Keylime",
+            "ca.cert_organization",
+            Kind::Text,
+        ),
+        O::option("cert_org_unit", "53", "ca.cert_org_unit", Kind::Text),
+        O::option(
+            "cert_ca_lifetime",
+            "3650",
+            "ca.cert_ca_lifetime",
+            Kind::Integer,
+        ),
+        O::dropped(
+            "cert_lifetime",
+            "365",
+            "certificates of servers are renewed by themselves",
+        ),
+        O::dropped("cert_bits", "2048", "keys are on the curve P-256"),
+        O::dropped(
+            "cert_crl_dist",
+            "http://localhost:38080/crl",
+            "certificates are not revoked yet",
+        ),
+    ],
+    single_file: SingleFile {
+        section: "ca",
+        renamed: &[],
+        gone: &[("cfssl_ip", CFSSL), ("cfssl_port", CFSSL)],
+    },
+};
+
+const CFSSL: &str = "the CA is built in";
+
+const REGISTRAR_CLIENT: &str = "trothctl asks the registrar; its certificate is set there";
+const DATABASE_PARTS: &str = "set database_url";
+
+/// What either server had in `/etc/keylime.conf`.
+const OLD_SERVER: &[(&str, &str)] = &[
+    (
+        "check_client_cert",
+        "operators always need a client certificate",
+    ),
+    ("registrar_tls_dir", REGISTRAR_CLIENT),
+    ("registrar_ca_cert", REGISTRAR_CLIENT),
+    ("registrar_my_cert", REGISTRAR_CLIENT),
+    ("registrar_private_key", REGISTRAR_CLIENT),
+    ("registrar_private_key_pw", REGISTRAR_CLIENT),
+    (
+        "agent_mtls_cert_dir",
+        "name the files: client_cert, client_key",
+    ),
+    ("drivername", DATABASE_PARTS),
+    ("username", DATABASE_PARTS),
+    ("password", DATABASE_PARTS),
+    ("host", DATABASE_PARTS),
+    ("port", DATABASE_PARTS),
+    ("database", DATABASE_PARTS),
+    ("query", DATABASE_PARTS),
+    ("revocation_notifier_webhook", REVOCATIONS),
+    ("provider_registrar_ip", PROVIDER),
+    ("provider_registrar_port", PROVIDER),
+    ("provider_registrar_tls_port", PROVIDER),
+    ("prov_db_filename", PROVIDER),
+];
+
+const PROVIDER: &str = "virtual TPMs are registered like others";
+
+/// SQLAlchemy's URLs: `sqlite`, `sqlite:////PATH`, `postgresql[+DRIVER]://...`.
+fn database_url(text: &str, base: &Base) -> Result<Option<Value>, String> {
+    let (scheme, rest) = text.split_once("://").unwrap_or((text, ""));
+    let url = match scheme.split('+').next().unwrap_or_default() {
+        "" | "sqlite" if rest.is_empty() => return Ok(None),
+        "sqlite" => {
+            let path = base.keylime_dir.join(rest.trim_start_matches('/'));
+            let absolute = rest.strip_prefix('/').filter(|path| path.starts_with('/'));
+            let path = absolute.map_or(path, Into::into);
+            format!("sqlite://{}", path.display())
+        }
+        "postgresql" | "postgres" => format!("postgres://{rest}"),
+        other => {
+            return Err(format!(
+                "{other:?} is no engine here: use SQLite or PostgreSQL"
+            ));
+        }
+    };
+    Ok(Some(Value::String(url)))
+}
+
+/// `SIZE,OVERFLOW`: together the most connections that Keylime opens.
+fn database_pool_size(text: &str, _: &Base) -> Result<Option<Value>, String> {
+    let mut sum = 0;
+    for number in text.split(',') {
+        let number: u16 = number
+            .trim()
+            .parse()
+            .map_err(|_| format!("{text:?} is not SIZE,OVERFLOW"))?;
+        sum += i64::from(number);
+    }
+    Ok(Some(Value::Integer(sum)))
+}
+
+const LOGGING_FORM: &str = "lines have the journal's form, or one of their own outside of systemd";
+
+/// `logging.conf`.
+pub(super) static LOGGING: Keylime = Keylime {
+    component: "logging",
+    format: Format::Ini,
+    options: &[
+        O::dropped("version", "2.6", FORMAT),
+        O::option("level", "INFO", "log", Kind::Custom(level)).in_section("logger_root"),
+        O::dropped("handlers", "console", LOGGING_FORM).in_section("logger_root"),
+        O::dropped("keys", "root", LOGGING_FORM).in_section("loggers"),
+        O::dropped("keys", "console", LOGGING_FORM).in_section("handlers"),
+        O::dropped("keys", "formatter", LOGGING_FORM).in_section("formatters"),
+        O::dropped(
+            "format",
+            "%(asctime)s.%(msecs)03d - %(name)s - %(levelname)s - %(message)s",
+            LOGGING_FORM,
+        )
+        .in_section("formatter_formatter"),
+        O::dropped("datefmt", "%Y-%m-%d %H:%M:%S", LOGGING_FORM).in_section("formatter_formatter"),
+        O::dropped("class", "StreamHandler", LOGGING_FORM).in_section("handler_console"),
+        O::dropped("level", "INFO", LOGGING_FORM).in_section("handler_console"),
+        O::dropped("formatter", "formatter", LOGGING_FORM).in_section("handler_console"),
+        O::dropped("args", "(sys.stdout,)", LOGGING_FORM).in_section("handler_console"),
+    ],
+    single_file: SingleFile {
+        section: "logging",
+        renamed: &[],
+        gone: &[],
+    },
+};
+
+/// The names of Python's logging levels.
+fn level(text: &str, _: &Base) -> Result<Option<Value>, String> {
+    let ours = match text.to_ascii_uppercase().as_str() {
+        "NOTSET" => "trace",
+        "DEBUG" => "debug",
+        "" | "INFO" => return Ok(None),
+        "WARN" | "WARNING" => "warn",
+        "ERROR" | "CRITICAL" | "FATAL" => "error",
+        _ => return Err(format!("{text:?} is no level")),
+    };
+    Ok(Some(Value::String(ours.to_owned())))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::Path};
+
+    use troth_daemon::config::{self, ConfigError, Place};
+    use troth_tests::configuration::assert_complete;
+
+    use super::*;
+    use crate::config::{RegistrarConfig, ServerConfig, VerifierConfig};
+
+    /// The configuration of a host with nothing but these of Keylime's files.
+    fn load<C: ServerConfig>(root: &Path, files: &[(&str, &str)]) -> Result<C, ConfigError> {
+        for (name, text) in files {
+            let path = root.join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
+        let place = Place {
+            file: None,
+            root: Some(root.to_owned()),
+        };
+        Ok(config::load::<C>(&C::COMPONENT, &place)?.report())
+    }
+
+    fn fixture(name: &str) -> String {
+        let directory = troth_tests::boot::fixtures().join("keylime-config");
+        fs::read_to_string(directory.join(name)).unwrap()
+    }
+
+    #[test]
+    fn every_option_of_keylimes_servers_is_here_or_dropped_for_a_reason() {
+        for table in [&VERIFIER, &REGISTRAR, &CA, &LOGGING] {
+            assert_complete(table);
+        }
+    }
+
+    #[test]
+    fn the_files_of_a_fresh_installation_are_our_defaults() {
+        let root = tempfile::tempdir().unwrap();
+        let names = ["verifier.conf", "registrar.conf", "ca.conf", "logging.conf"];
+        let files = names.map(|name| (format!("etc/keylime/{name}"), fixture(name)));
+        let files: Vec<_> = files.iter().map(|(n, t)| (&**n, &**t)).collect();
+        let verifier: VerifierConfig = load(root.path(), &files).unwrap();
+        assert_eq!((verifier.port, &*verifier.uuid), (8881, "default"));
+        assert_eq!(verifier.database_pool_size, 15);
+        assert_eq!(verifier.ca.cert_organization, "Keylime");
+        let ours = VerifierConfig::default();
+        assert_eq!(verifier.quote_interval, ours.quote_interval);
+        assert_eq!(verifier.request_timeout, ours.request_timeout);
+        assert_eq!(verifier.ca_dir(), ours.ca_dir());
+        assert_eq!(verifier.database_url(), ours.database_url());
+        let registrar: RegistrarConfig = load(root.path(), &files).unwrap();
+        assert_eq!((registrar.port, registrar.tls_port), (8890, 8891));
+    }
+
+    #[test]
+    fn the_wikis_single_file_is_read() {
+        let root = tempfile::tempdir().unwrap();
+        let text = fixture("keylime.conf")
+            .replace(
+                "cloudverifier_ip = 127.0.0.1",
+                "cloudverifier_ip = 192.0.2.1",
+            )
+            .replace("cert_organization=MITLL", "cert_organization=Example");
+        let files = [("etc/keylime.conf", &*text)];
+        let verifier: VerifierConfig = load(root.path(), &files).unwrap();
+        assert_eq!((&*verifier.ip, verifier.port), ("192.0.2.1", 8881));
+        assert_eq!(verifier.max_retries, 10);
+        assert_eq!(verifier.ca.cert_organization, "Example");
+        assert_eq!(verifier.server_key_password.expose(), "");
+        let registrar: RegistrarConfig = load(root.path(), &files).unwrap();
+        assert_eq!((registrar.port, registrar.tls_port), (8890, 8891));
+        assert_eq!(registrar.ca.cert_organization, "Example");
+    }
+
+    #[test]
+    fn a_ca_that_keylime_made_goes_on_being_used() {
+        let root = tempfile::tempdir().unwrap();
+        let made = root.path().join("var/lib/keylime/reg_ca");
+        let files = [
+            (
+                "etc/keylime/registrar.conf",
+                "[registrar]\ntls_dir = generate\n",
+            ),
+            ("var/lib/keylime/reg_ca/cacert.crt", ""),
+        ];
+        let registrar: RegistrarConfig = load(root.path(), &files).unwrap();
+        assert_eq!(registrar.ca_dir(), made);
+
+        let text = "[registrar]\ntls_dir = /nowhere\n";
+        let error = load::<RegistrarConfig>(root.path(), &[("etc/keylime/registrar.conf", text)]);
+        let error = error.unwrap_err().to_string();
+        assert!(
+            error.contains("line 2: tls_dir: there is no cacert.crt"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn database_urls_are_sqlalchemys() {
+        let base = Base {
+            keylime_dir: "/k".into(),
+            tls_dir: "/k/cv_ca".into(),
+        };
+        let url = |text: &str| database_url(text, &base).unwrap();
+        let text = |text: &str| Some(Value::String(text.to_owned()));
+        assert_eq!(url("sqlite"), None);
+        assert_eq!(url(""), None);
+        assert_eq!(url("sqlite:////a/b.db"), text("sqlite:///a/b.db"));
+        assert_eq!(url("sqlite:///b.db"), text("sqlite:///k/b.db"));
+        for postgres in ["postgresql://u:p@h/d", "postgresql+psycopg2://u:p@h/d"] {
+            assert_eq!(url(postgres), text("postgres://u:p@h/d"));
+        }
+        let error = database_url("mysql+pymysql://u:s3cret@h/d", &base).unwrap_err();
+        assert!(
+            error.contains("mysql") && !error.contains("s3cret"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn levels_are_pythons() {
+        let root = tempfile::tempdir().unwrap();
+        let files = [
+            ("etc/keylime/registrar.conf", "[registrar]\n"),
+            (
+                "etc/keylime/logging.conf",
+                "[logger_root]\nlevel = WARNING\n",
+            ),
+        ];
+        let registrar: RegistrarConfig = load(root.path(), &files).unwrap();
+        assert_eq!(registrar.log(), Some("warn"));
+    }
+}

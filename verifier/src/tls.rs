@@ -1,0 +1,115 @@
+use std::{path::PathBuf, sync::Arc};
+
+use troth_daemon::{
+    config::Secret,
+    tls::{ClientAuth, Identity, load_certificates, server_config},
+};
+
+use crate::{
+    ca::{CaDirectory, InUse},
+    config::{CertificateFiles, TlsOptions},
+    server::StartError,
+};
+
+/// The TLS files of a server: those that are named, else those of the CA directory.
+#[derive(Debug)]
+pub(crate) struct TlsFiles {
+    server: Pair,
+    client: Pair,
+    authorities: Vec<PathBuf>,
+}
+
+#[derive(Debug)]
+struct Pair {
+    certificate: PathBuf,
+    key: PathBuf,
+    password: Secret,
+}
+
+impl TlsFiles {
+    /// Makes what is missing in the CA directory. That is left alone when all files are named.
+    pub(crate) async fn open(options: TlsOptions) -> Result<Self, StartError> {
+        let ca = CaDirectory::at(&options.ca_dir);
+        let server = pair(options.server, ca.server(), ["server_cert", "server_key"])?;
+        let client = pair(options.client, ca.client(), ["client_cert", "client_key"])?;
+        let mut authorities = options.trusted_client_ca;
+        if authorities.is_empty() {
+            authorities.push(ca.ca_certificate());
+        }
+        let files = Self {
+            server,
+            client,
+            authorities,
+        };
+        if files.paths().any(|path| path.starts_with(&options.ca_dir)) {
+            let (path, names, subject) = (options.ca_dir, options.names, options.subject);
+            // Waits for a lock, and makes keys: not on an I/O task.
+            let made = move || CaDirectory::ensure_as(&path, &names, &subject).map(drop);
+            let made = tokio::task::spawn_blocking(made).await;
+            made.map_err(|error| StartError::Task(error.to_string()))??;
+        }
+        Ok(files)
+    }
+
+    /// Clients may present a certificate of our CAs; routes decide who must.
+    pub(crate) fn server(&self) -> Result<Arc<rustls::ServerConfig>, StartError> {
+        let mut roots = Vec::new();
+        for path in &self.authorities {
+            roots.extend(load_certificates(path)?);
+        }
+        let identity = self.server.load()?;
+        Ok(server_config(&identity, ClientAuth::Optional(roots))?)
+    }
+
+    /// The certificate towards agents.
+    pub(crate) fn client(&self) -> Result<Identity, StartError> {
+        self.client.load()
+    }
+
+    /// The certificates as they are now, to be watched by a server that loads them.
+    pub(crate) fn in_use(&self) -> Result<Vec<InUse>, StartError> {
+        let authorities = self.authorities.iter().map(|path| InUse::read(path, true));
+        let own = [&self.server, &self.client].map(|pair| InUse::read(&pair.certificate, false));
+        Ok(authorities.chain(own).collect::<Result<_, _>>()?)
+    }
+
+    fn paths(&self) -> impl Iterator<Item = &PathBuf> {
+        let pairs = [&self.server, &self.client].map(|pair| [&pair.certificate, &pair.key]);
+        pairs.into_iter().flatten().chain(&self.authorities)
+    }
+}
+
+fn pair(
+    named: CertificateFiles,
+    default: (PathBuf, PathBuf),
+    [certificate, key]: [&'static str; 2],
+) -> Result<Pair, StartError> {
+    let password = named.password;
+    let (certificate, key) = match (named.certificate, named.key) {
+        (Some(certificate), Some(key)) => (certificate, key),
+        (None, None) => default,
+        (Some(_), None) => {
+            let (present, missing) = (certificate, key);
+            return Err(StartError::Half { present, missing });
+        }
+        (None, Some(_)) => {
+            let (present, missing) = (key, certificate);
+            return Err(StartError::Half { present, missing });
+        }
+    };
+    Ok(Pair {
+        certificate,
+        key,
+        password,
+    })
+}
+
+impl Pair {
+    fn load(&self) -> Result<Identity, StartError> {
+        Ok(Identity::load_encrypted(
+            &self.certificate,
+            &self.key,
+            &self.password,
+        )?)
+    }
+}
