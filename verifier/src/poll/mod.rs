@@ -15,6 +15,8 @@ mod node;
 mod policies;
 /// What a node is judged by: its enrolment, checked and compiled.
 mod rules;
+/// The verifier's half of the payload key.
+mod share;
 /// The operational states: pure transitions.
 mod state;
 /// The batched writer of verdicts.

@@ -14,6 +14,7 @@ use super::{
     ask::{Question, ask},
     judge::Workers,
     rules::Rules,
+    share::Share,
     state::{Event, NodeRecord, Timing, milliseconds, now},
     writer::Writer,
 };
@@ -132,6 +133,7 @@ impl Node {
         let mut client = None;
         // The agent may have restarted, or we have: ask for its key again.
         let mut full = true;
+        let mut share = Share::default();
         loop {
             let command = match due {
                 None => {
@@ -147,7 +149,14 @@ impl Node {
                         };
                         let client = client.get_or_insert_with(|| rules.connect(&shared));
                         // Boxed, so that a waiting node does not have the room for it.
-                        Box::pin(self.attest(&shared, &rules, client, full)).await
+                        Box::pin(async {
+                            let turn = self.attest(&shared, &rules, client, full).await;
+                            if turn.1 {
+                                self.hand_over(&mut share, client).await;
+                            }
+                            turn
+                        })
+                        .await
                     };
                     tokio::select! {
                         biased;
@@ -174,6 +183,7 @@ impl Node {
                     tracing::info!(node_id = %self.enrolled.id, "reactivated by an operator");
                     client = None;
                     full = true;
+                    share = Share::default();
                     due = Some(Instant::now());
                     done
                 }
@@ -221,6 +231,27 @@ impl Node {
         self.tell(step.event, finished.saturating_sub(started));
         self.save(&shared.writer).await;
         (step.wait, passed)
+    }
+
+    /// Gives a node that was just trusted its half of the payload key, if it has one.
+    async fn hand_over(&self, share: &mut Share, client: &Client) {
+        let Some(v) = self
+            .enrolled
+            .enrolment
+            .v
+            .as_deref()
+            .filter(|v| !v.is_empty())
+        else {
+            return;
+        };
+        let (nk, version) = {
+            let record = self.record();
+            (record.node.pubkey.clone(), record.version.clone())
+        };
+        if let Some(nk) = nk {
+            let id = &self.enrolled.id;
+            share.hand_over(v, id, &nk, &version, client).await;
+        }
     }
 
     /// Journal entries: every change with its MESSAGE_ID, every outcome for debugging.

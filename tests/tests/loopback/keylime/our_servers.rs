@@ -65,7 +65,8 @@ fn keylimes_tenant_runs_our_servers() {
     let registered = tenant.json(&["-c", "reglist"]).unwrap();
     assert_eq!(registered, json!({"uuids": [ID]}));
 
-    let boot_policy = site.file("mb.json", "{}");
+    // `--verify`: the agent proves that it has derived the key from both shares.
+    let (boot_policy, payload) = (site.file("mb.json", "{}"), site.file("payload", "secret\n"));
     let added = tenant
         .run(&[
             "-c",
@@ -76,6 +77,9 @@ fn keylimes_tenant_runs_our_servers() {
             policy,
             "--mb-policy",
             &boot_policy,
+            "-f",
+            &payload,
+            "--verify",
         ])
         .unwrap();
     let told = format!("Agent {ID} ({}) added to Verifier", agent.address());
@@ -115,6 +119,16 @@ fn keylimes_tenant_runs_our_servers() {
     site.is_attested();
     let told = tenant.run(&["-c", "reactivate", "-u", ID]).unwrap();
     assert!(told.contains(&format!("Agent {ID} re-activated")), "{told}");
+
+    // No answer is not a bad answer: the state that Keylime has for it, and it ends by itself.
+    agent.process().kill().unwrap();
+    let node = tenant.wait_for_state(ID, "Failed").unwrap();
+    assert_eq!(
+        node["last_event_id"], "internal.verifier.not_reachable",
+        "{node:#}"
+    );
+    agent.start_again().unwrap();
+    tenant.wait_for_state(ID, "Get Quote").unwrap();
 
     site.stage
         .machine
