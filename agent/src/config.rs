@@ -63,6 +63,7 @@ pub struct Config {
     /// Empty: none. Default: `agent_data.json` in the state directory, else in /var/lib/keylime.
     pub agent_data_path: Option<PathBuf>,
     /// API versions to serve, and to register with; or the one word `default` (all) or `latest`.
+    #[serde(deserialize_with = "checked::words")]
     pub api_versions: Option<Vec<String>>,
     /// Way to the TPM: `device:PATH`, `tabrmd`, `swtpm:host=H,port=N`. Default: `/dev/tpmrm0` if
     /// it exists, else tpm2-abrmd.

@@ -19,12 +19,17 @@ use tokio::{net::TcpListener, task::JoinHandle, time::timeout};
 use troth_agent::{
     agent::{self, AgentError},
     config::{Config, InvalidConfig},
+    http::ApiVersion,
+    identity::device::qualifying_data,
     registration::RegistrationError,
-    tpm::sim::{Chip, Faults},
+    tpm::{
+        esys::EsysTpm,
+        sim::{Chip, Faults},
+    },
 };
 use troth_core::{
     identity::{AgentId, activation_tag, check_ak},
-    tpm::{Public, make_credential},
+    tpm::{AttestationKey, Public, check_certification, make_credential},
 };
 use troth_daemon::{
     client::Client,
@@ -32,6 +37,7 @@ use troth_daemon::{
     shutdown::{Shutdown, Trigger},
     tls::{self, ClientAuth, Identity, ServerTrust},
 };
+use troth_tests::tpm::Swtpm;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const CHALLENGE: &[u8] = b"T7qA2mZk9Xw0LrB5cVnE8sYd1HgJ4uPf";
@@ -412,6 +418,54 @@ async fn a_certificate_of_the_administrator_is_read_again_and_never_replaced() {
     assert_eq!(shown(&stage, &registration).await, der(&registration));
     assert_eq!(std::fs::read_to_string(&certificate).unwrap(), second);
     running.stop().await;
+}
+
+/// IAK and IDevID are in a TPM that is not simulated.
+#[tokio::test]
+async fn the_iak_certifies_the_ak_for_the_registrars_version() {
+    for version in [ApiVersion::v2(6), ApiVersion::v2(3)] {
+        let stage = Stage::new().await;
+        let swtpm = Swtpm::manufacture(&stage.path("tpm")).unwrap();
+        let id = AgentId::new("d432fbb3-d2f1-4a97-9ef7-75bd81c00000").unwrap();
+        let text = version.to_string();
+        {
+            let mut book = stage.registrar.0.lock().unwrap();
+            book.version = Some(text.clone().leak());
+            book.id = Some(id.to_string());
+        }
+        let config = Config {
+            uuid: id.to_string(),
+            api_versions: Some(vec![text]),
+            enable_iak_idevid: true,
+            iak_idevid_template: Some("H-2".into()),
+            ..stage.config()
+        };
+        let tcti = swtpm.tcti();
+        let open = Box::new(move || Ok(Box::new(EsysTpm::open(&tcti)?) as Box<_>));
+        let (trigger, shutdown) = Shutdown::new();
+        let task = tokio::spawn(agent::run_with(config, open, shutdown));
+        let registration = stage.activated(1).await;
+        let bytes = |name: &str| {
+            STANDARD
+                .decode(registration[name].as_str().unwrap())
+                .unwrap()
+        };
+        let key = |name: &str| Public::from_tpm2b(&bytes(name)).unwrap();
+        check_certification(
+            &AttestationKey::new(&key("iak_tpm")).unwrap(),
+            &bytes("iak_attest"),
+            &bytes("iak_sign"),
+            &key("aik_tpm").name(),
+            &[&qualifying_data(&id, version)],
+        )
+        .unwrap();
+        assert_eq!(key("idevid_tpm").enc_alg(), "ecc256");
+        for certificate in ["iak_cert", "idevid_cert"] {
+            assert_eq!(registration[certificate], Value::Null, "there is none");
+        }
+        Running { trigger, task }.stop().await;
+        assert_eq!(swtpm.client().loaded_objects().unwrap(), [0; 0]);
+    }
 }
 
 #[tokio::test]

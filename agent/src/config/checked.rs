@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use serde::{Deserialize, Deserializer};
 use troth_core::tpm::{HashAlgorithm, SignatureScheme};
 use troth_daemon::config::Secret;
 use zeroize::Zeroizing;
@@ -225,6 +226,20 @@ impl Config {
 /// Handles of persistent objects (TPM 2.0 Part 2, 7.2, TPM_HT_PERSISTENT).
 const PERSISTENT: RangeInclusive<u32> = 0x8100_0000..=0x81FF_FFFF;
 
+/// A list of words, or a single one.
+pub(super) fn words<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Vec<String>>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "expected a text or a list of texts")]
+    enum Words {
+        One(String),
+        Many(Vec<String>),
+    }
+    Ok(Some(match Words::deserialize(from)? {
+        Words::One(word) => vec![word],
+        Words::Many(words) => words,
+    }))
+}
+
 /// A persistent handle in hex; `None` for a key that is made from its template.
 pub(super) fn persistent(
     option: &'static str,
@@ -393,6 +408,18 @@ mod tests {
         ] {
             assert!(with(|c| c.api_versions = Some(bad)).versions().is_err());
         }
+    }
+
+    #[test]
+    fn one_version_needs_no_list() {
+        let versions = |text: &str| {
+            let text = format!(r#"{{"api_versions": {text}}}"#);
+            let config: Result<Config, _> = serde_json::from_str(&text);
+            config.map(|config| config.versions().unwrap())
+        };
+        assert_eq!(versions(r#""latest""#).unwrap(), [ApiVersion::v2(6)]);
+        assert_eq!(versions(r#"["2.3"]"#).unwrap(), [ApiVersion::v2(3)]);
+        assert!(versions("2.3").is_err());
     }
 
     #[test]

@@ -353,6 +353,9 @@ mod tests {
         let conflict = answer(403, r#"{"code":403,"status":"different TPM","results":{}}"#);
         let error = accepted("x", &conflict).unwrap_err();
         assert!(error.is_final() && error.to_string().contains("different TPM"));
+        // A wrong password is not tried again: the TPM counts.
+        let (option, command) = ("iak_password", "TPM2_Certify");
+        assert!(RegistrationError::Tpm(TpmError::KeyAuth { option, command }).is_final());
         let error = accepted("x", &answer(400, "")).unwrap_err();
         assert!(!error.is_final() && error.to_string().contains("no reason given"));
     }
