@@ -119,6 +119,8 @@ pub fn appraise(data: &[u8]) {
     };
     let _ = crate::appraise::appraise(&ak, &challenge, &case.evidence, &policies, &case.state);
     let _ = crate::appraise::appraise_identity(&ak, &text, &case.evidence, &accept);
+    let _ = crate::appraise::appraise_quote(&ak, &text, &case.evidence);
+    let _ = crate::appraise::appraise_evidence(&ak, &text, &case.evidence, &policies);
     let expected = Expected {
         nonce: &nonce,
         hash: HashAlgorithm::Sha256,

@@ -256,7 +256,7 @@ pub struct VerifierConfig {
     /// an EC public key or an X.509 certificate, PEM or DER.
     pub runtime_policy_key: Option<PathBuf>,
     /// Checks on demand (`/verify/identity`, `/verify/evidence`) at a time, for anybody; each may
-    /// hold 32 MiB of evidence. 0: none.
+    /// hold 16 MiB of evidence. 0: none.
     pub max_evidence_checks: usize,
     /// Such checks per second from one source address, with bursts of ten times as many; 0: no
     /// limit.

@@ -5,7 +5,7 @@ use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use super::digests::DigestTableBuilder;
-use super::{DigestTable, Excludes, MAX_RUNTIME_POLICY, PolicyError, convert};
+use super::{DigestTable, Envelope, Excludes, MAX_RUNTIME_POLICY, PolicyError, convert};
 use crate::ima::BOOT_AGGREGATE;
 use crate::tpm::{Digest, HashAlgorithm};
 
@@ -48,6 +48,18 @@ impl RuntimePolicy {
             verification_keys: document.verification_keys,
             content_digest: HashAlgorithm::Sha256.digest(&[json]),
         })
+    }
+
+    /// Compiles a policy, or the one inside a DSSE envelope. Who signed it is another question:
+    /// [`Envelope::is_signed_by`].
+    ///
+    /// # Errors
+    /// As [`Self::compile`], and those of [`Envelope::parse`].
+    pub fn compile_text(text: &[u8]) -> Result<Self, PolicyError> {
+        match Envelope::parse(text)? {
+            Some(envelope) => Self::compile(envelope.payload()),
+            None => Self::compile(text),
+        }
     }
 
     /// Runtime policy JSON from a flat allowlist (`<hex> <path>` lines; `%keyring:<name>` for

@@ -882,7 +882,7 @@ fn names_in_findings_cannot_drive_a_terminal() {
 }
 
 /// An identity quote of the vectors, with its AK and nonce.
-fn identity(index: usize) -> (AttestationKey, String, QuoteResponse) {
+pub(super) fn identity(index: usize) -> (AttestationKey, String, QuoteResponse) {
     let file = vectors("quotes.json");
     let quote = &file["quotes"][index];
     let ak = STANDARD.decode(quote["ak_tpm"].as_str().unwrap()).unwrap();

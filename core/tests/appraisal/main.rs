@@ -8,6 +8,8 @@ mod boot_log;
 mod ima_list;
 /// Whole answers, judged.
 mod judged;
+/// Quotes and evidence on demand.
+mod on_demand;
 /// A TPM of the test: keys, PCRs, a clock, and quotes over them.
 mod tpm;
 

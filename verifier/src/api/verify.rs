@@ -2,7 +2,7 @@ use std::{net::IpAddr, sync::Arc};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use hyper::{StatusCode, body::Incoming};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use troth_core::{
@@ -21,8 +21,8 @@ use crate::{
     store::percent_decoded,
 };
 
-/// Largest evidence in bytes: the list of a host that is busy for months, and its policy.
-const MAX_EVIDENCE: usize = 32 << 20;
+/// Largest evidence in bytes: some 80,000 entries of an IMA list, and a policy.
+const MAX_EVIDENCE: usize = 16 << 20;
 
 /// Checks for anybody, in places of their own: attestation never waits for them.
 #[derive(Debug)]
@@ -31,12 +31,49 @@ pub(super) struct OnDemand {
     limit: SourceLimit,
 }
 
+/// The body of a `POST /verify/evidence`. Typed, as a tree of JSON values would take many times
+/// the memory that was sent.
+#[derive(Deserialize)]
+struct Request {
+    #[serde(default, rename = "type")]
+    kind: Option<String>,
+    #[serde(default)]
+    data: Option<Evidence>,
+}
+
+/// What a TPM's evidence is made of.
+#[derive(Default, Deserialize, Serialize)]
+#[serde(default)]
+struct Evidence {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    quote: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    nonce: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hash_alg: Option<String>,
+    /// Of no use here: that the TPM holds both keys was shown to a registrar.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tpm_ek: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tpm_ak: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tpm_policy: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    runtime_policy: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mb_policy: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ima_measurement_list: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mb_log: Option<String>,
+}
+
 /// `results` of a check of evidence.
 #[derive(Serialize)]
 struct Verdict {
     valid: bool,
     /// What was sent, when it is valid.
-    claims: Value,
+    claims: Evidence,
     failures: Vec<Failure>,
 }
 
@@ -142,19 +179,15 @@ async fn check<T: Send + 'static>(
 
 /// Judges the body of a `POST /verify/evidence`.
 fn judge(body: &[u8]) -> Result<Verdict, Refusal> {
-    let mut body: Value = serde_json::from_slice(body)
+    let Request { kind, data } = serde_json::from_slice(body)
         .map_err(|error| Refusal::bad_request(format!("body: {error}")))?;
-    let mut member = |name: &str| match body.get_mut(name).map(Value::take) {
-        None | Some(Value::Null) => None,
-        Some(Value::String(text)) if text.is_empty() => None,
-        Some(value) => Some(value),
-    };
     let missing = |name| Refusal::bad_request(format!("missing parameter '{name}'"));
-    let kind = member("type").ok_or_else(|| missing("type"))?;
-    let data = member("data").ok_or_else(|| missing("data"))?;
+    let kind = kind.filter(|kind| !kind.is_empty());
+    let kind = kind.ok_or_else(|| missing("type"))?;
+    let evidence = data.ok_or_else(|| missing("data"))?;
     match kind.as_str() {
-        Some("tpm") => {}
-        Some("tee") => {
+        "tpm" => {}
+        "tee" => {
             return Err(Refusal::bad_request(
                 "evidence of type tee is not supported: to check it takes the key service of the \
                  processor's vendor, which this verifier does not ask",
@@ -162,34 +195,34 @@ fn judge(body: &[u8]) -> Result<Verdict, Refusal> {
         }
         _ => return Err(Refusal::bad_request("invalid evidence type")),
     }
-    let failures = tpm_failures(&data)?;
+    let failures = tpm_failures(&evidence)?;
     let valid = failures.is_empty();
     Ok(Verdict {
         valid,
-        claims: if valid { data } else { json!({}) },
+        claims: match valid {
+            true => evidence,
+            false => Evidence::default(),
+        },
         failures,
     })
 }
 
 /// What is wrong with the evidence of a TPM; an error is about the policies that came with it.
-fn tpm_failures(data: &Value) -> Result<Vec<Failure>, Refusal> {
-    let text = |name: &str| {
-        let text = data.get(name).and_then(Value::as_str);
-        text.filter(|text| !text.is_empty())
-    };
-    let required =
-        ["quote", "nonce", "hash_alg", "tpm_ek", "tpm_ak"].map(|name| (name, text(name)));
+fn tpm_failures(sent: &Evidence) -> Result<Vec<Failure>, Refusal> {
+    let required = [
+        ("quote", text(&sent.quote)),
+        ("nonce", text(&sent.nonce)),
+        ("hash_alg", text(&sent.hash_alg)),
+        ("tpm_ek", text(&sent.tpm_ek)),
+        ("tpm_ak", text(&sent.tpm_ak)),
+    ];
     if let Some((name, _)) = required.iter().find(|(_, text)| text.is_none()) {
         let message = format!("missing parameter \"{name}\"");
         return Ok(vec![Failure::new("default.missing_param", &message)]);
     }
-    // The EK is of no use here: that the TPM holds both keys was shown to a registrar.
     let [quote, nonce, hash_alg, _, ak] = required.map(|(_, text)| text.unwrap_or_default());
-    let (tpm, runtime, boot) = (
-        text("tpm_policy"),
-        text("runtime_policy"),
-        text("mb_policy"),
-    );
+    let (tpm, boot) = (text(&sent.tpm_policy), text(&sent.mb_policy));
+    let runtime = text(&sent.runtime_policy);
     if (tpm, runtime, boot) == (None, None, None) {
         let message =
             "at least one policy (tpm_policy, runtime_policy, or mb_policy) must be provided";
@@ -198,7 +231,7 @@ fn tpm_failures(data: &Value) -> Result<Vec<Failure>, Refusal> {
     let unusable =
         |name: &'static str| move |error| Refusal::bad_request(format!("{name}: {error}"));
     let tpm = tpm_policy(tpm.unwrap_or("{}")).map_err(unusable("tpm_policy"))?;
-    let runtime = runtime.map(|text| RuntimePolicy::compile(text.as_bytes()));
+    let runtime = runtime.map(|text| RuntimePolicy::compile_text(text.as_bytes()));
     let runtime = runtime.transpose().map_err(unusable("runtime_policy"))?;
     let boot = BootPolicy::parse(boot).map_err(unusable("mb_policy"))?;
     let ak = match attestation_key(ak) {
@@ -210,12 +243,12 @@ fn tpm_failures(data: &Value) -> Result<Vec<Failure>, Refusal> {
             )]);
         }
     };
-    let owned = |name| text(name).map(str::to_owned);
+    let owned = |member| text(member).map(str::to_owned);
     let evidence = QuoteResponse {
         quote: quote.to_owned(),
         hash_alg: hash_alg.to_owned(),
-        ima_measurement_list: owned("ima_measurement_list"),
-        mb_measurement_list: owned("mb_log"),
+        ima_measurement_list: owned(&sent.ima_measurement_list),
+        mb_measurement_list: owned(&sent.mb_log),
         ..QuoteResponse::default()
     };
     let policies = Policies {
@@ -228,6 +261,11 @@ fn tpm_failures(data: &Value) -> Result<Vec<Failure>, Refusal> {
         Ok(()) => Vec::new(),
         Err(findings) => findings.into_iter().map(Failure::from).collect(),
     })
+}
+
+/// Null, absence and `""` are the same.
+fn text(member: &Option<String>) -> Option<&str> {
+    member.as_deref().filter(|text| !text.is_empty())
 }
 
 /// As the verifier's API carries it, or as operators write it: without `mask`.

@@ -168,11 +168,7 @@ impl PolicyCache {
             return Ok(policy);
         }
         // Not under the lock: another policy must not wait. The loser of a race is dropped.
-        let compiled = match Envelope::parse(text.as_bytes())? {
-            Some(envelope) => RuntimePolicy::compile(envelope.payload())?,
-            None => RuntimePolicy::compile(text.as_bytes())?,
-        };
-        let compiled = Arc::new(compiled);
+        let compiled = Arc::new(RuntimePolicy::compile_text(text.as_bytes())?);
         let mut map = self.compiled.lock().unwrap_or_else(PoisonError::into_inner);
         map.retain(|_, policy| policy.strong_count() > 0);
         if let Some(policy) = map.get(digest).and_then(Weak::upgrade) {

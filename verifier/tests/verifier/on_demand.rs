@@ -165,7 +165,8 @@ async fn anybody_may_have_evidence_judged() {
             json!({ "type": "tee", "data": {} }),
             "type tee is not supported",
         ),
-        (json!([]), "missing parameter 'type'"),
+        (json!("tpm"), "body: "),
+        (json!({ "type": "tpm", "data": { "quote": 1 } }), "body: "),
     ] {
         let (code, _, status) = judge(body).await;
         assert!(code == 400 && status.contains(reason), "{code} {status}");
