@@ -155,6 +155,15 @@ pub struct QuoteResponse {
     pub boottime: Option<u64>,
 }
 
+/// What some databases of Keylime's verifier have as null.
+fn null_is_default<'de, D, T>(d: D) -> Result<T, D::Error>
+where
+    D: serde::Deserializer<'de>,
+    T: Default + Deserialize<'de>,
+{
+    Option::deserialize(d).map(Option::unwrap_or_default)
+}
+
 /// A port as a number or as decimal text; `null` and `""` are absence.
 fn port_or_text<'de, D: serde::Deserializer<'de>>(d: D) -> Result<Option<u16>, D::Error> {
     struct Port;
@@ -229,16 +238,21 @@ pub struct NodeStatus {
     /// Accepted schemes.
     pub accept_tpm_signing_algs: Vec<String>,
     /// From the last quote, `""` before.
+    #[serde(default, deserialize_with = "null_is_default")]
     pub hash_alg: String,
     /// From the last quote, `""` before.
+    #[serde(default, deserialize_with = "null_is_default")]
     pub enc_alg: String,
     /// From the last quote, `""` before.
+    #[serde(default, deserialize_with = "null_is_default")]
     pub sign_alg: String,
     /// Which verifier.
     pub verifier_id: String,
     /// Its address.
+    #[serde(default, deserialize_with = "null_is_default")]
     pub verifier_ip: String,
     /// Its port.
+    #[serde(default, deserialize_with = "null_is_default")]
     pub verifier_port: u16,
     /// Severity of the last failure.
     pub severity_level: Option<u8>,
@@ -377,6 +391,22 @@ mod tests {
         let without: Envelope<QuoteResponse> =
             serde_json::from_str(r#"{"code":200,"status":"Success"}"#).unwrap();
         assert!(without.results.is_none());
+    }
+
+    #[test]
+    fn a_status_of_keylimes_verifier_may_be_null_in_part() {
+        let status: NodeStatus = read(&json!({
+            "operational_state": 1, "v": null, "ip": "127.0.0.1", "port": 9002,
+            "tpm_policy": "{}", "meta_data": "{}", "has_mb_refstate": 0, "has_runtime_policy": 0,
+            "accept_tpm_hash_algs": [], "accept_tpm_encryption_algs": [],
+            "accept_tpm_signing_algs": [], "hash_alg": null, "enc_alg": null, "sign_alg": null,
+            "verifier_id": "default", "verifier_ip": null, "verifier_port": null,
+            "severity_level": null, "last_event_id": null, "attestation_count": 0,
+            "last_received_quote": 0, "last_successful_attestation": 0,
+            "attestation_status": "PENDING"
+        }));
+        assert_eq!((status.verifier_ip.as_str(), status.verifier_port), ("", 0));
+        assert_eq!(status.hash_alg, "");
     }
 
     #[test]

@@ -473,3 +473,26 @@ fn completions_and_manual_pages_are_complete() {
     let help = trothctl(&["--help"]);
     assert!(stdout(&help).contains("Exit status:"));
 }
+
+#[test]
+fn a_mistake_in_the_configuration_is_named_with_its_place() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("trothctl.toml");
+    for (content, wanted) in [
+        ("max_retries = 1\nmax_retry = 2\n", "line 2"),
+        ("verifier_port = 'x'\n", "line 1"),
+    ] {
+        std::fs::write(&path, content).unwrap();
+        let output = trothctl(&["--config", text(&path), "agent", "list"]);
+        assert_eq!(output.status.code(), Some(1));
+        let error = stderr(&output);
+        assert!(
+            error.contains("trothctl.toml") && error.contains(wanted),
+            "{error}"
+        );
+    }
+    // What needs no server needs no configuration either.
+    let quote = captured_quote(directory.path(), "grub");
+    let output = trothctl(&["--config", text(&path), "inspect", "quote", text(&quote)]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+}

@@ -6,7 +6,7 @@ use troth_core::{appraise::AcceptedAlgorithms, tpm::PcrMask, wire::Enrolment};
 
 use super::{ek::EkFindings, identity::Proven, policies::Policies};
 use crate::{
-    api::{Credentials, Service},
+    api::{Credentials, Endpoint, Service},
     cli::{AcceptArgs, AddArgs},
     config::Config,
     error::{Error, Exit},
@@ -52,7 +52,7 @@ pub(super) async fn run(config: &Config, args: &AddArgs, out: &Output) -> Result
     let proven = Proven::check(config, &credentials, id, &args.contact, &accept, out).await?;
     let verifier = credentials.verifier(config)?;
     let tpm_policy = policies.tpm_json(PcrMask::default())?;
-    let (enrolled, enrolment) = enrolment(proven, policies, tpm_policy, accept);
+    let (enrolled, enrolment) = enrolment(proven, policies, tpm_policy, accept, config.verifier()?);
     post(&verifier, id.as_str(), &enrolment).await?;
     let added = Added {
         id: id.to_string(),
@@ -82,13 +82,14 @@ pub(super) fn accepted(config: &Config, args: &AcceptArgs) -> AcceptedAlgorithms
     }
 }
 
-/// The body of the enrolment, and what is told about it. Names and texts that do not exist are sent
+/// The body of the enrolment at `verifier`, and what is told about it. Names and texts that do not exist are sent
 /// as Keylime's tenant sends them.
 pub(super) fn enrolment(
     proven: Proven,
     policies: Policies,
     tpm_policy: String,
     accept: AcceptedAlgorithms,
+    verifier: Endpoint,
 ) -> (Enrolled, Enrolment) {
     let Policies { runtime, boot, .. } = policies;
     let enrolled = Enrolled {
@@ -106,8 +107,8 @@ pub(super) fn enrolment(
         v: None,
         cloudagent_ip: Some(proven.contact.host),
         cloudagent_port: Some(proven.contact.port),
-        verifier_ip: None,
-        verifier_port: None,
+        verifier_ip: Some(verifier.host),
+        verifier_port: Some(verifier.port),
         tpm_policy,
         metadata: "{}".to_owned(),
         runtime_policy: Some(encoded.unwrap_or_default()),

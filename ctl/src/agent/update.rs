@@ -156,8 +156,13 @@ async fn anew(
     let proven = Proven::check(config, credentials, id, &args.contact, &accept, out).await?;
 
     let tpm_policy = policies.tpm_json(mask)?;
-    let (enrolled, mut enrolment) = add::enrolment(proven, policies, tpm_policy, accept);
+    let (enrolled, mut enrolment) =
+        add::enrolment(proven, policies, tpm_policy, accept, config.verifier()?);
     keep_contact(&args.contact, status, &mut enrolment);
+    if !status.verifier_ip.is_empty() {
+        enrolment.verifier_ip = Some(status.verifier_ip.clone());
+        enrolment.verifier_port = Some(status.verifier_port);
+    }
     enrolment.metadata.clone_from(&status.meta_data);
     enrolment.v.clone_from(&status.v);
     if !delete(verifier, id).await? {

@@ -110,6 +110,14 @@ fn an_agent_that_is_busy_is_asked_again() {
         stderr(&output)
     );
 
+    // So is one that does not listen yet.
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = free.local_addr().unwrap().port().to_string();
+    drop(free);
+    let output = site.trothctl(&["agent", "add", "n", "--port", &port]);
+    assert_eq!(output.status.code(), Some(7), "{}", stderr(&output));
+    assert_eq!(stderr(&output).matches("trying again").count(), 5);
+
     // max_retries bounds it.
     site.answer(quote, 503, "");
     let output = site.trothctl(&["agent", "add", "n"]);

@@ -174,7 +174,7 @@ fn the_sites_own_program_has_the_last_word_about_an_ek() {
 fn an_update_changes_what_it_names_and_keeps_the_rest() {
     let stage = Stage::new();
     let id = "updated";
-    let _agent = stage.agent(&AgentOptions::with_id(id));
+    let agent = stage.agent(&AgentOptions::with_id(id));
     let policy = stage.policy();
     let policy = policy.to_str().unwrap();
     let with = ["--runtime-policy", policy, "--boot-policy", "{}"];
@@ -229,4 +229,11 @@ fn an_update_changes_what_it_names_and_keeps_the_rest() {
     let node = stage.fleet.wait_for_state(id, "trusted").unwrap();
     assert_eq!(node["tpm_policy"]["mask"], "0xfbff");
     stage.fleet.trothctl(&remove).unwrap().success().unwrap();
+
+    // The address that the verifier was given stays with the next change.
+    run(&["--address-for-verifier", "localhost"]);
+    run(&["--tpm-policy", "{}"]);
+    let node = stage.fleet.wait_for_state(id, "trusted").unwrap();
+    let port = agent.address().port();
+    assert_eq!(node["address"], format!("localhost:{port}"));
 }

@@ -41,8 +41,15 @@ impl Site {
         answer.json().unwrap()
     }
 
-    fn status(&self, arguments: &[&str]) -> Option<i32> {
-        self.trothctl(arguments).status.code()
+    fn ends(&self, arguments: &[&str], status: i32) {
+        let answer = self.trothctl(arguments);
+        let (code, error) = (answer.status.code(), &answer.stderr);
+        assert_eq!(
+            code,
+            Some(status),
+            "{arguments:?}: {}{error}",
+            answer.stdout
+        );
     }
 }
 
@@ -78,8 +85,8 @@ fn trothctl_operates_keylimes_servers() {
         "--until",
         "trusted",
     ];
-    assert_eq!(site.status(&until), Some(0));
-    assert_eq!(site.status(&["agent", "status", id]), Some(0));
+    site.ends(&until, 0);
+    site.ends(&["agent", "status", id], 0);
     let listed = site.json(&["agent", "list"]);
     assert_eq!(listed["agents"][0]["state"], "trusted");
 
@@ -103,7 +110,7 @@ fn trothctl_operates_keylimes_servers() {
     assert_eq!(updated["has_runtime_policy"], true);
     let updated = site.json(&["agent", "update", id, "--runtime-policy-name", "base"]);
     assert_eq!(updated["how"], "enrolled_anew");
-    assert_eq!(site.status(&until), Some(0));
+    site.ends(&until, 0);
     let in_use = site.trothctl(&["policy", "remove", "runtime", "base"]);
     assert!(in_use.stderr.contains(id), "{}", in_use.stderr);
 
@@ -112,26 +119,26 @@ fn trothctl_operates_keylimes_servers() {
         .run_program("/usr/local/bin/miner", b"mine\n")
         .unwrap();
     let until = ["agent", "watch", id, "--timeout", "60", "--until", "failed"];
-    assert_eq!(site.status(&until), Some(0));
-    assert_eq!(site.status(&["agent", "status", id]), Some(3));
+    site.ends(&until, 0);
+    site.ends(&["agent", "status", id], 3);
     assert_eq!(
         site.json(&["agent", "reactivate", id])["result"],
         "reactivated"
     );
     assert_eq!(site.json(&["agent", "stop", id])["result"], "stopped");
-    assert_eq!(site.status(&["agent", "stop", "unknown"]), Some(5));
+    site.ends(&["agent", "stop", "unknown"], 5);
 
     assert_eq!(
         site.json(&["agent", "remove", "--wait", id])["result"],
         "removed"
     );
-    assert_eq!(site.status(&["agent", "status", id]), Some(5));
+    site.ends(&["agent", "status", id], 5);
     assert_eq!(
         site.json(&["policy", "remove", "runtime", "base"])["result"],
         "removed"
     );
     assert_eq!(site.json(&["registrar", "remove", id])["result"], "removed");
-    assert_eq!(site.status(&["registrar", "show", id]), Some(5));
+    site.ends(&["registrar", "show", id], 5);
 }
 
 fn start_agent(site: &Site, directory: &Path, machine: &Machine, id: &str) -> Agent {
