@@ -70,7 +70,8 @@ pub struct RegistrarConfig {
     /// Register only agents whose EK certificate leads to a CA of `tpm_cert_store`, or, where
     /// `tpm_identity` admits it, whose IAK and IDevID do.
     pub require_ek_cert: bool,
-    /// Take certificates of TPMs and devices that have expired; a TPM cannot renew its own.
+    /// Take certificates of TPMs and devices that have expired, with a warning: a TPM is what it
+    /// was, and cannot renew its certificate.
     pub accept_expired_tpm_certs: bool,
     /// Refuse a TPM that is registered under another agent id; otherwise that is logged.
     pub one_id_per_tpm: bool,
@@ -129,7 +130,7 @@ impl Default for RegistrarConfig {
             malformed_cert_action: MalformedCertAction::default(),
             tpm_cert_store: None,
             require_ek_cert: false,
-            accept_expired_tpm_certs: false,
+            accept_expired_tpm_certs: true,
             one_id_per_tpm: false,
             log: None,
         }

@@ -1,4 +1,5 @@
 use std::collections::{BTreeSet, HashMap};
+use std::ops::Deref;
 
 pub use self::error::{ChainError, ChainProblem};
 use super::IdentityError;
@@ -77,10 +78,9 @@ pub struct Trust<'a> {
 /// The TCG recommends 9999-12-31 as notAfter (EK Credential Profile, 3.2.5), since a TPM does not
 /// stop being what it is. Many older certificates name an earlier time all the same, and cannot be
 /// renewed. A certificate of a CA is judged by the time when it issued, whatever is chosen here.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Expiry {
     /// Refuse it.
-    #[default]
     Refuse,
     /// Accept it, with [`Quirk::Expired`].
     Accept,
@@ -110,15 +110,10 @@ impl CertifiedKey {
 #[derive(Clone, Debug)]
 pub struct CertifiedEk(CertifiedKey);
 
-impl CertifiedEk {
-    /// Subjects from the EK certificate to the trust anchor, for people.
-    pub fn path(&self) -> &[String] {
-        self.0.path()
-    }
-
-    /// Deviations from the standards that were tolerated.
-    pub fn quirks(&self) -> &BTreeSet<Quirk> {
-        self.0.quirks()
+impl Deref for CertifiedEk {
+    type Target = CertifiedKey;
+    fn deref(&self) -> &CertifiedKey {
+        &self.0
     }
 }
 

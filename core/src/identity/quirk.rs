@@ -22,7 +22,7 @@ pub enum Quirk {
     NoBasicConstraints,
     /// A CA has expired since it issued.
     IssuerExpired,
-    /// The EK certificate has expired, and [`super::Expiry::Accept`] was chosen.
+    /// The key's certificate has expired, and [`super::Expiry::Accept`] was chosen.
     Expired,
 }
 
@@ -60,7 +60,7 @@ impl Quirk {
             Self::IssuerExpired => {
                 "a CA certificate has expired since it issued; it was valid then"
             }
-            Self::Expired => "the EK certificate has expired; the TPM cannot renew it",
+            Self::Expired => "the certificate has expired; a TPM cannot renew it",
         }
     }
 }

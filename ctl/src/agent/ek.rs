@@ -98,9 +98,13 @@ impl<'a> Ek<'a> {
             // A TPM that is older than its certificate's makers thought is still that TPM.
             expired: Expiry::Accept,
         };
-        // A certificate with its chain, as some agents register it.
-        let text = self.record.ekcert.as_deref().unwrap_or_default();
-        let chain = identity::ek_certificate_chain(text.as_bytes());
+        // The CAs' certificates that the agent sent with its own, as our registrar keeps them.
+        let chain: Vec<_> = self
+            .record
+            .ekcert_chain
+            .iter()
+            .filter_map(|text| identity::normalise_ek_certificate(text.as_bytes()).ok()?)
+            .collect();
         identity::certify_ek(&self.key, der, &chain, &trust).map_err(|source: ChainError| {
             Error::EkNotCertified {
                 id: self.id.to_owned(),

@@ -94,6 +94,39 @@ fn a_record_that_cannot_be_trusted_is_not_enrolled() {
 }
 
 #[test]
+fn an_ek_may_be_certified_over_the_chain_that_its_agent_sent() {
+    let (site, vectors) = (Site::start(), vectors());
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/boots/uki");
+    let read = |name: &str| std::fs::read(fixtures.join(name)).unwrap();
+    let store = site.directory.path().join("vendors");
+    std::fs::create_dir(&store).unwrap();
+    let root = read("swtpm-localca-rootca-cert.pem");
+    std::fs::write(store.join("root.pem"), root).unwrap();
+    let mut record = record(&site, &vectors);
+    record["ek_tpm"] = json!(BASE64_STANDARD.encode(read("ek.pub")));
+    record["ekcert"] = json!(BASE64_STANDARD.encode(read("ek-cert.der")));
+    let add = |record: &Value| {
+        site.success("GET /v2.6/agents/n", record);
+        let store = ["--tpm-cert-store", store.to_str().unwrap()];
+        let require = ["--require-ek-cert", "true"];
+        let output = site.trothctl(&[&["agent", "add", "n"][..], &store, &require].concat());
+        stderr(&output).to_owned()
+    };
+    let refused = add(&record);
+    assert!(
+        refused.contains("its issuer (CN=swtpm-localca)"),
+        "{refused}"
+    );
+    let pem = String::from_utf8(read("issuercert.pem")).unwrap();
+    let lines = pem.lines().filter(|line| !line.starts_with('-'));
+    record["ekcert_chain"] = json!([lines.collect::<String>()]);
+    let taken = add(&record);
+    assert!(!taken.contains("its issuer"), "{taken}");
+    // The agent itself is asked next.
+    assert!(taken.starts_with("error: agent at"), "{taken}");
+}
+
+#[test]
 fn an_agent_that_is_busy_is_asked_again() {
     let (site, vectors) = (Site::start(), vectors());
     site.success("GET /v2.5/agents/n", &record(&site, &vectors));

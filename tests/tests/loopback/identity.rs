@@ -151,3 +151,39 @@ fn keylimes_registrar_accepts_our_device_identity() {
         "{logs}"
     );
 }
+
+/// Ours checks the same, and the EK certificate too, to one store.
+#[test]
+fn our_registrar_takes_whom_its_store_vouches_for() {
+    const ID: &str = "1c36b2a5-5b5a-4f0d-9c75-5a3f0e2f0002";
+    let directory = tempfile::tempdir().unwrap();
+    let directory = directory.path();
+    let programs = Programs::beside_this().unwrap();
+    let machine = Machine::booted(&directory.join("machine")).unwrap();
+    let device = DeviceCertificates::issue(&machine.tpm().client(), &directory.join("device"));
+    let device = device.unwrap();
+    let store = directory.join("makers");
+    fs::create_dir(&store).unwrap();
+    fs::copy(machine.tpm().ek_issuer(), store.join("tpm.pem")).unwrap();
+    fs::copy(&device.issuer, store.join("device.pem")).unwrap();
+    let extra = Extra {
+        registrar: format!(
+            "tpm_cert_store = {store:?}\nrequire_ek_cert = true\ntpm_identity = \"ek_cert\""
+        ),
+        ..Extra::default()
+    };
+    let place = directory.join("fleet");
+    let mut fleet = Fleet::start_with(&programs, &place, QUOTE_INTERVAL, &extra).unwrap();
+    let _agent = Agent::start(
+        &programs,
+        &directory.join("agent"),
+        &machine,
+        fleet.registrar_port(),
+        &fleet.ca_dir(),
+        &with_device(ID, &device),
+    )
+    .unwrap();
+    fleet.wait_registered(ID).unwrap();
+    let vouched = |log: &str| log.contains("device_identity=true").then_some(());
+    fleet.registrar().wait_for_log(0, vouched).unwrap();
+}

@@ -1,7 +1,7 @@
 use base64::{Engine, engine::general_purpose::STANDARD};
 use troth_core::{
     identity::{
-        AgentId, CertifiedAk, CertifiedEk, ChainError, DeviceError, DeviceIdentity, IdentityError,
+        AgentId, CertifiedKey, ChainError, DeviceError, DeviceIdentity, IdentityError, Quirk,
         certificate_matches_key, certify_ak, certify_ek, check_ak, check_distinct, check_ek,
         default_ek_of_certificate, ek_certificate_chain, normalise_ek_certificate,
     },
@@ -110,7 +110,8 @@ fn check_identity(
         .map(|device| certify_ak(ak, id, device, &trust))
         .transpose()?;
     if let Some(device) = &device {
-        log_device(id, device);
+        log_certified(id, "IAK", device.iak());
+        log_certified(id, "IDevID", device.idevid());
     }
     match rules.identity {
         TpmIdentity::IakIdevid if device.is_some() => return Ok(()),
@@ -122,26 +123,18 @@ fn check_identity(
         let (certificate, cas) = ek_certificates
             .split_first()
             .ok_or(Unfit::Missing("ekcert"))?;
-        log_ek(id, &certify_ek(ek, certificate, cas, &trust)?);
+        let ek = certify_ek(ek, certificate, cas, &trust)?;
+        log_certified(id, "EK", &ek);
     }
     Ok(())
 }
 
-fn log_device(id: &AgentId, device: &CertifiedAk) {
-    let (iak, idevid) = (device.iak(), device.idevid());
-    tracing::debug!(
-        node_id = %id,
-        iak = ?iak.path(),
-        idevid = ?idevid.path(),
-        tolerated = ?iak.quirks().union(idevid.quirks()),
-        "device identity is certified"
-    );
-}
-
-fn log_ek(id: &AgentId, ek: &CertifiedEk) {
-    tracing::debug!(
-        node_id = %id, path = ?ek.path(), tolerated = ?ek.quirks(), "EK is certified"
-    );
+fn log_certified(id: &AgentId, what: &str, key: &CertifiedKey) {
+    let (path, tolerated) = (key.path(), key.quirks());
+    tracing::debug!(node_id = %id, ?path, ?tolerated, "{what} is certified");
+    if tolerated.contains(&Quirk::Expired) {
+        tracing::warn!(node_id = %id, "{what}: {}", Quirk::Expired.meaning());
+    }
 }
 
 /// IAK and IDevID, if any of their members is there; then all of them must be.

@@ -2,6 +2,7 @@
 //! a function of an empty database's URL, and [`conformance!`] makes a test of each.
 #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
+use sqlx::{Connection, Executor};
 use troth_verifier::store::{
     Agent, Device, Enrolled, NewNode, NewPolicy, Pending, PolicyChoice, PolicyChoices,
     PolicyDigests, PolicyKind, Promotion, RecordUpdate, Removed, Schema, Store, StoreError,
@@ -18,6 +19,7 @@ macro_rules! conformance {
             challenge_is_taken_once_expires_and_is_bounded
             a_device_identity_and_a_chain_stay_with_their_registration
             a_tpm_has_one_id_where_that_is_asked_for
+            registrations_of_the_first_schema_stay
             enrolment_is_all_or_nothing
             own_policy_goes_with_the_node_and_a_shared_one_stays
             late_update_of_a_removed_node_does_not_touch_its_successor
@@ -222,6 +224,45 @@ pub(crate) async fn a_tpm_has_one_id_where_that_is_asked_for(url: &str) {
         store.promote(&other, 7, true).await.unwrap(),
         Promotion::Done
     );
+}
+
+pub(crate) async fn registrations_of_the_first_schema_stay(url: &str) {
+    let store = open(url, Schema::Registrar).await;
+    store.promote(&sample("a"), 5, false).await.unwrap();
+    store.close().await;
+    // Back to what the first migration made.
+    let mut database = sqlx::AnyConnection::connect(url).await.unwrap();
+    let mut back = String::from("DROP INDEX agents_by_ek;");
+    for table in ["agents", "pending"] {
+        for column in [
+            "iak_tpm",
+            "iak_cert",
+            "idevid_tpm",
+            "idevid_cert",
+            "ekcert_chain",
+            "ek_hash",
+        ] {
+            back.push_str(&format!("ALTER TABLE {table} DROP COLUMN {column};"));
+        }
+    }
+    back.push_str("DELETE FROM _sqlx_migrations WHERE version = 2");
+    for statement in back.split(';') {
+        let statement = sqlx::AssertSqlSafe(statement.to_owned());
+        database.execute(statement).await.unwrap();
+    }
+    database.close().await.unwrap();
+
+    let store = open(url, Schema::Registrar).await;
+    let before = Agent {
+        ek_hash: String::new(),
+        regcount: 1,
+        ..sample("a")
+    };
+    assert_eq!(store.agent("a").await.unwrap(), Some(before));
+    // Its next registration brings what the old record lacks.
+    store.promote(&sample("a"), 6, true).await.unwrap();
+    let after = store.agent("a").await.unwrap().unwrap();
+    assert_eq!((after.ek_hash.as_str(), after.regcount), ("00ee", 2));
 }
 
 fn node(id: &str, generation: u64) -> NewNode {

@@ -160,6 +160,7 @@ async fn an_ek_certificate_leads_to_the_store_where_that_is_asked_for() {
     maker.trusted_in(root.path());
     let strict = RegistrarConfig {
         require_ek_cert: true,
+        accept_expired_tpm_certs: false,
         ..config(root.path())
     };
     let server = start_with(strict.clone()).await;
