@@ -1,7 +1,7 @@
 //! Entry points that take arbitrary bytes; they must not panic.
 //!
 //! One function per parser, listed in [`fuzz::TARGETS`]. `tests/fuzz` wraps each in a libFuzzer target of
-//! the same name with seeds in `corpus/NAME`; `core/tests/fuzz_corpus.rs` replays the seeds on
+//! the same name with seeds in `corpus/NAME`; `tests/src/fuzz_corpus.rs` replays the seeds on
 //! stable Rust, cut short and with flipped bits.
 
 use base64::Engine;

@@ -7,6 +7,8 @@ pub mod cert_store;
 pub mod client;
 /// Layered TOML configuration with drop-ins and environment.
 pub mod config;
+/// Entry points for fuzzing.
+pub mod fuzz;
 /// Structured logs: the journal's native protocol, or plain lines.
 pub mod logging;
 /// sd_notify(3): READY, STATUS, WATCHDOG.

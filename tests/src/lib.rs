@@ -16,6 +16,9 @@ pub mod configuration;
 pub mod device;
 /// Our daemons as processes, and the operator's `trothctl` beside them.
 pub mod fleet;
+/// The fuzz corpus, replayed on stable Rust.
+#[cfg(test)]
+mod fuzz_corpus;
 /// IMA lists and the policies that allow them.
 pub mod ima_list;
 /// Keylime's registrar, verifier, tenant and agent as the other side.

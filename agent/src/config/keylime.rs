@@ -298,6 +298,11 @@ mod tests {
     }
 
     #[test]
+    fn the_documentation_has_every_option_with_its_default() {
+        troth_tests::configuration::assert_documented::<Config>(&Config::COMPONENT);
+    }
+
+    #[test]
     fn the_agent_conf_of_a_fresh_installation_means_what_it_means_to_keylime() {
         let root = tempfile::tempdir().unwrap();
         let config = load(

@@ -151,6 +151,11 @@ mod tests {
     }
 
     #[test]
+    fn the_documentation_has_every_option_with_its_default() {
+        troth_tests::configuration::assert_documented::<Config>(&Config::COMPONENT);
+    }
+
+    #[test]
     fn the_tenant_conf_of_a_fresh_installation_means_what_it_means_to_keylime() {
         let text = include_str!("../../../tests/fixtures/keylime-config/tenant.conf");
         let config = load(&[("etc/keylime/tenant.conf", text)]);

@@ -20,7 +20,7 @@ pub(crate) mod ini;
 /// Which of Keylime's files and variables apply, and what they set.
 mod sources;
 /// Keylime's spellings of values.
-mod value;
+pub(crate) mod value;
 
 /// One component of Keylime, and what its options are here.
 #[derive(Debug)]

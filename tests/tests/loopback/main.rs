@@ -3,6 +3,8 @@
 
 /// Our agent, registrar and verifier: the way to trust.
 mod attestation;
+/// Daemons that are configured by Keylime's files.
+mod configuration;
 /// `cargo xtask demo`, as its reader sees it.
 mod demo;
 /// What an agent proves of its host when it registers.

@@ -434,7 +434,7 @@ mod tests {
     use std::{fs, path::Path};
 
     use troth_daemon::config::{self, ConfigError, Place};
-    use troth_tests::configuration::assert_complete;
+    use troth_tests::configuration::{assert_complete, assert_documented};
 
     use super::*;
     use crate::config::{RegistrarConfig, ServerConfig, VerifierConfig};
@@ -463,6 +463,12 @@ mod tests {
         for table in [&VERIFIER, &REGISTRAR, &CA, &LOGGING] {
             assert_complete(table);
         }
+    }
+
+    #[test]
+    fn the_documentation_has_every_option_with_its_default() {
+        assert_documented::<VerifierConfig>(&VerifierConfig::COMPONENT);
+        assert_documented::<RegistrarConfig>(&RegistrarConfig::COMPONENT);
     }
 
     #[test]

@@ -2,6 +2,8 @@
 //! File Structure") with its defaults: `=` or `:`, whole-line comments after `#` or `;`, values that
 //! go on in indented lines, no interpolation, and no name twice.
 
+use std::collections::BTreeSet;
+
 /// Largest file in bytes.
 pub(crate) const LIMIT: usize = 1024 * 1024;
 
@@ -32,10 +34,11 @@ pub(crate) fn parse(text: &str) -> Result<Vec<Entry>, IniError> {
         return error(1, "the file is larger than 1 MiB");
     }
     let mut entries: Vec<Entry> = Vec::new();
-    let mut sections: Vec<&str> = Vec::new();
+    let mut sections = BTreeSet::new();
+    let mut names = BTreeSet::new();
+    let mut section = None;
     // Indentation of the line that began the value that may go on; none after a section header.
     let mut open = None;
-    let mut in_section = false;
     for (line, text) in lines(text) {
         let stripped = text.trim();
         if stripped.starts_with(['#', ';']) {
@@ -56,14 +59,13 @@ pub(crate) fn parse(text: &str) -> Result<Vec<Entry>, IniError> {
             continue;
         }
         if let Some(header) = header(stripped) {
-            if header != DEFAULT && sections.contains(&header) {
+            if !sections.insert(header) && header != DEFAULT {
                 return error(line, "this section is there twice");
             }
-            sections.push(header);
-            (open, in_section) = (None, true);
+            (section, open) = (Some(header), None);
             continue;
         }
-        let (Some(section), true) = (sections.last(), in_section) else {
+        let Some(section) = section else {
             return error(line, "an option outside of any [section]");
         };
         let Some((name, value)) = stripped.split_once(['=', ':']) else {
@@ -73,15 +75,12 @@ pub(crate) fn parse(text: &str) -> Result<Vec<Entry>, IniError> {
         if name.is_empty() {
             return error(line, "a value without the name of an option");
         }
-        if entries
-            .iter()
-            .any(|e| e.section == *section && e.name == name)
-        {
+        if !names.insert((section, name.clone())) {
             return error(line, "this option is there twice");
         }
         open = Some(indentation);
         entries.push(Entry {
-            section: (*section).to_owned(),
+            section: section.to_owned(),
             name,
             value: value.trim().to_owned(),
             line,

@@ -108,7 +108,7 @@ fn boolean(text: &str) -> Result<bool, String> {
 }
 
 /// The items of a list. Keylime's agent keeps quotes as part of an item; here they are quotes.
-pub(super) fn list(text: &str) -> Result<Vec<String>, String> {
+pub(crate) fn list(text: &str) -> Result<Vec<String>, String> {
     let text = text.trim();
     let inside = match text.strip_prefix('[') {
         Some(rest) => rest.strip_suffix(']').ok_or("a list without its `]`")?,
