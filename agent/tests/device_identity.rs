@@ -241,6 +241,10 @@ fn a_certificate_that_cannot_be_used_is_told_before_the_tpm_is_touched() {
     std::fs::write(&path, certificate.self_signed(&ed25519).unwrap().der()).unwrap();
     let error = read().unwrap_err();
     assert!(matches!(error, DeviceError::UnknownKey { .. }), "{error}");
+    // The key at a handle is what it is.
+    let mut persistent = options([CertificateFile::None, named(&path)]);
+    persistent.iak.handle = Some(0x8102_0001);
+    DevicePlan::read(persistent).unwrap();
 }
 
 #[test]

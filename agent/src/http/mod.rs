@@ -114,7 +114,7 @@ impl Api {
     }
 
     async fn identity(&self, version: ApiVersion, query: Option<&str>) -> Response<Body> {
-        let nonce = match Query::parse(query).and_then(|query| query.nonce()) {
+        let nonce = match Query::parse(query).and_then(|query| query.only_nonce()) {
             Ok(nonce) => nonce,
             Err(reason) => return error(StatusCode::BAD_REQUEST, &reason.to_string()),
         };

@@ -57,21 +57,31 @@ impl Query {
         self.get(name).ok_or(QueryError::Missing(name))
     }
 
-    fn alphanumeric(&self, name: &'static str) -> Result<&str, QueryError> {
+    /// `told` is what the parameter is called when it is refused.
+    fn alphanumeric(&self, name: &'static str, told: &'static str) -> Result<&str, QueryError> {
         let value = self.required(name)?;
         if value.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
             Ok(value)
         } else {
             Err(QueryError::NotAlphanumeric(
-                name,
+                told,
                 value.escape_default().take(100).collect(),
             ))
         }
     }
 
-    /// The nonce: its characters are the bytes that are signed.
+    /// The nonce of an integrity quote: its characters are the bytes that are signed.
     pub(super) fn nonce(&self) -> Result<Vec<u8>, QueryError> {
-        let nonce = self.alphanumeric("nonce")?;
+        self.nonce_told("nonce")
+    }
+
+    /// The nonce of an identity quote, its only parameter.
+    pub(super) fn only_nonce(&self) -> Result<Vec<u8>, QueryError> {
+        self.nonce_told("Parameters")
+    }
+
+    fn nonce_told(&self, told: &'static str) -> Result<Vec<u8>, QueryError> {
+        let nonce = self.alphanumeric("nonce", told)?;
         if nonce.len() > NONCE_LIMIT {
             return Err(QueryError::NonceTooLong(nonce.len()));
         }
@@ -80,7 +90,7 @@ impl Query {
 
     /// The PCRs to quote.
     pub(super) fn mask(&self) -> Result<PcrMask, QueryError> {
-        let text = self.alphanumeric("mask")?;
+        let text = self.alphanumeric("mask", "mask")?;
         let digits = text.trim_start_matches("0x");
         let bits = u32::from_str_radix(digits, 16).map_err(|_| QueryError::Mask(text.into()))?;
         PcrMask::from_bits(bits).map_err(|_| QueryError::NoSuchPcr(text.into()))
@@ -97,7 +107,7 @@ impl Query {
 
     /// What to prove the payload key with.
     pub(super) fn challenge(&self) -> Result<&str, QueryError> {
-        self.alphanumeric("challenge")
+        self.alphanumeric("challenge", "Parameters")
     }
 
     /// First entry of the IMA list wanted; whatever is no number means all of it.

@@ -285,8 +285,26 @@ async fn what_may_pass_is_500_and_what_is_wrong_is_400() {
         assert_eq!((status, &body["code"]), (400, &json!(400)), "{path}");
         assert_eq!(body["results"], json!({}));
     }
-    let (_, body) = agent.get("/v2.0/quotes/identity?nonce=a").await;
-    assert_eq!(body["status"], "API version not supported: v2.0");
+    for (path, text) in [
+        (
+            "/v2.0/quotes/identity?nonce=a",
+            "API version not supported: v2.0",
+        ),
+        (
+            "/v2.6/quotes/identity?nonce=a.b",
+            "Parameters should be strictly alphanumeric: a.b",
+        ),
+        (
+            "/v2.6/keys/verify?challenge=a.b",
+            "Parameters should be strictly alphanumeric: a.b",
+        ),
+        (
+            "/v2.6/quotes/integrity?nonce=a.b&mask=1&partial=1",
+            "nonce should be strictly alphanumeric: a.b",
+        ),
+    ] {
+        assert_eq!(agent.get(path).await.1["status"], text);
+    }
 }
 
 #[tokio::test]

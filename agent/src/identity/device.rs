@@ -189,7 +189,11 @@ impl DevicePlan {
         let (idevid, iak) = (options.idevid, options.iak);
         let idevid_found = find(DeviceRole::IDevId, idevid.certificate)?;
         let iak_found = find(DeviceRole::Iak, iak.certificate)?;
-        let kind = match (options.kind, idevid_found.as_ref().or(iak_found.as_ref())) {
+        // A persistent key needs no template.
+        let made =
+            |found: &Option<Found>, handle: Option<u32>| found.clone().filter(|_| handle.is_none());
+        let telling = made(&idevid_found, idevid.handle).or_else(|| made(&iak_found, iak.handle));
+        let kind = match (options.kind, telling) {
             (Some(kind), _) => kind,
             (None, Some(found)) => found.kind()?,
             (None, None) => KeyKind::Rsa2048,
