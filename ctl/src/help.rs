@@ -147,6 +147,8 @@ NO_COLOR         not empty: no colour. Without a terminal there is none anyway";
 const FILES: &str = "\
 /etc/troth/trothctl.toml                 configuration, above /run/troth and /usr/lib/troth, below
 /etc/troth/trothctl.toml.d/*.toml        its drop-ins, the environment, and the options
+/etc/keylime/tenant.conf                 or /etc/keylime.conf: read where there is no trothctl.toml
+/var/lib/troth/tpm_cert_store/           certificates of TPM vendors' CAs
 /var/lib/troth/cv_ca/cacert.crt          the CA that verifier and registrar use
 /var/lib/troth/cv_ca/client-cert.crt     the operator's certificate
 /var/lib/troth/cv_ca/client-private.pem  its private key";
@@ -157,6 +159,7 @@ verifier_ip, verifier_port   127.0.0.1, 8881
 registrar_ip, registrar_port 127.0.0.1, 8891
 ca_dir                       <state_dir>/cv_ca
 client_cert, client_key      client-cert.crt and client-private.pem of ca_dir
+client_key_password          of an encrypted client_key
 trusted_server_ca            list of files, by default cacert.crt of ca_dir
 request_timeout              60, seconds; also \"500ms\", \"5min\"
 max_retries, retry_interval  5, 0.5: how often and when a busy or silent agent is asked again

@@ -62,11 +62,12 @@ impl Identity {
 
     /// From two PEM files, of which that of the key may be encrypted.
     pub fn load_encrypted(cert: &Path, key: &Path, password: &Secret) -> Result<Self, TlsError> {
+        let cert_pem = read(cert)?;
         let key_pem = decrypt_pem(&read(key)?, password).map_err(|source| TlsError::Encrypted {
             path: key.to_owned(),
             source,
         })?;
-        Self::from_pem(&read(cert)?, &key_pem)
+        Self::from_pem(&cert_pem, &key_pem)
     }
 
     /// The leaf certificate.
