@@ -249,6 +249,8 @@ impl Client {
             }
         };
         let Some(done) = done else {
+            // `requests` learns of the end by this: until then it waits to be ready again.
+            drop(connection);
             return work.await.map(|(answer, _)| (answer, None));
         };
         let (answer, reusable) = done?;
@@ -575,7 +577,36 @@ fn is_unexpected_eof(error: &hyper::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read, Write};
+
     use super::*;
+
+    /// One answer, then the end of the connection.
+    fn serve_once(answer: &'static str) -> u16 {
+        let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut request = [0; 1024];
+            let _ = stream.read(&mut request).unwrap();
+            stream.write_all(answer.as_bytes()).unwrap();
+        });
+        port
+    }
+
+    #[tokio::test]
+    async fn a_server_that_closes_after_its_answer_is_not_waited_for() {
+        for answer in [
+            "HTTP/1.0 200 OK\r\nContent-Type: application/json\r\n\r\n{}",
+            "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}",
+        ] {
+            let port = serve_once(answer);
+            // Whoever waits for this time-out does not end here.
+            let client = Client::new("127.0.0.1", port, None, Duration::from_secs(86_400));
+            let got = client.get("/version").await.unwrap();
+            assert_eq!((got.status, &got.body[..]), (200, &b"{}"[..]), "{answer}");
+        }
+    }
 
     #[test]
     fn retry_after_is_seconds_or_a_date() {
