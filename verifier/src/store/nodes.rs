@@ -97,28 +97,17 @@ impl Store {
         policies: &PolicyChoices,
     ) -> Result<Enrolled, StoreError> {
         let mut transaction = self.begin(Table::Policies).await?;
-        let choices = [
-            (PolicyKind::Runtime, &policies.runtime),
-            (PolicyKind::Boot, &policies.boot),
-        ];
-        let mut names = [None, None];
-        for ((kind, choice), name) in choices.into_iter().zip(&mut names) {
-            *name = match choice {
-                PolicyChoice::None => None,
-                PolicyChoice::Named(name) => Some(name.clone()),
-                PolicyChoice::New(policy) => {
-                    if !policies::put(&mut transaction, kind, policy).await? {
-                        transaction.rollback().await?;
-                        return Ok(match self.node_exists(&node.agent_id).await? {
-                            true => Enrolled::NodeExists,
-                            false => Enrolled::PolicyExists(kind),
-                        });
-                    }
-                    Some(policy.name.clone())
-                }
-            };
+        for kind in [PolicyKind::Runtime, PolicyKind::Boot] {
+            if let PolicyChoice::New(policy) = policies.of(kind)
+                && !policies::put(&mut transaction, kind, policy).await?
+            {
+                transaction.rollback().await?;
+                return Ok(match self.node_exists(&node.agent_id).await? {
+                    true => Enrolled::NodeExists,
+                    false => Enrolled::PolicyExists(kind),
+                });
+            }
         }
-        let [runtime, boot] = names;
         let inserted = sqlx::query(
             "INSERT INTO nodes (agent_id, generation, verifier_id, enrolment, policy_name, \
              mb_policy_name, operational_state, record) VALUES ($1, $2, $3, $4, $5, $6, $7, $8) \
@@ -128,8 +117,8 @@ impl Store {
         .bind(signed(node.generation))
         .bind(node.verifier_id.clone())
         .bind(node.enrolment.clone())
-        .bind(runtime)
-        .bind(boot)
+        .bind(policies.runtime.name().map(str::to_owned))
+        .bind(policies.boot.name().map(str::to_owned))
         .bind(i64::from(node.operational_state))
         .bind(node.record.clone())
         .execute(&mut *transaction)

@@ -66,6 +66,27 @@ pub struct PolicyChoices {
     pub boot: PolicyChoice,
 }
 
+impl PolicyChoice {
+    /// The name that it is stored under, or will be.
+    pub fn name(&self) -> Option<&str> {
+        match self {
+            Self::None => None,
+            Self::Named(name) => Some(name),
+            Self::New(policy) => Some(&policy.name),
+        }
+    }
+}
+
+impl PolicyChoices {
+    /// The one of a kind.
+    pub fn of(&self, kind: PolicyKind) -> &PolicyChoice {
+        match kind {
+            PolicyKind::Runtime => &self.runtime,
+            PolicyKind::Boot => &self.boot,
+        }
+    }
+}
+
 /// A policy to store.
 #[derive(Clone, Debug)]
 pub struct NewPolicy {

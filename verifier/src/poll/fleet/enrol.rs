@@ -55,14 +55,7 @@ impl Fleet {
             Inserted::Done => {}
             Inserted::NodeExists => return Err(EnrolError::NodeExists(id)),
             Inserted::PolicyExists(kind) => {
-                let choice = match kind {
-                    PolicyKind::Runtime => choices.runtime,
-                    PolicyKind::Boot => choices.boot,
-                };
-                let name = match choice {
-                    PolicyChoice::New(policy) => policy.name,
-                    PolicyChoice::None | PolicyChoice::Named(_) => String::new(),
-                };
+                let name = choices.of(kind).name().unwrap_or_default().to_owned();
                 return Err(EnrolError::PolicyExists { kind, name });
             }
         }
