@@ -131,3 +131,36 @@ fn the_core_does_no_input_or_output() {
         assert_eq!(lines_with(&file, &io), Vec::<String>::new());
     }
 }
+
+/// A difference on purpose without a test would be an accident tomorrow.
+#[test]
+fn every_difference_from_keylime_is_held_by_tests() {
+    let text = fs::read_to_string(root().join("docs/compatibility.md")).unwrap();
+    let (_, differences) = text.split_once("## Where we differ on purpose").unwrap();
+    let rooms = ["core", "daemon", "agent", "verifier", "ctl", "tests"];
+    let code: String = rooms
+        .iter()
+        .flat_map(|room| sources(&root().join(room)))
+        .map(|file| fs::read_to_string(file).unwrap())
+        .collect();
+    let rows = differences.lines().filter(|line| {
+        line.starts_with("| ") && !line.starts_with("| here |") && !line.contains("---")
+    });
+    let mut wrong = Vec::new();
+    let mut count = 0;
+    for row in rows {
+        count += 1;
+        let held_by = row.trim_end_matches([' ', '|']).rsplit('|').next().unwrap();
+        let tests: Vec<_> = held_by.split('`').skip(1).step_by(2).collect();
+        if tests.is_empty() {
+            wrong.push(format!("no test: {row}"));
+        }
+        for test in tests {
+            if !code.contains(&format!("fn {test}(")) {
+                wrong.push(format!("no test is called {test}: {row}"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(count > 30, "{count} differences were found");
+}
