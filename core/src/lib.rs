@@ -2,7 +2,8 @@
 //!
 //! Everything that arrives here is hostile until a checking function has turned it into a marker
 //! type: [`tpm::VerifiedQuote`], [`eventlog::ReplayedLog`], [`ima::ReplayedList`],
-//! [`appraise::Verdict::Trusted`]. None of these can be built in another way.
+//! [`identity::CertifiedEk`], [`identity::CertifiedAk`], [`appraise::Verdict::Trusted`]. None of
+//! these can be built in another way.
 #![forbid(unsafe_code)]
 
 /// The verdict over one node: evidence, policies and the node's state in; verdict and state out.
@@ -13,7 +14,7 @@ pub mod eventlog;
 pub mod finding;
 /// Entry points that take arbitrary bytes; they must not panic.
 pub mod fuzz;
-/// Who a node is: agent id, EK certificate as found in NV, AK and EK acceptance rules.
+/// Who a node is: agent id, AK and EK acceptance rules, certificates and their path to a CA.
 pub mod identity;
 /// The kernel's IMA measurement list: parse and incremental replay.
 pub mod ima;

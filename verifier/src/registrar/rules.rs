@@ -72,9 +72,10 @@ fn load(store: &Path, needed: bool) -> Result<TrustAnchors, CertStoreError> {
     let mut anchors = TrustAnchors::default();
     match cert_store::load(store, |der| anchors.add(der)) {
         Ok(_) => tracing::info!("{} CAs in {}", anchors.len(), store.display()),
+        Err(error) if needed => return Err(error),
         // An empty directory at the default place is no mistake.
-        Err(CertStoreError::Empty(_)) if !needed => {}
-        Err(error) => return Err(error),
+        Err(CertStoreError::Empty(_)) => {}
+        Err(error) => tracing::warn!("{error}; device identities cannot be checked"),
     }
     Ok(anchors)
 }

@@ -47,7 +47,11 @@ pub enum ChainProblem {
     #[error("is not valid before {}; is this host's clock right?", date(*.0))]
     NotYetValid(u64),
     /// notAfter is in the past. Holds notAfter, Unix seconds.
-    #[error("has expired on {}; accept expired EK certificates if this TPM is to stay", date(*.0))]
+    #[error(
+        "has expired on {}; if this TPM is to stay, take expired certificates \
+         (accept_expired_tpm_certs)",
+        date(*.0)
+    )]
     Expired(u64),
     /// Nobody of its issuer's name is known. Holds the issuer.
     #[error(

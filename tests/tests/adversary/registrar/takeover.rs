@@ -207,7 +207,7 @@ fn the_victims_ek_answers_for_a_foreign_ak() {
     assert_eq!(registrar.record("other-id"), Value::Null);
 }
 
-/// Check: `verifier/src/registrar/mod.rs`: `Class::Admin, "delete_registration"`
+/// Check: `verifier/src/registrar/mod.rs`: `AGENT, Admin, "delete_registration"`
 #[test]
 fn removal_without_a_certificate() {
     let (registrar, victim, before) = Registrar::with_victim();
