@@ -113,3 +113,78 @@ impl Pair {
         )?)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::config::CaSubject;
+
+    /// A key as OpenSSL encrypts it, with the password `correct`.
+    const ENCRYPTED: &str = include_str!("../../daemon/tests/fixtures/encrypted-key.pem");
+    const PLAIN: &str = include_str!("../../daemon/tests/fixtures/plain-key.pem");
+
+    /// Files that somebody else made, in a directory that is not the CA's.
+    fn options(directory: &std::path::Path) -> TlsOptions {
+        let key = rcgen::KeyPair::from_pem(PLAIN).unwrap();
+        let params = rcgen::CertificateParams::new(["verifier.example".to_owned()]).unwrap();
+        let certificate = params.self_signed(&key).unwrap().pem();
+        let (path, key) = (directory.join("cert.pem"), directory.join("key.pem"));
+        fs::write(&path, certificate).unwrap();
+        fs::write(&key, ENCRYPTED).unwrap();
+        let pair = CertificateFiles {
+            certificate: Some(path.clone()),
+            key: Some(key),
+            password: "correct".into(),
+        };
+        TlsOptions {
+            ca_dir: directory.join("cv_ca"),
+            server: pair.clone(),
+            client: pair,
+            trusted_client_ca: vec![path],
+            names: Vec::new(),
+            subject: CaSubject::default(),
+        }
+    }
+
+    #[tokio::test]
+    async fn no_ca_is_made_when_all_files_are_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let options = options(directory.path());
+        let ca_dir = options.ca_dir.clone();
+        let files = TlsFiles::open(options.clone()).await.unwrap();
+        files.server().unwrap();
+        files.client().unwrap();
+        assert_eq!(files.in_use().unwrap().len(), 3);
+        assert!(!ca_dir.exists());
+
+        let client = CertificateFiles::default();
+        let files = TlsFiles::open(TlsOptions { client, ..options })
+            .await
+            .unwrap();
+        files.client().unwrap();
+        assert!(ca_dir.join("client-cert.crt").exists());
+    }
+
+    #[tokio::test]
+    async fn a_key_without_its_certificate_or_its_password_is_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut half = options(directory.path());
+        half.server.certificate = None;
+        let error = TlsFiles::open(half).await.unwrap_err().to_string();
+        assert!(
+            error.contains("server_key is set, but server_cert is not"),
+            "{error}"
+        );
+
+        for (password, reason) in [("", "set its password"), ("wrong", "does not open")] {
+            let mut closed = options(directory.path());
+            closed.server.password = password.into();
+            let error = TlsFiles::open(closed).await.unwrap().server().unwrap_err();
+            let text = error.to_string();
+            assert!(text.contains("key.pem") && text.contains(reason), "{text}");
+            assert!(error.is_configuration());
+        }
+    }
+}

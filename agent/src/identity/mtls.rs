@@ -373,6 +373,25 @@ mod tests {
     }
 
     #[test]
+    fn an_encrypted_key_opens_with_its_password_only() {
+        let directory = tempfile::tempdir().unwrap();
+        let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../daemon/tests/fixtures");
+        let key = std::fs::read_to_string(fixtures.join("plain-key.pem")).unwrap();
+        let key = KeyPair::from_pem(&key).unwrap();
+        let mut files = files(directory.path());
+        std::fs::copy(fixtures.join("encrypted-key.pem"), &files.key).unwrap();
+        let supplied = certificate(&key, DAY, DAY * 365, |_| ());
+        std::fs::write(&files.certificate, &supplied).unwrap();
+
+        let id = AgentId::new("agent").unwrap();
+        let error = load_or_create(&files, &id, "192.0.2.1").unwrap_err();
+        assert!(error.to_string().contains("server_key_password"), "{error}");
+        files.password = "correct".into();
+        let opened = load_or_create(&files, &id, "192.0.2.1").unwrap();
+        assert_eq!(opened.certificate_pem, supplied);
+    }
+
+    #[test]
     fn half_of_the_pair_is_an_error() {
         let directory = tempfile::tempdir().unwrap();
         make(directory.path(), "agent", "192.0.2.1");
