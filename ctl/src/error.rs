@@ -221,7 +221,7 @@ pub(crate) enum Error {
         source: ClientError,
     },
     /// A node was removed to be enrolled anew, and that was refused.
-    #[error("agent {id} is not enrolled any more: {source}")]
+    #[error("agent {id} was removed to be enrolled anew, which did not succeed: {source}")]
     UpdateLost { id: String, source: Box<Self> },
     /// `--until` was not reached in time.
     #[error("not {wanted} after {seconds} s: {nodes}")]
@@ -392,7 +392,10 @@ impl Error {
                  drop it with --no-{kind}-policy"
             ),
             Self::UpdateLost { id, .. } => {
-                format!("enrol it again, with all its policies: `trothctl agent add {id} ...`")
+                format!(
+                    "look with `trothctl agent status {id}`; if it is gone, enrol it again with \
+                     all its policies: `trothctl agent add {id} ...`"
+                )
             }
             Self::WatchTimeout { .. } => "see why with `trothctl agent status ID`".to_owned(),
             _ => return None,

@@ -1,8 +1,11 @@
 use serde::Serialize;
 use serde_json::Value;
 use troth_core::{
-    appraise::AcceptedAlgorithms, identity::AgentId, policy::TpmPolicy, tpm::PcrMask,
-    wire::NodeStatus,
+    appraise::AcceptedAlgorithms,
+    identity::AgentId,
+    policy::TpmPolicy,
+    tpm::PcrMask,
+    wire::{Enrolment, NodeStatus},
 };
 
 use super::{
@@ -165,10 +168,8 @@ async fn anew(
     }
     enrolment.metadata.clone_from(&status.meta_data);
     enrolment.v.clone_from(&status.v);
-    if !delete(verifier, id).await? {
-        wait_until_gone(verifier, id.as_str()).await?;
-    }
-    add::post(verifier, id.as_str(), &enrolment)
+    let gone = delete(verifier, id).await?;
+    add_again(verifier, id.as_str(), gone, &enrolment)
         .await
         .map_err(|source| Error::UpdateLost {
             id: id.to_string(),
@@ -190,6 +191,19 @@ async fn anew(
         )
     })?;
     Ok(Exit::Success)
+}
+
+/// Enrols a node that is removed, or will be when its running attestation has ended.
+async fn add_again(
+    verifier: &Service,
+    id: &str,
+    gone: bool,
+    enrolment: &Enrolment,
+) -> Result<(), Error> {
+    if !gone {
+        wait_until_gone(verifier, id).await?;
+    }
+    add::post(verifier, id, enrolment).await
 }
 
 /// Policies that a node keeps while it is removed and added.
@@ -276,11 +290,7 @@ fn accepted(args: &AcceptArgs, status: &NodeStatus) -> AcceptedAlgorithms {
 }
 
 /// The verifier goes on where it found the agent, unless the options say otherwise.
-fn keep_contact(
-    args: &ContactArgs,
-    status: &NodeStatus,
-    enrolment: &mut troth_core::wire::Enrolment,
-) {
+fn keep_contact(args: &ContactArgs, status: &NodeStatus, enrolment: &mut Enrolment) {
     if args.address.is_none() && args.address_for_verifier.is_none() && status.ip.is_some() {
         enrolment.cloudagent_ip.clone_from(&status.ip);
     }
