@@ -18,6 +18,10 @@ async fn operators_need_a_certificate() {
         (Method::DELETE, "/v2.6/agents/a"),
         (Method::PUT, "/v2.6/agents/a/stop"),
         (Method::PUT, "/v2.6/agents/a/reactivate"),
+        (Method::GET, "/v2.6/allowlists"),
+        (Method::PUT, "/v2.6/allowlists/a"),
+        (Method::GET, "/v2.6/mbpolicies/"),
+        (Method::DELETE, "/v2.6/mbpolicies/a"),
     ] {
         let body = Some(enrolment(&agent, &listening));
         let (code, answer) = call(&anonymous, method.clone(), path, body).await;
