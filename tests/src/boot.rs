@@ -88,6 +88,11 @@ impl Machine {
         &self.tpm
     }
 
+    /// The machine's TPM, to be switched off or held.
+    pub fn tpm_mut(&mut self) -> &mut Swtpm {
+        &mut self.tpm
+    }
+
     /// The kernel's `binary_bios_measurements`.
     pub fn boot_log(&self) -> PathBuf {
         self.directory.join("binary_bios_measurements")

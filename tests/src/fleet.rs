@@ -456,6 +456,13 @@ impl Agent {
         &mut self.process
     }
 
+    /// Replaces lines of its configuration by `lines`, for the next start.
+    pub fn reconfigure(&self, lines: &str) -> Result<()> {
+        let file = self.directory.join("agent.toml");
+        let text = fs::read_to_string(&file)?;
+        Ok(fs::write(file, overridden(&text, lines))?)
+    }
+
     /// Starts the agent again, after its end, with the same configuration and state.
     pub fn start_again(&mut self) -> Result<()> {
         self.process = start_daemon(&self.programs, "troth-agent", &self.directory, &self.daemon)?;

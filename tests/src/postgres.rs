@@ -27,6 +27,7 @@ pub const PASSWORD: &str = "correct-horse";
 pub struct PostgreSql {
     server: Process,
     programs: PathBuf,
+    user: Option<(u32, u32)>,
     port: u16,
     directory: TempDir,
 }
@@ -46,16 +47,8 @@ impl PostgreSql {
             chown(place, Some(uid), Some(gid))?;
             chown(&password, Some(uid), Some(gid))?;
         }
-        let command = |name: &str| {
-            let mut command = Command::new(programs.join(name));
-            command.current_dir(place);
-            if let Some((uid, gid)) = user {
-                command.uid(uid).gid(gid);
-            }
-            command
-        };
         output_of(
-            command("initdb")
+            command(&programs, place, user, "initdb")
                 .args(["--username=troth", "--encoding=UTF8", "--locale=C.UTF-8"])
                 .args([
                     "--auth-local=trust",
@@ -66,26 +59,28 @@ impl PostgreSql {
                 .arg(format!("--pgdata={}", place.join("data").display())),
         )?;
         let port = stable_port()?;
-        let mut server = Process::start(
-            "postgres",
-            place,
-            command("postgres")
-                .arg("-F")
-                .arg("-D")
-                .arg(place.join("data"))
-                .arg("-k")
-                .arg(place)
-                .args(["-p", &port.to_string()])
-                .args(["-c", "listen_addresses=127.0.0.1"]),
-        )?;
-        let ready = |log: &str| log.contains("ready to accept connections").then_some(());
-        server.wait_for_log(0, ready)?;
+        let server = launch(&programs, place, user, port)?;
         Ok(Self {
             server,
             programs,
+            user,
             port,
             directory,
         })
+    }
+
+    /// Stops the server; the cluster stays.
+    pub fn stop(&mut self) -> Result<()> {
+        // "Immediate shutdown": unlike SIGKILL, it leaves no shared memory behind.
+        self.server.signal(Signal::QUIT)?;
+        self.server.wait().map(drop)
+    }
+
+    /// Starts it again, after a stop, on the same cluster and port.
+    pub fn start_again(&mut self) -> Result<()> {
+        let place = self.directory.path();
+        self.server = launch(&self.programs, place, self.user, self.port)?;
+        Ok(())
     }
 
     /// Makes an empty database.
@@ -128,10 +123,38 @@ impl PostgreSql {
 
 impl Drop for PostgreSql {
     fn drop(&mut self) {
-        // "Immediate shutdown": unlike SIGKILL, it leaves no shared memory behind.
-        let _ = self.server.signal(Signal::QUIT);
-        let _ = self.server.wait();
+        let _ = self.stop();
     }
+}
+
+/// One of the server's programs, to be run in `place` as `user`.
+fn command(programs: &Path, place: &Path, user: Option<(u32, u32)>, name: &str) -> Command {
+    let mut command = Command::new(programs.join(name));
+    command.current_dir(place);
+    if let Some((uid, gid)) = user {
+        command.uid(uid).gid(gid);
+    }
+    command
+}
+
+/// Starts the server of the cluster in `place` and waits until it takes connections.
+fn launch(programs: &Path, place: &Path, user: Option<(u32, u32)>, port: u16) -> Result<Process> {
+    let before = fs::metadata(place.join("postgres.log")).map_or(0, |log| log.len());
+    let mut server = Process::start(
+        "postgres",
+        place,
+        command(programs, place, user, "postgres")
+            .arg("-F")
+            .arg("-D")
+            .arg(place.join("data"))
+            .arg("-k")
+            .arg(place)
+            .args(["-p", &port.to_string()])
+            .args(["-c", "listen_addresses=127.0.0.1"]),
+    )?;
+    let ready = |log: &str| log.contains("ready to accept connections").then_some(());
+    server.wait_for_log(usize::try_from(before)?, ready)?;
+    Ok(server)
 }
 
 /// The directory of the newest server's programs.

@@ -34,6 +34,8 @@ pub enum Lie {
     TruncatedList,
     /// The first two entries of the list change places.
     ReorderedList,
+    /// The agent's public key is another one.
+    TransportKey,
 }
 
 /// A verifier's view of an agent, with a man in between who has the agent's TLS key: certificates
@@ -190,6 +192,10 @@ fn falsify(lie: Lie, body: &[u8]) -> Option<Vec<u8>> {
         Lie::SwappedPcrs => {
             let swapped = swap_pcrs(results.get("quote")?.as_str()?)?;
             results["quote"] = Value::String(swapped);
+        }
+        Lie::TransportKey => {
+            let key = results.get("pubkey")?.as_str()?.replacen("MII", "MIJ", 1);
+            results["pubkey"] = Value::String(key);
         }
         Lie::TruncatedList => change_list(results, |lines| {
             lines.pop();

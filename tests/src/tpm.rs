@@ -5,11 +5,12 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use rustix::process::Signal;
 
 use crate::process::{PATIENCE, Process, output_of};
 
@@ -151,6 +152,20 @@ impl Swtpm {
         }
     }
 
+    /// From the next command on, clients of [`Swtpm::tcti`] see a TPM with this fault;
+    /// [`Swtpm::client`] sees none.
+    pub fn misbehave(&self, fault: Fault) {
+        *lock(&self.mux.tpm.fault) = fault;
+    }
+
+    /// Sends a signal to its process: a stopped one takes commands and does not answer.
+    pub fn signal(&mut self, signal: Signal) -> Result<()> {
+        match &mut self.process {
+            Some(process) => process.signal(signal),
+            None => Ok(()),
+        }
+    }
+
     /// An orderly power off (TPM2_Shutdown, as every operating system sends it), then power on:
     /// PCRs start again, what is in NV stays.
     pub fn power_cycle(&mut self) -> Result<()> {
@@ -190,6 +205,24 @@ impl Swtpm {
     }
 }
 
+/// What is wrong with a TPM.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Fault {
+    /// Nothing.
+    #[default]
+    None,
+    /// Connections break at the next command.
+    Gone,
+    /// Every command succeeds, with bytes that mean nothing.
+    Garbage,
+    /// Each TPM2_Quote takes this much longer.
+    Slow(Duration),
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// swtpm's control channel beside a data channel at `socket`.
 fn control_socket(socket: &Path) -> PathBuf {
     socket.with_added_extension("ctrl")
@@ -211,6 +244,7 @@ const TPM_CC_NV_READ_PUBLIC: u32 = 0x169;
 const TPM_CC_CREATE_PRIMARY: u32 = 0x131;
 const TPM_CC_FLUSH_CONTEXT: u32 = 0x165;
 const TPM_CC_SHUTDOWN: u32 = 0x145;
+const TPM_CC_QUOTE: u32 = 0x158;
 const TPM_CC_PCR_READ: u32 = 0x17e;
 const TPM_CC_GET_CAPABILITY: u32 = 0x17a;
 const TPM_CC_PCR_EXTEND: u32 = 0x182;
@@ -381,6 +415,11 @@ impl TpmClient {
     }
 }
 
+/// A response that says success (tag without sessions, its own size, TPM_RC_SUCCESS) and no more.
+const GARBAGE: [u8; 16] = [
+    0x80, 1, 0, 0, 0, 16, 0, 0, 0, 0, 0xa5, 0xa5, 0xa5, 0xa5, 0xa5, 0xa5,
+];
+
 /// Length of a command's or response's header: tag, size, code.
 const HEADER: usize = 10;
 
@@ -390,6 +429,7 @@ struct Backend {
     socket: PathBuf,
     connection: Mutex<Option<UnixStream>>,
     busy_nanos: AtomicU64,
+    fault: Mutex<Fault>,
 }
 
 impl Backend {
@@ -404,19 +444,13 @@ impl Backend {
                 Err(_) => thread::sleep(Duration::from_millis(5)),
             }
         };
-        *self
-            .connection
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = Some(stream);
+        *lock(&self.connection) = Some(stream);
         Ok(())
     }
 
     /// One whole command, one whole response, with no other client's in between.
     fn exchange(&self, command: &[u8]) -> io::Result<Vec<u8>> {
-        let mut connection = self
-            .connection
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut connection = lock(&self.connection);
         let stream = connection.as_mut().ok_or(io::ErrorKind::NotConnected)?;
         let start = Instant::now();
         stream.write_all(command)?;
@@ -462,6 +496,7 @@ impl TpmMux {
             socket: socket.to_owned(),
             connection: Mutex::new(None),
             busy_nanos: AtomicU64::new(0),
+            fault: Mutex::default(),
         });
         let backend = Arc::clone(&tpm);
         serve(data, move |client| serve_data(client, &backend));
@@ -502,6 +537,18 @@ where
 fn serve_data(mut client: TcpStream, tpm: &Backend) -> io::Result<()> {
     client.set_nodelay(true)?;
     while let Some(command) = read_message(&mut client)? {
+        let fault = *lock(&tpm.fault);
+        match fault {
+            Fault::Slow(delay) if command[6..HEADER] == TPM_CC_QUOTE.to_be_bytes() => {
+                thread::sleep(delay);
+            }
+            Fault::None | Fault::Slow(_) => {}
+            Fault::Gone => return Ok(()),
+            Fault::Garbage => {
+                client.write_all(&GARBAGE)?;
+                continue;
+            }
+        }
         client.write_all(&tpm.exchange(&command)?)?;
     }
     Ok(())

@@ -393,7 +393,14 @@ impl Liar {
 
     /// What a program does when it is run for the first time.
     pub(crate) fn run(&self, path: &str) {
-        self.host.lock().unwrap().entries.push(Entry::of(path));
+        self.run_all([path.to_owned()]);
+    }
+
+    /// As [`Liar::run`], all of them between two answers.
+    pub(crate) fn run_all(&self, paths: impl IntoIterator<Item = String>) {
+        let mut host = self.host.lock().unwrap();
+        host.entries
+            .extend(paths.into_iter().map(|path| Entry::of(&path)));
     }
 
     /// Boots the host: the list starts again.

@@ -22,22 +22,34 @@
 mod cases;
 /// Clients whose certificate is not what it should be.
 mod client;
+/// A database that is full, read-only, damaged, away, or written by others; and a verifier that is
+/// killed.
+mod database;
 /// Evidence of a host that exists in memory only, and the agent that tells it.
 mod forge;
+/// A real agent on a machine of its own.
+mod host;
 /// An agent that lies about its host.
 mod lying_agent;
+/// Who sits between the verifier and a real agent.
+mod middle;
 /// Requests as they stand on the wire.
 mod raw;
 /// Who wants another host's identity at the registrar, or no identity there at all.
 mod registrar;
+/// A TPM that is gone, locked, slow, full, or not itself.
+mod tpm;
 
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hyper::Method;
+use rustls::ClientConfig;
 use serde_json::Value;
 use tempfile::TempDir;
+use troth_daemon::tls::{Identity, ServerTrust, certificates_from_pem, client_config};
 use troth_tests::api::{Api, Reply};
 use troth_tests::fleet::{Extra, Fleet, Programs};
 use troth_tests::process::{PATIENCE, Process};
@@ -159,6 +171,14 @@ impl Operator {
             count(node) >= goal
         });
     }
+}
+
+/// TLS towards the servers, with the operator's certificate.
+fn operator_tls(ca_dir: &Path) -> Arc<ClientConfig> {
+    let read = |name| fs::read(ca_dir.join(name)).unwrap();
+    let ca = certificates_from_pem(&read("cacert.crt")).unwrap();
+    let identity = Identity::from_pem(&read("client-cert.crt"), &read("client-private.pem"));
+    client_config(ServerTrust::Roots(ca), Some(&identity.unwrap())).unwrap()
 }
 
 /// Why the node is not trusted, as its operator reads it.

@@ -10,7 +10,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
 /// How long an answer may take.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(150);
 
 /// A request as it stands on the wire, which asks for the end of the connection.
 pub(crate) fn request(line: &str, headers: &str, body: &str) -> Vec<u8> {
@@ -23,7 +23,7 @@ pub(crate) fn request(line: &str, headers: &str, body: &str) -> Vec<u8> {
 }
 
 /// Sends `bytes` to `port` of 127.0.0.1, over TLS or not, and returns the status of what comes
-/// back; `None` when the connection ends without an answer.
+/// back; `None` without a connection, and when it ends without an answer.
 pub(crate) fn status(port: u16, tls: Option<Arc<ClientConfig>>, bytes: &[u8]) -> Option<u16> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -44,7 +44,9 @@ pub(crate) async fn exchange(
     let socket = TcpSocket::new_v4().unwrap();
     socket.bind(SocketAddr::new(source, 0)).unwrap();
     let target = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-    let stream = socket.connect(target).await.unwrap();
+    let Ok(stream) = socket.connect(target).await else {
+        return Vec::new();
+    };
     match tls {
         None => talk(stream, bytes).await,
         Some(tls) => {

@@ -9,7 +9,7 @@ mod configuration;
 mod demo;
 /// What an agent proves of its host when it registers.
 mod identity;
-/// What is attested of a machine whose agent, logs or programs are not what they should be.
+/// What is attested of a machine whose programs are not what they should be.
 mod intrusion;
 /// Keylime's registrar, verifier and tenant attest our agent.
 mod keylime;

@@ -154,6 +154,17 @@ impl Store {
                 return Err(StoreError::Scheme(scheme.to_owned()));
             }
         };
+        let unusable = |source| StoreError::Open {
+            url: redacted(url),
+            source,
+        };
+        if sqlite {
+            // A pool would try for half a minute to open what is no database.
+            let mut probe = AnyConnection::connect(url).await.map_err(unusable)?;
+            let read = probe.execute("PRAGMA schema_version").await;
+            read.map_err(unusable)?;
+            probe.close().await.map_err(unusable)?;
+        }
         let pool = AnyPoolOptions::new()
             .max_connections(if sqlite { 1 } else { connections.max(1) })
             .acquire_timeout(Duration::from_secs(30))
@@ -174,12 +185,21 @@ impl Store {
                     Ok(())
                 })
             })
+            .after_release(move |connection, _| {
+                Box::pin(async move {
+                    if sqlite {
+                        // A full disk can leave a transaction open; in one, this is refused.
+                        let free = connection.execute("PRAGMA synchronous = FULL").await;
+                        if free.is_err() {
+                            connection.execute("ROLLBACK").await?;
+                        }
+                    }
+                    Ok(true)
+                })
+            })
             .connect(url)
             .await
-            .map_err(|source| StoreError::Open {
-                url: redacted(url),
-                source,
-            })?;
+            .map_err(unusable)?;
         Migrator::with_migrations(schema.migrations())
             .run(&pool)
             .await

@@ -249,8 +249,10 @@ impl Store {
                 connection
             }
         };
-        query.execute(&mut connection).await?;
+        // Kept after a failure too: with a full disk no other could be opened.
+        let written = query.execute(&mut connection).await;
         *kept = Some(connection);
+        written?;
         Ok(())
     }
 }

@@ -9,6 +9,8 @@ pub(super) const POLICY_SECRET: &str = "TPM2_PolicySecret";
 pub(super) const LOAD: &str = "TPM2_Load";
 
 /// Layer of a tpm2-tss response code (TSS 2.0 Overview, "Response code layers").
+const LAYER_SYS: u32 = 8;
+const LAYER_MU: u32 = 9;
 const LAYER_TCTI: u32 = 10;
 const LAYER_RESOURCE_MANAGER: u32 = 11;
 
@@ -19,9 +21,13 @@ pub(super) fn classify(command: &'static str, error: &Error) -> TpmError {
     let Error::Tss2Error(code) = error else {
         return TpmError::Command { command, reason };
     };
-    match layer(error) {
-        LAYER_TCTI | LAYER_RESOURCE_MANAGER => return TpmError::Lost { command, reason },
-        _ => {}
+    // SYS and MU: what came back is no TPM's answer, and nobody knows what comes next.
+    if matches!(
+        layer(error),
+        LAYER_SYS | LAYER_MU | LAYER_TCTI | LAYER_RESOURCE_MANAGER
+    ) || raw_code(error) == Some(ESYS_BAD_SEQUENCE)
+    {
+        return TpmError::Lost { command, reason };
     }
     if refuses_auth(error) && matches!(command, CREATE_PRIMARY | POLICY_SECRET) {
         return TpmError::EndorsementAuth { command };
@@ -58,6 +64,10 @@ fn raw_code(error: &Error) -> Option<u32> {
 
 /// TSS2_TCTI_RC_IO_ERROR, of which tss-esapi says that it does not recognise it.
 const TCTI_IO_ERROR: u32 = LAYER_TCTI << 16 | 10;
+
+/// TSS2_ESYS_RC_BAD_SEQUENCE: after an answer that it did not understand, tpm2-tss takes no more
+/// commands on this connection.
+const ESYS_BAD_SEQUENCE: u32 = 7 << 16 | 7;
 
 /// tpm2-tss's text, with the number of the response code.
 pub(super) fn text(error: &Error) -> String {

@@ -62,7 +62,7 @@ fn an_answer_byte_by_byte() {
 
 /// A status line, and then headers without end.
 ///
-/// Check: `daemon/src/client.rs`: `http1::handshake(stream)`
+/// Check: `daemon/src/client.rs`: `http1::handshake(`
 #[test]
 fn headers_without_end() {
     let mut stage = Stage::with_verifier(SHORT_TIMEOUT);
@@ -122,9 +122,7 @@ fn an_unannounced_gigabyte() {
 fn trickles_that_hold_all_turns_for_large_answers() {
     let stage = Stage::with_verifier("max_large_answers = 2\nrequest_timeout = 600.0");
     let honest = Liar::start(&stage.fleet.ca_dir());
-    for number in 0..5_000 {
-        honest.run(&format!("/usr/bin/{number}"));
-    }
+    honest.run_all((0..5_000).map(|number| format!("/usr/bin/{number}")));
     let tricklers: Vec<_> = ["one", "two", "three"]
         .map(|id| {
             let liar = Liar::start(&stage.fleet.ca_dir());

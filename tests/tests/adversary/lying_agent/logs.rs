@@ -223,9 +223,7 @@ fn a_flood_of_findings() {
     let mut stage = Stage::new();
     let liar = stage.trusted(ID);
     let name = "x\u{1b}[2J".repeat(40);
-    for number in 0..20_000 {
-        liar.run(&format!("/tmp/{number}{name}"));
-    }
+    liar.run_all((0..20_000).map(|number| format!("/tmp/{number}{name}")));
     let node = failed(&stage, "more findings");
     assert_eq!(node["troth"]["findings_total"], 20_000);
     let shown = node.to_string();

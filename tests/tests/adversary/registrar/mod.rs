@@ -21,20 +21,20 @@ use crate::forge::{AK_ATTRIBUTES, Ak};
 const VICTIM: &str = "victim";
 
 /// A TPM in memory: an EK with its certificate, and an AK.
-struct Tpm {
+pub(crate) struct Tpm {
     ek: SoftwareEk,
     ak: Ak,
 }
 
 impl Tpm {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             ek: SoftwareEk::generate().unwrap(),
             ak: Ak::generate(),
         }
     }
 
-    fn registration(&self) -> Value {
+    pub(crate) fn registration(&self) -> Value {
         json!({
             "ek_tpm": BASE64_STANDARD.encode(self.ek.public.to_tpm2b()),
             "aik_tpm": self.ak.public(),
@@ -55,9 +55,9 @@ impl Tpm {
 }
 
 /// A registrar over plain HTTP, as agents see it.
-struct Registrar {
+pub(crate) struct Registrar {
     anyone: Api,
-    stage: Stage,
+    pub(crate) stage: Stage,
 }
 
 impl Registrar {
@@ -67,15 +67,18 @@ impl Registrar {
 
     /// With these lines in `registrar.toml`.
     fn with(lines: &str) -> Self {
-        let stage = Stage::with(&Extra {
+        Self::of(Stage::with(&Extra {
             registrar: lines.to_owned(),
             ..Extra::default()
-        });
+        }))
+    }
+
+    pub(crate) fn of(stage: Stage) -> Self {
         let anyone = Api::plain(stage.fleet.registrar_port()).unwrap();
         Self { anyone, stage }
     }
 
-    fn register(&self, id: &str, body: &Value) -> Reply {
+    pub(crate) fn register(&self, id: &str, body: &Value) -> Reply {
         let path = format!("/v2.6/agents/{id}");
         self.anyone.send(Method::POST, &path, Some(body)).unwrap()
     }
@@ -87,7 +90,7 @@ impl Registrar {
     }
 
     /// Registers and activates, as an honest agent does.
-    fn take_in(&self, id: &str, tpm: &Tpm) {
+    pub(crate) fn take_in(&self, id: &str, tpm: &Tpm) {
         let challenge = self.register(id, &tpm.registration());
         assert_eq!(challenge.status, 200, "{challenge:?}");
         let activated = self.activate(id, &tpm.tag(id, &challenge));
@@ -105,7 +108,7 @@ impl Registrar {
     }
 
     /// What operators are shown; `null` without a registration.
-    fn record(&self, id: &str) -> Value {
+    pub(crate) fn record(&self, id: &str) -> Value {
         let path = format!("/v2.6/agents/{id}");
         let mut reply = self.stage.operator.registrar.get(&path).unwrap();
         match reply.status {

@@ -13,7 +13,7 @@ use crate::raw;
 
 /// Another TPM under the victim's id, at either path.
 ///
-/// Check: `verifier/src/registrar/mod.rs`: `!active.same_identity(&candidate.agent)`
+/// Check: `verifier/src/registrar/exchange.rs`: `!active.same_identity(&candidate.agent)`
 #[test]
 fn another_tpm_takes_the_id() {
     let (registrar, victim, before) = Registrar::with_victim();
@@ -22,7 +22,7 @@ fn another_tpm_takes_the_id() {
     registrar.assert_untouched(&victim, &before);
 }
 
-/// Check: `verifier/src/registrar/mod.rs`: `!active.same_identity(&candidate.agent)`
+/// Check: `verifier/src/registrar/exchange.rs`: `!active.same_identity(&candidate.agent)`
 #[test]
 fn another_tpm_takes_the_id_in_the_body() {
     let (registrar, victim, before) = Registrar::with_victim();
@@ -76,7 +76,7 @@ fn another_ek_certificate() {
 
 /// A wrong answer on an active registration.
 ///
-/// Check: `verifier/src/registrar/mod.rs`: `activation_tag_matches(&pending.challenge`
+/// Check: `verifier/src/registrar/exchange.rs`: `activation_tag_matches(&pending.challenge`
 #[test]
 fn a_failed_activation_of_an_active_registration() {
     let (registrar, victim, before) = Registrar::with_victim();
@@ -110,7 +110,7 @@ fn the_tag_of_another_agent() {
 
 /// The victim's tag, overheard and sent again: it activates nothing a second time.
 ///
-/// Check: `verifier/src/store/registrar.rs`: `DELETE FROM pending WHERE agent_id = $1 RETURNING`
+/// Check: `verifier/src/store/registrar.rs`: `RETURNING {COLUMNS}`
 #[test]
 fn a_replayed_tag() {
     let registrar = Registrar::new();
@@ -130,7 +130,7 @@ fn a_replayed_tag() {
 
 /// The tag of an earlier challenge on a later registration, which has the intruder's address.
 ///
-/// Check: `verifier/src/registrar/mod.rs`: `aws_lc_rs::rand::fill(&mut challenge)`
+/// Check: `verifier/src/registrar/exchange.rs`: `aws_lc_rs::rand::fill(&mut challenge)`
 #[test]
 fn the_tag_of_an_earlier_challenge() {
     let registrar = Registrar::new();
@@ -148,7 +148,7 @@ fn the_tag_of_an_earlier_challenge() {
 
 /// Guesses: none is right, and the first one spends the challenge, so that there are no others.
 ///
-/// Check: `verifier/src/store/registrar.rs`: `DELETE FROM pending WHERE agent_id = $1 RETURNING`
+/// Check: `verifier/src/store/registrar.rs`: `RETURNING {COLUMNS}`
 #[test]
 fn guessed_tags() {
     let registrar = Registrar::new();
@@ -173,7 +173,7 @@ fn guessed_tags() {
 /// Who knows the victim's public keys registers them with his own address and certificate: without
 /// the TPM's proof nothing of that is shown to a verifier.
 ///
-/// Check: `verifier/src/registrar/mod.rs`: `.put_pending(&pending`
+/// Check: `verifier/src/registrar/exchange.rs`: `.put_pending(&pending`
 #[test]
 fn another_address_without_proof() {
     let (registrar, victim, before) = Registrar::with_victim();

@@ -1,0 +1,277 @@
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use hyper::Method;
+use rustix::process::{Pid, Resource, Rlimit, prlimit};
+use serde_json::{Value, json};
+use troth_tests::fleet::{DaemonOptions, Extra};
+use troth_tests::postgres::PostgreSql;
+use troth_tests::process::{Process, output_of};
+
+use crate::forge::Liar;
+use crate::registrar::{Registrar, Tpm};
+use crate::{Operator, Stage, operator_tls, raw, reason};
+
+const ID: &str = "stored";
+
+/// Kills in one run of the case; `cargo xtask soak` may want more.
+const KILLS: usize = 100;
+/// Environment variable with another number of kills.
+const KILLS_VARIABLE: &str = "TROTH_TEST_KILLS";
+
+fn database(stage: &Stage, file: &str) -> PathBuf {
+    stage.path().join("fleet/state").join(file)
+}
+
+fn count(node: &Value) -> u64 {
+    node["attestation_count"].as_u64().unwrap()
+}
+
+/// Daemons to which a full disk is an error, as it is without a file size limit: the limit's
+/// signal is ignored.
+fn with_limits() -> Extra {
+    let wrapper = ["sh", "-c", "trap '' XFSZ; exec \"$0\" \"$@\""];
+    Extra {
+        daemon: DaemonOptions {
+            wrapper: wrapper.map(str::to_owned).into(),
+            ..DaemonOptions::default()
+        },
+        ..Extra::default()
+    }
+}
+
+/// From now on the process can write nothing, as on a full disk; `None`: it can again.
+fn limit_files(process: &Process, bytes: Option<u64>) {
+    let pid = Pid::from_raw(i32::try_from(process.id()).unwrap());
+    let limit = Rlimit {
+        current: bytes,
+        maximum: None,
+    };
+    prlimit(pid, Resource::Fsize, limit).unwrap();
+}
+
+/// No space for verdicts: what cannot be stored is not shown, and no enrolment is half done.
+///
+/// Check: `verifier/src/poll/writer.rs`: `sleep(RETRY)`
+#[test]
+fn the_verifiers_disk_is_full() {
+    let mut stage = Stage::with(&with_limits());
+    let liar = stage.trusted(ID);
+    limit_files(stage.fleet.verifier(), Some(0));
+    let node = stage.operator.wait_for(ID, "is stale", |node| {
+        assert_ne!(node["troth"]["state"], "failed", "{node:#}");
+        node["troth"]["state"] == "stale"
+    });
+    assert!(reason(&node).contains("no verdict"), "{node:#}");
+    let mut late = liar.enrolment();
+    late["runtime_policy_name"] = json!("late");
+    let reply = stage.operator.enrol("late", &late);
+    assert_eq!(reply.status, 500, "{reply:?}");
+    let log = stage.fleet.verifier().log();
+    // The log is on the same disk: what it says was written before.
+    assert!(!log.contains("panicked"), "{log}");
+
+    limit_files(stage.fleet.verifier(), None);
+    stage.operator.wait_for_state(ID, "trusted");
+    let reply = stage.operator.enrol("late", &late);
+    assert_eq!(reply.status, 200, "{reply:?}");
+    stage.operator.wait_for_state("late", "trusted");
+}
+
+/// No space for registrations: agents are told to come later, and what is active stays.
+///
+/// Check: `verifier/src/store/mod.rs`: `.after_release(`
+#[test]
+fn the_registrars_disk_is_full() {
+    let mut registrar = Registrar::of(Stage::with(&with_limits()));
+    let (first, second) = (Tpm::new(), Tpm::new());
+    registrar.take_in("first", &first);
+    let before = registrar.record("first");
+    limit_files(registrar.stage.fleet.registrar(), Some(0));
+    for (id, tpm) in [("first", &first), ("second", &second)] {
+        let reply = registrar.register(id, &tpm.registration());
+        assert_eq!(reply.status, 500, "{reply:?}");
+    }
+    assert_eq!(registrar.record("first"), before);
+    limit_files(registrar.stage.fleet.registrar(), None);
+    assert_eq!(registrar.record("second"), Value::Null);
+    registrar.take_in("second", &second);
+    registrar.take_in("first", &first);
+}
+
+/// A database that may be read but not written.
+///
+/// Check: `verifier/src/store/mod.rs`: `.connect(url)`
+#[test]
+fn a_database_that_is_read_only() {
+    let mut stage = Stage::new();
+    let _liar = stage.trusted(ID);
+    stage.fleet.verifier().terminate().unwrap();
+    let url = format!(
+        "sqlite://{}?mode=ro",
+        database(&stage, "cv_data.sqlite").display()
+    );
+    let configuration = stage.path().join("fleet/verifier.toml");
+    let text = fs::read_to_string(&configuration).unwrap();
+    fs::write(&configuration, format!("{text}database_url = {url:?}\n")).unwrap();
+    // Whether it refuses to start or cannot store a verdict: nothing is shown as trusted.
+    if let Err(error) = stage.fleet.start_verifier() {
+        assert!(error.to_string().contains("readonly"), "{error:#}");
+    } else {
+        std::thread::sleep(Duration::from_secs(2));
+        assert_ne!(stage.operator.status(ID)["troth"]["state"], "trusted");
+    }
+    fs::write(&configuration, text).unwrap();
+    let _ = stage.fleet.verifier().kill();
+    stage.fleet.start_verifier().unwrap();
+    stage.operator.wait_for_state(ID, "trusted");
+}
+
+/// A file that is no database any more: the verifier does not begin anew in its place.
+///
+/// Check: `verifier/src/store/mod.rs`: `let mut probe`
+#[test]
+fn a_database_of_garbage() {
+    let mut stage = Stage::new();
+    let _liar = stage.trusted(ID);
+    stage.fleet.verifier().terminate().unwrap();
+    let file = database(&stage, "cv_data.sqlite");
+    let good = fs::read(&file).unwrap();
+    let garbage = vec![0x5a; good.len()];
+    fs::write(&file, &garbage).unwrap();
+    let error = stage.fleet.start_verifier().unwrap_err().to_string();
+    assert!(
+        error.contains("cv_data.sqlite") && error.contains("not a database"),
+        "{error}"
+    );
+    assert_eq!(
+        fs::read(&file).unwrap(),
+        garbage,
+        "what is there is left for the administrator"
+    );
+    fs::write(&file, &good).unwrap();
+    stage.fleet.start_verifier().unwrap();
+    stage.operator.wait_for_state(ID, "trusted");
+}
+
+/// Whoever writes to the database can take evidence away, but never make a verdict: a stored
+/// `trusted` is none.
+///
+/// Check: `verifier/src/poll/state.rs`: `if self.state == State::Trusted`
+#[test]
+fn a_verdict_in_the_database_is_not_believed() {
+    let mut stage = Stage::new();
+    let liar = stage.trusted(ID);
+    liar.run("/usr/bin/miner");
+    stage.operator.wait_for_state(ID, "failed");
+    stage.fleet.verifier().terminate().unwrap();
+    let statement = "UPDATE nodes SET operational_state = 3, \
+                     record = replace(record, '\"state\":\"failed\"', '\"state\":\"trusted\"')";
+    let file = database(&stage, "cv_data.sqlite");
+    output_of(Command::new("sqlite3").arg(file).arg(statement)).unwrap();
+    stage.fleet.start_verifier().unwrap();
+    let node = stage.operator.wait_for(ID, "was judged", |node| {
+        assert_ne!(node["troth"]["state"], "trusted", "{node:#}");
+        node["troth"]["state"] == "failed"
+    });
+    assert!(reason(&node).contains("/usr/bin/miner"), "{node:#}");
+}
+
+/// The verifier is killed at random moments while nodes are attested, enrolled and removed. What
+/// was answered is done, what was not is done or not done; a failed node is never trusted, a good
+/// one never failed, and nothing that was counted is forgotten.
+///
+/// Check: `verifier/src/store/nodes.rs`: `transaction.commit().await?`
+#[test]
+fn killed_at_random_moments() {
+    let kills = std::env::var(KILLS_VARIABLE).map_or(KILLS, |text| text.parse().unwrap());
+    let mut stage = Stage::new();
+    let bad = stage.trusted("bad");
+    bad.run("/usr/bin/miner");
+    stage.operator.wait_for_state("bad", "failed");
+    let good: Vec<_> = ["one", "two", "three"]
+        .map(|id| (id, stage.trusted(id)))
+        .into();
+    let fresh = Liar::start(&stage.fleet.ca_dir());
+    let enrolment = fresh.enrolment();
+    let mut counts = vec![0; good.len()];
+    let mut enrolled = Vec::new();
+    for round in 0..kills {
+        let id = format!("fresh-{round}");
+        let body = serde_json::to_string(&enrolment).unwrap();
+        let path = format!("POST /v2.6/agents/{id}");
+        let request = raw::request(&path, "", &body);
+        let tls = operator_tls(&stage.fleet.ca_dir());
+        let port = stage.fleet.verifier_port();
+        let answer = std::thread::spawn(move || raw::status(port, Some(tls), &request));
+        let mut random = [0];
+        aws_lc_rs::rand::fill(&mut random).unwrap();
+        std::thread::sleep(Duration::from_micros(u64::from(random[0]) * 300));
+        stage.fleet.verifier().kill().unwrap();
+        let answer = answer.join().unwrap();
+        stage.fleet.start_verifier().unwrap();
+        stage.operator = Operator::of(&stage.fleet);
+
+        let list = stage.operator.verifier.get("/v2.6/agents/").unwrap();
+        let known = list.body["results"]["uuids"].as_array().unwrap().clone();
+        let known = |id: &str| known.iter().any(|row| row[0] == id);
+        if answer == Some(200) {
+            assert!(
+                known(&id),
+                "round {round}: an enrolment that was answered is lost"
+            );
+        }
+        if known(&id) {
+            enrolled.push(id);
+        }
+        if let Some(id) = enrolled.pop_if(|_| round % 2 == 0) {
+            let path = format!("/v2.6/agents/{id}");
+            let removed = stage.operator.verifier.send(Method::DELETE, &path, None);
+            assert_eq!(removed.unwrap().status, 200, "round {round}");
+        }
+        assert!(
+            enrolled.iter().all(|id| known(id)),
+            "round {round}: {enrolled:?}"
+        );
+        let state = stage.operator.status("bad")["troth"]["state"].clone();
+        assert_eq!(state, "failed", "round {round}");
+        for ((id, _), before) in good.iter().zip(&mut counts) {
+            let node = stage.operator.status(id);
+            assert_ne!(node["troth"]["state"], "failed", "round {round}: {node:#}");
+            assert!(count(&node) >= *before, "round {round}: {node:#}");
+            *before = count(&node);
+        }
+    }
+    for (id, _) in &good {
+        stage.operator.wait_for_state(id, "trusted");
+    }
+    for id in &enrolled {
+        stage.operator.wait_for(id, "is judged", |node| {
+            assert_ne!(node["troth"]["state"], "failed", "{node:#}");
+            node["troth"]["state"] == "trusted"
+        });
+    }
+}
+
+/// The database server goes away and comes back.
+///
+/// Check: `verifier/src/poll/writer.rs`: `sleep(RETRY)`
+#[test]
+fn postgresql_away_and_back() {
+    let mut server = PostgreSql::start().unwrap();
+    server.create_database("verifier").unwrap();
+    let stage = Stage::with_verifier(&format!("database_url = {:?}", server.url("verifier")));
+    let _liar = stage.trusted(ID);
+    server.stop().unwrap();
+    stage
+        .operator
+        .wait_for(ID, "is not shown as trusted", |node| {
+            assert_ne!(node["troth"]["state"], "failed", "{node:#}");
+            node["troth"]["state"] != "trusted"
+        });
+    server.start_again().unwrap();
+    stage.operator.wait_for_state(ID, "trusted");
+    stage.operator.wait_for_attestations(ID, 2);
+}
