@@ -15,7 +15,9 @@
 //!
 //! An agent that lies is a [`forge::Liar`]: a host in memory that answers over real mTLS and is
 //! honest until it is told what to say. A man in the middle of a real agent is
-//! [`troth_tests::proxy::LyingAgent`].
+//! [`troth_tests::proxy::LyingAgent`], a real agent on a TPM of its own a [`host::Host`].
+//!
+//! `TROTH_TEST_KILLS=1000` has the verifier killed more often than CI has time for.
 #![allow(clippy::unwrap_used, reason = "helpers of tests may end them")]
 
 /// The list of cases: how many there are, and that each names its check.
@@ -33,6 +35,8 @@ mod host;
 mod lying_agent;
 /// Who sits between the verifier and a real agent.
 mod middle;
+/// Enrolments and policies that do harm, on purpose or not.
+mod operator;
 /// Requests as they stand on the wire.
 mod raw;
 /// Who wants another host's identity at the registrar, or no identity there at all.
