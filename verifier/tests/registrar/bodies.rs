@@ -69,7 +69,7 @@ async fn a_captured_registration_is_answered_as_keylime_answers_it() {
 
     let (status, answer) = server.show(id).await;
     assert_eq!(status, 200);
-    // Two certificates: the EK's, and one that Keylime's agent took for its issuer's.
+    // Two certificates: the EK's, and the platform's behind it.
     let sent = ders(request["ekcert"].as_str().unwrap());
     let expected = json!({
         "agent_id": id,
