@@ -372,7 +372,7 @@ trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
 
-/// An open connection between two requests. Only the stream is kept, not the 30 KiB that HTTP needs
+/// An open connection between two requests. Only the stream is kept, not the 25 KiB that HTTP needs
 /// meanwhile: a verifier has one for each node, idle for all but moments of its life.
 struct Kept(Option<Box<dyn Stream>>);
 

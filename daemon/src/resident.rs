@@ -8,7 +8,7 @@ use rustix::mm::{Advice, madvise};
 /// key generation, migrations, the initialisation of libcrypto below tpm2-tss. What is needed again
 /// comes back from the page cache, page by page.
 ///
-/// Without it almost half of a daemon's resident memory would be code that never runs again.
+/// Without it a third to a half of a daemon's resident memory would be code that never runs again.
 pub fn release_start_up_code() {
     let maps = fs::read_link("/proc/self/exe")
         .and_then(|program| Ok((program, fs::read_to_string("/proc/self/smaps")?)));

@@ -226,7 +226,7 @@ pub fn client_config(
         None => builder.with_no_client_auth(),
     };
     config.enable_sni = false;
-    // Connections are kept; room for sessions to resume would cost 10 KiB for each node.
+    // Connections are kept; room for sessions to resume would cost 14 KiB for each node.
     config.resumption = Resumption::disabled();
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(Arc::new(config))
