@@ -148,7 +148,7 @@ fn ten_thousand_bogus_registrations() {
     let database = registrar.stage.path().join("fleet/state/reg_data.sqlite");
     let size = std::fs::metadata(database).unwrap().len();
     assert!(
-        size < 8 << 20,
+        size < 4 << 20,
         "{size} bytes for 1,000 registrations that wait"
     );
 }
