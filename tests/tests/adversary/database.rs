@@ -77,6 +77,10 @@ fn the_verifiers_disk_is_full() {
     let reply = stage.operator.enrol("late", &late);
     assert_eq!(reply.status, 200, "{reply:?}");
     stage.operator.wait_for_state("late", "trusted");
+    // What was answered is in the file, not only in what the verifier sees of it.
+    stage.fleet.verifier().kill().unwrap();
+    stage.fleet.start_verifier().unwrap();
+    stage.operator.wait_for_state("late", "trusted");
 }
 
 /// No space for registrations: agents are told to come later, and what is active stays.
@@ -98,6 +102,14 @@ fn the_registrars_disk_is_full() {
     assert_eq!(registrar.record("second"), Value::Null);
     registrar.take_in("second", &second);
     registrar.take_in("first", &first);
+    // What was answered is in the file, not only in what the registrar sees of it.
+    let [first, second] = ["first", "second"].map(|id| registrar.record(id));
+    registrar.stage.fleet.registrar().kill().unwrap();
+    registrar.stage.fleet.start_registrar().unwrap();
+    assert_eq!(
+        ["first", "second"].map(|id| registrar.record(id)),
+        [first, second]
+    );
 }
 
 /// A database that may be read but not written.

@@ -188,7 +188,8 @@ impl Store {
             .after_release(move |connection, _| {
                 Box::pin(async move {
                     if sqlite {
-                        // A full disk can leave a transaction open; in one, this is refused.
+                        // A full disk can leave a transaction open, and whatever is written in it
+                        // later is lost with the process. In one, this is refused.
                         let free = connection.execute("PRAGMA synchronous = FULL").await;
                         if free.is_err() {
                             connection.execute("ROLLBACK").await?;
