@@ -2,10 +2,13 @@
 
 /// What an operator says of a node to the verifier.
 mod enrolment;
+/// Key material on its way.
+mod secret;
 
 use serde::{Deserialize, Serialize};
 
 pub use enrolment::{Enrolment, EnrolmentError};
+pub use secret::SecretText;
 
 use crate::finding::Finding;
 
@@ -218,7 +221,7 @@ pub struct NodeStatus {
     pub operational_state: Option<u8>,
     /// base64 V.
     #[serde(default)]
-    pub v: Option<String>,
+    pub v: Option<SecretText>,
     /// Agent address.
     pub ip: Option<String>,
     /// Agent port.

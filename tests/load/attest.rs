@@ -14,7 +14,7 @@ use clap::{Args, ValueEnum};
 use hyper::Method;
 use serde_json::json;
 use tokio::{task::JoinSet, time::sleep};
-use troth_core::wire::{Enrolment, Envelope, NodeStatus};
+use troth_core::wire::{Enrolment, Envelope, NodeStatus, SecretText};
 use troth_daemon::{
     client::{Answer, Client},
     shutdown::Shutdown,
@@ -232,7 +232,7 @@ fn enrolment(node: &Node, ip: IpAddr, policy: Option<String>) -> Enrolment {
         runtime_policy_name: policy,
         runtime_policy_key: Some(String::new()),
         ima_sign_verification_keys: Some(String::new()),
-        revocation_key: Some(String::new()),
+        revocation_key: Some(SecretText::default()),
         accept_tpm_hash_algs: list(&["sha512", "sha384", "sha256"]),
         accept_tpm_encryption_algs: list(&["ecc", "rsa"]),
         accept_tpm_signing_algs: list(&["ecdsa", "rsassa"]),

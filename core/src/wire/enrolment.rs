@@ -3,7 +3,7 @@ use std::fmt;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
-use super::port_or_text;
+use super::{SecretText, port_or_text};
 
 /// Members that must be there, if only as null or `""`: with one that was forgotten, a node would
 /// be judged by less than its operator thinks.
@@ -28,7 +28,7 @@ const REQUIRED: [&str; 13] = [
 pub struct Enrolment {
     /// base64 V share.
     #[serde(default)]
-    pub v: Option<String>,
+    pub v: Option<SecretText>,
     /// Agent address.
     #[serde(default)]
     pub cloudagent_ip: Option<String>,
@@ -59,8 +59,8 @@ pub struct Enrolment {
     pub mb_policy_name: Option<String>,
     /// Keyring JSON text or `""`.
     pub ima_sign_verification_keys: Option<String>,
-    /// PEM or `""`.
-    pub revocation_key: Option<String>,
+    /// PEM of a private key, or `""`.
+    pub revocation_key: Option<SecretText>,
     /// Accepted hash algorithms.
     pub accept_tpm_hash_algs: Vec<String>,
     /// Accepted AK algorithms.
@@ -157,6 +157,28 @@ mod tests {
         assert_eq!(enrolment.cloudagent_port, Some(9002));
         assert_eq!(enrolment.verifier_port, Some(8881));
         assert_eq!(enrolment.mb_policy, None);
+    }
+
+    #[test]
+    fn keys_are_carried_and_never_shown() {
+        let mut body = serde_json::to_value(Enrolment::default()).unwrap();
+        body["v"] = json!("c2hhcmUgVg==");
+        body["revocation_key"] = json!("-----BEGIN PRIVATE KEY-----");
+        let enrolment = read(&body).unwrap();
+        assert_eq!(serde_json::to_value(&enrolment).unwrap(), body);
+        let shown = format!("{:?}", enrolment.clone());
+        assert!(
+            !shown.contains("c2hh") && !shown.contains("PRIVATE"),
+            "{shown}"
+        );
+        for wrong in [json!(987_654), json!({"key": "c2hh"})] {
+            body["v"] = wrong;
+            let error = read(&body).unwrap_err().to_string();
+            assert!(
+                !error.contains("9876") && !error.contains("c2hh"),
+                "{error}"
+            );
+        }
     }
 
     #[test]

@@ -2,7 +2,11 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use hyper::Method;
 use serde::Serialize;
 use serde_json::Value;
-use troth_core::{appraise::AcceptedAlgorithms, tpm::PcrMask, wire::Enrolment};
+use troth_core::{
+    appraise::AcceptedAlgorithms,
+    tpm::PcrMask,
+    wire::{Enrolment, SecretText},
+};
 
 use super::{ek::EkFindings, identity::Proven, policies::Policies};
 use crate::{
@@ -117,7 +121,7 @@ pub(super) fn enrolment(
         mb_policy: boot.text,
         mb_policy_name: boot.name,
         ima_sign_verification_keys: Some(String::new()),
-        revocation_key: Some(String::new()),
+        revocation_key: Some(SecretText::default()),
         accept_tpm_hash_algs: accept.hash,
         accept_tpm_encryption_algs: accept.encryption,
         accept_tpm_signing_algs: accept.signing,

@@ -22,7 +22,7 @@ use self::{
     verify::OnDemand,
 };
 use crate::{
-    authority::find,
+    authority::{Principal, find},
     config::VerifierConfig,
     poll::{CommandError, EnrolError, Fleet, RemoveError},
     rest::{self, Empty, Path, Refusal, Reply},
@@ -61,7 +61,12 @@ impl VerifierApi {
 impl Handler for VerifierApi {
     async fn handle(&self, request: Request<Incoming>) -> Response<Body> {
         let id = rest::request_id(&request);
-        rest::finish(id, self.0.route(request).await)
+        // In a task of its own, because hyper drops the work for a client that goes away: half of
+        // an enrolment is a node in the database that nobody asks.
+        let inner = Arc::clone(&self.0);
+        let reply = tokio::spawn(async move { inner.route(request).await }).await;
+        let reply = reply.unwrap_or_else(|error| Err(Refusal::internal(&error)));
+        rest::finish(id, reply)
     }
 }
 
@@ -90,7 +95,7 @@ impl Inner {
             Endpoint::Enrol => {
                 let id = agent_id(parameter)?;
                 let body = read_body(request.into_body(), self.max_upload_size).await?;
-                self.enrol(id, &body).await
+                self.enrol(id, &body, &who).await
             }
             Endpoint::Remove => {
                 let id = agent_id(parameter)?;
@@ -105,9 +110,17 @@ impl Inner {
                 Ok(rest::success(Empty {}))
             }
             Endpoint::Reactivate => {
-                told(self.fleet.reactivate(agent_id(parameter)?.as_str()).await)
+                let id = agent_id(parameter)?;
+                told(self.fleet.reactivate(id.as_str()).await)?;
+                tracing::info!(node_id = %id, admin = %who, "reactivated");
+                Ok(rest::success(Empty {}))
             }
-            Endpoint::Stop => told(self.fleet.stop(agent_id(parameter)?.as_str()).await),
+            Endpoint::Stop => {
+                let id = agent_id(parameter)?;
+                told(self.fleet.stop(id.as_str()).await)?;
+                tracing::info!(node_id = %id, admin = %who, "stopped");
+                Ok(rest::success(Empty {}))
+            }
             Endpoint::VerifyIdentity => {
                 let (source, query) = (peer.address.ip(), request.uri().query());
                 let key = |id: &str| self.fleet.attestation_key(id);
@@ -153,14 +166,17 @@ impl Inner {
         })
     }
 
-    async fn enrol(&self, id: AgentId, body: &[u8]) -> Reply {
+    async fn enrol(&self, id: AgentId, body: &[u8], who: &Principal) -> Reply {
         if body.is_empty() {
             return Err(Refusal::bad_request("Expected non zero content length"));
         }
         let enrolment =
             Enrolment::from_json(body).map_err(|error| Refusal::bad_request(error.to_string()))?;
-        match self.fleet.enrol(id, enrolment).await {
-            Ok(()) => Ok(rest::success(Empty {})),
+        match self.fleet.enrol(id.clone(), enrolment).await {
+            Ok(()) => {
+                tracing::info!(node_id = %id, admin = %who, "enrolled");
+                Ok(rest::success(Empty {}))
+            }
             Err(error) => Err(match &error {
                 EnrolError::NodeExists(_) | EnrolError::PolicyExists { .. } => {
                     Refusal::new(StatusCode::CONFLICT, error.to_string())
@@ -190,12 +206,9 @@ fn not_found() -> Refusal {
     Refusal::not_found("agent id not found")
 }
 
-fn told(result: Result<(), CommandError>) -> Reply {
-    match result {
-        Ok(()) => Ok(rest::success(Empty {})),
-        Err(CommandError::Unknown) => Err(not_found()),
-        Err(error @ CommandError::Broken(_)) => {
-            Err(Refusal::new(StatusCode::CONFLICT, error.to_string()))
-        }
-    }
+fn told(result: Result<(), CommandError>) -> Result<(), Refusal> {
+    result.map_err(|error| match error {
+        CommandError::Unknown => not_found(),
+        CommandError::Broken(_) => Refusal::new(StatusCode::CONFLICT, error.to_string()),
+    })
 }

@@ -7,7 +7,10 @@ use tokio::{
     sync::{mpsc, oneshot},
     time::{Instant, sleep_until},
 };
-use troth_core::{identity::AgentId, wire::Enrolment};
+use troth_core::{
+    identity::AgentId,
+    wire::{Enrolment, SecretText},
+};
 use troth_daemon::client::{Client, LargeAnswers};
 
 use super::{
@@ -173,14 +176,12 @@ impl Node {
                 None => return,
                 Some(Command::Stop(done)) => {
                     self.record().stop();
-                    tracing::info!(node_id = %self.enrolled.id, "stopped by an operator");
                     due = None;
                     done
                 }
                 Some(Command::Reactivate(done)) if self.rules().is_err() => done,
                 Some(Command::Reactivate(done)) => {
                     self.record().reactivate();
-                    tracing::info!(node_id = %self.enrolled.id, "reactivated by an operator");
                     client = None;
                     full = true;
                     share = Share::default();
@@ -235,13 +236,8 @@ impl Node {
 
     /// Gives a node that was just trusted its half of the payload key, if it has one.
     async fn hand_over(&self, share: &mut Share, client: &Client) {
-        let Some(v) = self
-            .enrolled
-            .enrolment
-            .v
-            .as_deref()
-            .filter(|v| !v.is_empty())
-        else {
+        let v = self.enrolled.enrolment.v.as_ref().map(SecretText::expose);
+        let Some(v) = v.filter(|v| !v.is_empty()) else {
             return;
         };
         let (nk, version) = {

@@ -396,6 +396,17 @@ impl NodeRecord {
         }
     }
 
+    /// Keylime's word for the state at `now`: its PASS must not outlive what Troth itself would say.
+    pub(crate) fn attestation_status(&self, now: Duration, timing: &Timing) -> &'static str {
+        use operational::{FAILED, GET_QUOTE, INVALID_QUOTE, STOPPED};
+        match (self.operational, self.shown_state(now, timing)) {
+            (GET_QUOTE, "trusted") => "PASS",
+            (FAILED | INVALID_QUOTE | STOPPED, _) => "FAIL",
+            (_, STALE) => "TIMEOUT",
+            _ => "PENDING",
+        }
+    }
+
     /// Time since the last verdict.
     fn age(&self, now: Duration) -> Duration {
         now.saturating_sub(Duration::from_millis(self.judged_at_ms))

@@ -127,7 +127,7 @@ mod tests {
                 agent_id: id.into(),
                 generation: 1,
                 verifier_id: "default".into(),
-                enrolment: "{}".into(),
+                enrolment: String::from("{}").into(),
                 operational_state: 1,
                 record: "{}".into(),
             };

@@ -1,4 +1,5 @@
 use sqlx::{AssertSqlSafe, Executor, Row, any::AnyRow};
+use troth_core::wire::SecretText;
 
 use super::{
     Store, StoreError, Table,
@@ -21,8 +22,8 @@ pub struct NewNode {
     pub generation: u64,
     /// Which verifier it belongs to.
     pub verifier_id: String,
-    /// What the operator said, JSON text.
-    pub enrolment: String,
+    /// What the operator said, JSON text; it may have keys in it.
+    pub enrolment: SecretText,
     /// State of Keylime's API.
     pub operational_state: u8,
     /// What the verifier knows, JSON text.
@@ -36,8 +37,8 @@ pub struct NodeRow {
     pub agent_id: String,
     /// Tells this enrolment from an earlier one of the same id.
     pub generation: u64,
-    /// JSON text.
-    pub enrolment: String,
+    /// JSON text; it may have keys in it.
+    pub enrolment: SecretText,
     /// Its policies.
     pub policies: PolicyDigests,
     /// State of Keylime's API.
@@ -116,7 +117,7 @@ impl Store {
         .bind(node.agent_id.clone())
         .bind(signed(node.generation))
         .bind(node.verifier_id.clone())
-        .bind(node.enrolment.clone())
+        .bind(node.enrolment.expose().to_owned())
         .bind(policies.runtime.name().map(str::to_owned))
         .bind(policies.boot.name().map(str::to_owned))
         .bind(i64::from(node.operational_state))
@@ -168,7 +169,7 @@ impl Store {
             Ok(NodeRow {
                 agent_id: row.try_get("agent_id")?,
                 generation: unsigned(row.try_get("generation")?),
-                enrolment: row.try_get("enrolment")?,
+                enrolment: row.try_get::<String, _>("enrolment")?.into(),
                 policies: PolicyDigests::read(row)?,
                 operational_state: u8::try_from(row.try_get::<i64, _>("operational_state")?)
                     .unwrap_or(u8::MAX),
@@ -199,14 +200,13 @@ impl Store {
     }
 
     /// What the operator said of a node, at whichever verifier; JSON text.
-    pub async fn enrolment(&self, id: &str) -> Result<Option<String>, StoreError> {
+    pub async fn enrolment(&self, id: &str) -> Result<Option<SecretText>, StoreError> {
         let row = sqlx::query("SELECT enrolment FROM nodes WHERE agent_id = $1")
             .bind(id.to_owned())
             .fetch_optional(&self.pool)
             .await?;
-        row.map(|row| row.try_get(0))
-            .transpose()
-            .map_err(Into::into)
+        let text = row.map(|row| row.try_get::<String, _>(0)).transpose()?;
+        Ok(text.map(SecretText::from))
     }
 
     /// Writes a batch of at most [`MAX_UPDATES`], all or none. It survives a crash of this process,

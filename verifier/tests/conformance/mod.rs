@@ -270,7 +270,7 @@ fn node(id: &str, generation: u64) -> NewNode {
         agent_id: id.into(),
         generation,
         verifier_id: "default".into(),
-        enrolment: "{}".into(),
+        enrolment: String::from("{}").into(),
         operational_state: 1,
         record: "{}".into(),
     }
@@ -677,7 +677,10 @@ pub(crate) async fn kinds_of_policies_share_texts_but_not_names(url: &str) {
     let used = store.node_policies("default").await.unwrap();
     assert_eq!(used, [("a".to_owned(), digests)]);
     assert!(store.node_policies("other").await.unwrap().is_empty());
-    assert_eq!(store.enrolment("a").await.unwrap().as_deref(), Some("{}"));
+    assert_eq!(
+        store.enrolment("a").await.unwrap(),
+        Some(String::from("{}").into())
+    );
     assert_eq!(store.enrolment("b").await.unwrap(), None);
     assert_eq!(store.policy_users(boot, "a").await.unwrap(), ["a"]);
     // Both are named after the node.

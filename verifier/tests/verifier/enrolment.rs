@@ -1,13 +1,20 @@
+use std::time::{Duration, Instant};
+
 use base64::{Engine, engine::general_purpose::STANDARD};
+use bytes::Bytes;
 use hyper::Method;
 use serde_json::{Value, json};
+use sqlx::{AnyConnection, Connection, Executor};
 use troth_verifier::{
     ca::CaDirectory,
     config::VerifierConfig,
     store::{Enrolled, NewNode, PolicyChoices, Schema, Store},
 };
 
-use crate::stage::{Agent, Listening, Mode, Verifier, enrolment, stage};
+use crate::{
+    common::operator,
+    stage::{Agent, Listening, Mode, Verifier, enrolment, stage},
+};
 
 #[tokio::test]
 async fn unusable_enrolments_are_refused_with_the_member_to_change() {
@@ -155,13 +162,13 @@ async fn boot_policy_of_an_enrolment_from_before_such_policies_had_names_still_j
     let store = Store::open(&config.database_url(), Schema::Verifier).await;
     let store = store.unwrap();
     let row = store.nodes("default").await.unwrap().remove(0);
-    let mut enrolment: Value = serde_json::from_str(&row.enrolment).unwrap();
+    let mut enrolment: Value = serde_json::from_str(row.enrolment.expose()).unwrap();
     enrolment["mb_policy"] = json!("{}");
     let node = NewNode {
         agent_id: row.agent_id,
         generation: row.generation,
         verifier_id: "default".into(),
-        enrolment: enrolment.to_string(),
+        enrolment: enrolment.to_string().into(),
         operational_state: row.operational_state,
         record: row.record,
     };
@@ -326,5 +333,47 @@ async fn node_of_another_verifier_is_not_removed_here() {
     let elsewhere = (404, "agent id associated to this verifier".to_owned());
     assert_eq!(remove("a").await, elsewhere);
     assert_eq!(remove("b").await, (404, "agent id not found".to_owned()));
+    verifier.stop().await;
+}
+
+/// Does the verifier get at its database? A write that another process holds up keeps it busy.
+async fn database_is_free(verifier: &Verifier) -> bool {
+    let asked = verifier.call(Method::GET, "/v2.6/allowlists", None);
+    tokio::time::timeout(Duration::from_millis(500), asked)
+        .await
+        .is_ok()
+}
+
+#[tokio::test]
+async fn enrolment_ends_even_if_its_client_goes_away() {
+    let root = tempfile::tempdir().unwrap();
+    let (verifier, agent, listening) = stage(root.path()).await;
+    let config = VerifierConfig {
+        state_dir: root.path().into(),
+        ..VerifierConfig::default()
+    };
+    let mut other = AnyConnection::connect(&config.database_url())
+        .await
+        .unwrap();
+    other.execute("BEGIN IMMEDIATE").await.unwrap();
+    let client = operator(verifier.port, &config.ca_dir(), true);
+    let body = Bytes::from(enrolment(&agent, &listening).to_string());
+    let asked = tokio::spawn(async move {
+        client
+            .send(Method::POST, "/v2.6/agents/a", Some(body))
+            .await
+    });
+    while database_is_free(&verifier).await {}
+    asked.abort();
+    assert!(asked.await.unwrap_err().is_cancelled());
+    other.execute("ROLLBACK").await.unwrap();
+
+    let path = "/v2.6/agents/a";
+    let end = Instant::now() + Duration::from_secs(15);
+    while verifier.call(Method::GET, path, None).await.0 != 200 {
+        assert!(Instant::now() < end, "the enrolment was dropped half-way");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    verifier.until_state("a", "trusted").await;
     verifier.stop().await;
 }

@@ -46,7 +46,7 @@ impl Fleet {
             agent_id: id.as_str().to_owned(),
             generation,
             verifier_id: self.verifier_id.clone(),
-            enrolment: text(serde_json::to_string(&enrolment))?,
+            enrolment: text(serde_json::to_string(&enrolment))?.into(),
             operational_state: record.operational,
             record: text(serde_json::to_string(&record))?,
         };
@@ -59,7 +59,6 @@ impl Fleet {
                 return Err(EnrolError::PolicyExists { kind, name });
             }
         }
-        tracing::info!(node_id = %id, "enrolled");
         warn(&id, &rules);
         let enrolled = Enrolled {
             id,

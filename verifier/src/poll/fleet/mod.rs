@@ -200,7 +200,7 @@ impl Fleet {
         };
         let record = serde_json::from_str::<NodeRecord>(&row.record)
             .map_err(|error| FleetError::from(content("record", error)));
-        let enrolment = serde_json::from_str::<Enrolment>(&row.enrolment)
+        let enrolment = serde_json::from_str::<Enrolment>(row.enrolment.expose())
             .map_err(|error| FleetError::from(content("enrolment", error)));
         let enrolled = Enrolled {
             id,

@@ -98,7 +98,7 @@ impl Fleet {
             return Ok(());
         };
         // One that does not parse is not judged there either.
-        let Ok(enrolment) = serde_json::from_str::<Enrolment>(&enrolment) else {
+        let Ok(enrolment) = serde_json::from_str::<Enrolment>(enrolment.expose()) else {
             return Ok(());
         };
         can_follow(&enrolment, policy).map_err(|source| PolicyChangeError::Node { id, source })

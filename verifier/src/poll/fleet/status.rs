@@ -58,7 +58,8 @@ impl Fleet {
         let boot = named.is_some_and(|named| named.boot != BootPolicy::None);
         let runtime = named.and_then(|named| named.runtime.as_deref());
         let record = node.shown();
-        let mut troth = record.status(now(), timing);
+        let now = now();
+        let mut troth = record.status(now, timing);
         // A policy that was enrolled without a name is stored under the node's id.
         let name = |given: &Option<String>| {
             let given = given.clone().filter(|name| !name.is_empty());
@@ -69,13 +70,6 @@ impl Fleet {
         if let Some(warning) = rules.as_deref().and_then(Rules::warning) {
             troth.reason = format!("{}; warning: {warning}", troth.reason);
         }
-        // Keylime's PASS must not outlive what Troth itself would say.
-        let attestation_status = match (record.operational, troth.state.as_str()) {
-            (3, "trusted") => "PASS",
-            (7 | 9 | 10, _) => "FAIL",
-            (_, "stale") => "TIMEOUT",
-            _ => "PENDING",
-        };
         let seconds = timing.interval.as_secs();
         NodeStatus {
             operational_state: Some(record.operational),
@@ -105,7 +99,7 @@ impl Fleet {
             attestation_count: record.attestation_count,
             last_received_quote: record.last_received_quote,
             last_successful_attestation: record.last_successful_attestation,
-            attestation_status: attestation_status.to_owned(),
+            attestation_status: record.attestation_status(now, timing).to_owned(),
             attestation_period: format!("{seconds}s"),
             maximum_attestation_interval: format!("{}s", timing.stale_after().as_secs()),
             troth: Some(troth),

@@ -229,3 +229,30 @@ fn linear_retries_and_huge_attempts_stay_in_bounds() {
     assert_eq!(linear.backoff(9), Duration::from_secs(2));
     assert_eq!(timing().backoff(u32::MAX), Duration::from_secs(60));
 }
+
+#[test]
+fn keylimes_pass_ends_when_the_verdict_is_stale_or_the_node_is_silent() {
+    let timing = timing();
+    let judged = T0 + Duration::from_secs(1);
+    let later = judged + timing.stale_after();
+    let mut record = record();
+    let word = |record: &NodeRecord, now| record.attestation_status(now, &timing);
+    assert_eq!(word(&record, T0), "PENDING");
+    apply(&mut record, trusted());
+    assert_eq!(word(&record, later), "PASS");
+    let too_late = later + Duration::from_millis(1);
+    assert_eq!(word(&record, too_late), "TIMEOUT");
+    apply(&mut record, silent());
+    assert_eq!(word(&record, judged), "PENDING", "it may come back");
+    for _ in 0..timing.max_retries {
+        apply(&mut record, silent());
+    }
+    assert_eq!(word(&record, judged), "FAIL");
+    apply(&mut record, trusted());
+    apply(&mut record, failed(1));
+    assert_eq!(word(&record, too_late), "FAIL");
+    record.reactivate();
+    assert_eq!(word(&record, judged), "PENDING");
+    record.stop();
+    assert_eq!(word(&record, judged), "FAIL");
+}
