@@ -5,10 +5,18 @@ use regex::{RegexBuilder, RegexSet, RegexSetBuilder};
 
 use super::PolicyError;
 
-/// Compiled size of one pattern, and of the set, in bytes.
+/// All patterns of a policy together, in bytes. A `\w` is two of them, and some KiB once parsed.
+const TEXT_LIMIT: usize = 64 << 10;
+/// Those of them for the backtracking engine, which keeps each part of a pattern by itself.
+const BACKTRACK_TEXT: usize = 8 << 10;
+/// Compiled size of the set in bytes.
 const SIZE_LIMIT: usize = 64 << 20;
+/// Compiled size of a part of a pattern for the backtracking engine, in bytes.
+const PART_LIMIT: usize = 512 << 10;
 /// Steps of the backtracking engine for one pattern and one path: some 0.1 ms.
 const BACKTRACK_LIMIT: usize = 10_000;
+/// Characters of a pattern that an error shows.
+const SHOWN: usize = 200;
 /// Longest path that is given to the backtracking engine, in bytes: twice the kernel's PATH_MAX.
 /// A single step may look at all of it.
 const BACKTRACK_PATH: usize = 8_192;
@@ -43,27 +51,39 @@ impl Excludes {
     /// Compiles `patterns`.
     ///
     /// # Errors
-    /// Names the first pattern that is no regular expression.
+    /// Names the first pattern that is no regular expression. Their size is bounded in every way:
+    /// a verifier compiles the policies of anybody.
     pub fn compile<'p>(patterns: impl IntoIterator<Item = &'p str>) -> Result<Self, PolicyError> {
         let mut linear = Vec::new();
         let mut backtracking = Vec::new();
+        let (mut text, mut backtracking_text) = (0_usize, 0_usize);
         for pattern in patterns {
             let fail = |reason: String| PolicyError::Exclude {
-                pattern: pattern.into(),
+                pattern: pattern.chars().take(SHOWN).collect(),
                 reason,
             };
+            text = text.saturating_add(pattern.len());
+            if text > TEXT_LIMIT {
+                let reason = format!("with it, the patterns have more than {TEXT_LIMIT} bytes");
+                return Err(fail(reason));
+            }
             let anchored = format!(r"\A(?:{})", translate(pattern));
-            if RegexBuilder::new(&anchored)
-                .size_limit(SIZE_LIMIT)
-                .build()
-                .is_ok()
-            {
+            // Only parsed: the size of all together is what counts.
+            let parsed = RegexBuilder::new(&anchored).size_limit(0).build();
+            if matches!(parsed, Ok(_) | Err(regex::Error::CompiledTooBig(_))) {
                 linear.push(anchored);
                 continue;
             }
+            backtracking_text += pattern.len();
+            if backtracking_text > BACKTRACK_TEXT {
+                return Err(fail(format!(
+                    "with it, those with look-around and back-references have more than \
+                     {BACKTRACK_TEXT} bytes"
+                )));
+            }
             let regex = fancy_regex::RegexBuilder::new(&anchored)
                 .backtrack_limit(BACKTRACK_LIMIT)
-                .delegate_size_limit(SIZE_LIMIT)
+                .delegate_size_limit(PART_LIMIT)
                 .build()
                 .map_err(|error| fail(error.to_string()))?;
             backtracking.push(regex);
@@ -293,6 +313,31 @@ mod tests {
     fn an_invalid_pattern_is_named() {
         let error = Excludes::compile(["/ok", "/broken("]).unwrap_err();
         assert!(error.to_string().contains("/broken("), "{error}");
+    }
+
+    /// Each of these would take minutes or gigabytes before the size of the result is looked at.
+    #[test]
+    fn many_patterns_cost_no_more_than_few() {
+        let linear: Vec<_> = (0..3_000)
+            .map(|n| format!("/{n}(a{{999}}){{200}}"))
+            .collect();
+        let look_around = vec![r"/(?=x)(a{999}){200}(?=y)\w{900}"; 300];
+        let words = [r"\w".repeat(TEXT_LIMIT)];
+        let words: Vec<_> = words.iter().map(String::as_str).collect();
+        for (patterns, reason) in [
+            (linear.iter().map(String::as_str).collect(), "size limit"),
+            (look_around, "building NFA"),
+            (vec![r"/(?=x)\w"; 2_000], "look-around"),
+            (words, "more than 65536 bytes"),
+        ] {
+            let error = Excludes::compile(patterns).unwrap_err().to_string();
+            assert!(error.contains(reason) && error.len() < 1_000, "{error}");
+        }
+        let ordinary = (0..1_000).map(|n| format!("/var/lib/container-{n:04}/.*"));
+        let ordinary: Vec<_> = ordinary.collect();
+        let excludes = Excludes::compile(ordinary.iter().map(String::as_str)).unwrap();
+        let path = "/var/lib/container-0999/x";
+        assert!(excludes.matches(path, &mut ExcludesBudget::default()));
     }
 
     #[test]

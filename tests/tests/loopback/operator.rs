@@ -171,6 +171,26 @@ fn the_sites_own_program_has_the_last_word_about_an_ek() {
 }
 
 #[test]
+fn the_log_names_the_administrator_of_every_change() {
+    let mut stage = Stage::new();
+    let id = "changed";
+    let _agent = stage.agent(&AgentOptions::with_id(id));
+    stage.enrol(id);
+    for command in ["stop", "reactivate", "remove"] {
+        let command = ["agent", command, id];
+        stage.fleet.trothctl(&command).unwrap().success().unwrap();
+    }
+    for change in ["enrolled", "stopped", "reactivated", "removed"] {
+        let logged = |log: &str| {
+            let named = |line: &&str| line.contains(change) && line.contains("admin=client");
+            log.lines().find(named).map(str::to_owned)
+        };
+        let line = stage.fleet.verifier().wait_for_log(0, logged).unwrap();
+        assert!(line.contains(id), "{line}");
+    }
+}
+
+#[test]
 fn an_update_changes_what_it_names_and_keeps_the_rest() {
     let stage = Stage::new();
     let id = "updated";
