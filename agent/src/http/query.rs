@@ -3,6 +3,9 @@ use troth_core::tpm::PcrMask;
 /// Longest nonce, bytes: TPM2B_DATA of a TPM with SHA-512.
 const NONCE_LIMIT: usize = 64;
 
+/// Most parameters of a request; no request has more than four.
+const PARAMETERS: usize = 32;
+
 /// A request's query parameters, percent-decoded.
 #[derive(Debug, Default)]
 pub(super) struct Query(Vec<(String, String)>);
@@ -14,6 +17,8 @@ pub(super) enum QueryError {
     Missing(&'static str),
     #[error("Query deserialize error: duplicate field `{0}`")]
     Duplicate(String),
+    #[error("Query deserialize error: more than {PARAMETERS} parameters")]
+    TooMany,
     #[error("Query deserialize error: not percent-encoded UTF-8")]
     Encoding,
     #[error("{0} should be strictly alphanumeric: {1}")]
@@ -40,6 +45,9 @@ impl Query {
             let (key, value) = (decode(key)?, decode(value)?);
             if pairs.iter().any(|(known, _)| *known == key) {
                 return Err(QueryError::Duplicate(key));
+            }
+            if pairs.len() == PARAMETERS {
+                return Err(QueryError::TooMany);
             }
             pairs.push((key, value));
         }
@@ -126,12 +134,11 @@ fn decode(text: &str) -> Result<String, QueryError> {
         bytes.push(match byte {
             b'+' => b' ',
             b'%' => {
-                let digits = tail
-                    .get(..2)
-                    .and_then(|digits| std::str::from_utf8(digits).ok());
-                let value = digits.and_then(|digits| u8::from_str_radix(digits, 16).ok());
-                rest = tail.get(2..).unwrap_or_default();
-                value.ok_or(QueryError::Encoding)?
+                let (digits, tail) = tail.split_at_checked(2).ok_or(QueryError::Encoding)?;
+                let mut value = [0];
+                hex::decode_to_slice(digits, &mut value).map_err(|_| QueryError::Encoding)?;
+                rest = tail;
+                value[0]
             }
             other => other,
         });
@@ -229,5 +236,18 @@ mod tests {
         assert!(Query::parse(Some("nonce=%4")).is_err());
         assert!(Query::parse(Some("nonce=%FF")).is_err());
         assert!(Query::parse(Some("&&nonce=1&")).is_ok());
+    }
+
+    #[test]
+    fn odd_escapes_and_floods_of_parameters_are_refused() {
+        for bad in ["nonce=%+1", "nonce=%1", "nonce=%", "nonce=%zz", "%ff=1"] {
+            let error = Query::parse(Some(bad)).unwrap_err();
+            assert_eq!(error, QueryError::Encoding, "{bad}");
+        }
+        assert_eq!(query("nonce=%41b").nonce().unwrap(), b"Ab");
+        let many: Vec<_> = (0..=PARAMETERS).map(|n| format!("p{n}=1")).collect();
+        Query::parse(Some(&many[1..].join("&"))).unwrap();
+        let error = Query::parse(Some(&many.join("&"))).unwrap_err();
+        assert_eq!(error, QueryError::TooMany);
     }
 }
