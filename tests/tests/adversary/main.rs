@@ -24,6 +24,8 @@
 mod cases;
 /// Clients whose certificate is not what it should be.
 mod client;
+/// The time of day jumps under the daemons.
+mod clock;
 /// A database that is full, read-only, damaged, away, or written by others; and a verifier that is
 /// killed.
 mod database;

@@ -274,7 +274,10 @@ impl NodeRecord {
         now: Duration,
         timing: &Timing,
     ) -> Step {
-        let regular = (started + timing.interval).saturating_sub(now);
+        // Not more than an interval, should the clock have been set back meanwhile.
+        let regular = (started + timing.interval)
+            .saturating_sub(now)
+            .min(timing.interval);
         let step = match outcome {
             Outcome::Trusted {
                 node,
@@ -388,7 +391,7 @@ impl NodeRecord {
     pub(crate) fn shown_state(&self, now: Duration, timing: &Timing) -> &'static str {
         match self.state {
             State::Pending => "pending",
-            State::Trusted if self.age(now) > timing.stale_after() => STALE,
+            State::Trusted if self.out_of_date(now, timing) => STALE,
             State::Trusted => "trusted",
             State::Failed => "failed",
             State::Unreachable => "unreachable",
@@ -412,11 +415,19 @@ impl NodeRecord {
         now.saturating_sub(Duration::from_millis(self.judged_at_ms))
     }
 
+    /// Does the last verdict say nothing about `now`? One from the future neither: the clock was set
+    /// back, and how old it is nobody knows.
+    fn out_of_date(&self, now: Duration, timing: &Timing) -> bool {
+        now.abs_diff(Duration::from_millis(self.judged_at_ms)) > timing.stale_after()
+    }
+
     /// The status for operators at `now` (since the Unix epoch).
     pub(crate) fn status(&self, now: Duration, timing: &Timing) -> TrothStatus {
         let age = self.age(now);
         let attested = if self.judged_at_ms == 0 {
             String::from("never attested")
+        } else if milliseconds(now + timing.stale_after()) < self.judged_at_ms {
+            String::from("attested before the clock was set back")
         } else {
             format!("attested {} s ago", age.as_secs())
         };

@@ -95,7 +95,8 @@ impl Inner {
                 not_registered(id)
             });
         };
-        let age = unix_seconds().saturating_sub(pending.created_at);
+        // A challenge from the future was made before the clock was set back: its age is not known.
+        let age = unix_seconds().abs_diff(pending.created_at);
         if age > self.challenge_lifetime.as_secs() {
             return Err(Refusal::bad_request(
                 "the challenge has expired; register again",

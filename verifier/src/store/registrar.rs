@@ -129,8 +129,9 @@ impl Store {
     }
 
     /// Keeps a registration until its challenge is answered; it replaces an earlier one of the
-    /// same id. Challenges made before `expired_before` (Unix seconds) are dropped, and the oldest
-    /// beyond `max_pending`: a flood pushes out what it brought itself long before an honest
+    /// same id. Challenges made before `expired_before` (Unix seconds) are dropped, those from as
+    /// far in the future, which a clock that was set back leaves behind, and the oldest beyond
+    /// `max_pending`: a flood pushes out what it brought itself long before an honest
     /// agent, which answers within seconds. Among those of one second chance decides, not a name
     /// that a flood may choose. Returns how many were pushed out.
     pub async fn put_pending(
@@ -139,12 +140,16 @@ impl Store {
         expired_before: u64,
         max_pending: u32,
     ) -> Result<u64, StoreError> {
+        let lifetime = pending.created_at.saturating_sub(expired_before);
         let mut transaction = self.begin(Table::Pending).await?;
-        sqlx::query("DELETE FROM pending WHERE created_at < $1 OR agent_id = $2")
-            .bind(signed(expired_before))
-            .bind(pending.agent.agent_id.clone())
-            .execute(&mut *transaction)
-            .await?;
+        sqlx::query(
+            "DELETE FROM pending WHERE created_at < $1 OR created_at > $2 OR agent_id = $3",
+        )
+        .bind(signed(expired_before))
+        .bind(signed(pending.created_at.saturating_add(lifetime)))
+        .bind(pending.agent.agent_id.clone())
+        .execute(&mut *transaction)
+        .await?;
         let waiting: i64 = sqlx::query("SELECT COUNT(*) FROM pending")
             .fetch_one(&mut *transaction)
             .await?

@@ -45,7 +45,7 @@ impl Tpm {
     }
 
     /// The answer to a challenge for this TPM's AK.
-    fn tag(&self, id: &str, challenge: &Reply) -> String {
+    pub(crate) fn tag(&self, id: &str, challenge: &Reply) -> String {
         let ak = Public::from_tpmt(&self.ak.tpmt(AK_ATTRIBUTES)).unwrap();
         let blob = challenge.body["results"]["blob"].as_str().unwrap();
         let blob = BASE64_STANDARD.decode(blob).unwrap();
@@ -83,7 +83,7 @@ impl Registrar {
         self.anyone.send(Method::POST, &path, Some(body)).unwrap()
     }
 
-    fn activate(&self, id: &str, tag: &str) -> Reply {
+    pub(crate) fn activate(&self, id: &str, tag: &str) -> Reply {
         let path = format!("/v2.6/agents/{id}");
         let body = json!({ "auth_tag": tag });
         self.anyone.send(Method::PUT, &path, Some(&body)).unwrap()
