@@ -39,6 +39,8 @@ mod lying_agent;
 mod middle;
 /// Enrolments and policies that do harm, on purpose or not.
 mod operator;
+/// Anybody, at the routes that are open to anybody.
+mod public;
 /// Requests as they stand on the wire.
 mod raw;
 /// Who wants another host's identity at the registrar, or no identity there at all.
