@@ -53,7 +53,7 @@ fn limit_files(process: &Process, bytes: Option<u64>) {
 
 /// No space for verdicts: what cannot be stored is not shown, and no enrolment is half done.
 ///
-/// Check: `verifier/src/poll/writer.rs`: `sleep(RETRY)`
+/// Check: `verifier/src/poll/state.rs`: `State::Trusted if self.out_of_date(now, timing) => STALE`
 #[test]
 fn the_verifiers_disk_is_full() {
     let mut stage = Stage::with(&with_limits());

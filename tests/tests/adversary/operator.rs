@@ -71,17 +71,17 @@ fn with_excludes(enrolment: &mut Value, excludes: &[&str]) {
 /// A pattern that takes for ever on the paths that a host chooses for it: the host is judged all the
 /// same, as the path that it is slow on is not excluded.
 ///
-/// Check: `core/src/policy/excludes.rs`: `const BACKTRACK_LIMIT`
+/// Check: `core/src/policy/excludes.rs`: `.backtrack_limit(BACKTRACK_LIMIT)`
 #[test]
 fn an_exclude_that_takes_for_ever() {
     let stage = Stage::new();
     let liar = Liar::start(&stage.fleet.ca_dir());
     let mut enrolment = liar.enrolment();
-    with_excludes(&mut enrolment, &["/tmp/(?=(a+)+$)(a|aa)+$"]);
+    with_excludes(&mut enrolment, &[r"/tmp/(a|a)*\1y"]);
     assert_eq!(stage.operator.enrol(ID, &enrolment).status, 200);
     stage.operator.wait_for_state(ID, "trusted");
     let slow = "a".repeat(2_000);
-    liar.run_all((0..500).map(|number| format!("/tmp/{slow}!{number}")));
+    liar.run_all((0..500).map(|number| format!("/tmp/{slow}cy{number}")));
     let node = stage.operator.wait_for_state(ID, "failed");
     assert!(reason(&node).contains("/tmp/"), "{}", reason(&node));
 }
