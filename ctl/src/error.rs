@@ -222,7 +222,12 @@ pub(crate) enum Error {
     },
     /// A node was removed to be enrolled anew, and that was refused.
     #[error("agent {id} was removed to be enrolled anew, which did not succeed: {source}")]
-    UpdateLost { id: String, source: Box<Self> },
+    UpdateLost {
+        id: String,
+        /// Where the text of its own runtime policy is now.
+        policy: Option<PathBuf>,
+        source: Box<Self>,
+    },
     /// `--until` was not reached in time.
     #[error("not {wanted} after {seconds} s: {nodes}")]
     WatchTimeout {
@@ -391,10 +396,13 @@ impl Error {
                 "nothing is changed; say which it is with --{kind}-policy-name, give a new one, or \
                  drop it with --no-{kind}-policy"
             ),
-            Self::UpdateLost { id, .. } => {
+            Self::UpdateLost { id, policy, .. } => {
+                let policy = policy.as_ref().map_or_else(String::new, |path| {
+                    format!(" --runtime-policy {}", path.display())
+                });
                 format!(
                     "look with `trothctl agent status {id}`; if it is gone, enrol it again with \
-                     all its policies: `trothctl agent add {id} ...`"
+                     all its policies: `trothctl agent add {id}{policy} ...`"
                 )
             }
             Self::WatchTimeout { .. } => "see why with `trothctl agent status ID`".to_owned(),

@@ -28,6 +28,7 @@ mod registrar;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches};
+use troth_daemon::logging;
 
 use crate::{
     cli::{CaCommand, Cli, Command, InspectCommand},
@@ -40,6 +41,9 @@ fn main() -> ExitCode {
     let matches = help::add_examples(Cli::command(), "trothctl").get_matches();
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     let out = Output::from_environment(cli.global.json);
+    if !cli.global.json {
+        logging::init(None, "warn");
+    }
     match run(&cli, &out) {
         Ok(exit) => exit.into(),
         Err(error) => {

@@ -57,6 +57,27 @@ fn captured_quote(directory: &Path, boot: &str) -> PathBuf {
 }
 
 #[test]
+fn options_of_keylimes_file_without_a_meaning_are_told() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("tenant.conf");
+    std::fs::write(&file, "[tenant]\nmax_payload_size = 99\nnonsense = 1\n").unwrap();
+    let ask = |json: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_trothctl"))
+            .args([json, &["ca", "show"]].concat())
+            .env("KEYLIME_TENANT_CONFIG", &file)
+            .env_remove("TROTH_LOG")
+            .output()
+            .unwrap();
+        stderr(&output).to_owned()
+    };
+    let told = ask(&[]);
+    for option in ["max_payload_size", "nonsense"] {
+        assert_eq!(told.matches(option).count(), 1, "{told}");
+    }
+    assert!(!ask(&["--json"]).contains("nonsense"), "machines read this");
+}
+
+#[test]
 fn wrong_use_is_exit_status_2() {
     for arguments in [
         &["agent", "status"][..],

@@ -44,7 +44,6 @@ impl<'a> Ek<'a> {
         id: &'a str,
         record: &'a RegistrarRecord,
         key: Public,
-        out: &Output,
     ) -> Result<Self, Error> {
         let refused = |what: &'static str| {
             move |source: IdentityError| Error::Identity {
@@ -71,12 +70,12 @@ impl<'a> Ek<'a> {
             }
         }
         if config.require_ek_cert {
-            ek.certified = Some(ek.certify(config, out)?);
+            ek.certified = Some(ek.certify(config)?);
         }
         Ok(ek)
     }
 
-    fn certify(&self, config: &Config, out: &Output) -> Result<CertifiedEk, Error> {
+    fn certify(&self, config: &Config) -> Result<CertifiedEk, Error> {
         let der = self
             .certificate
             .as_deref()
@@ -85,13 +84,7 @@ impl<'a> Ek<'a> {
             })?;
         let store = config.tpm_cert_store();
         let mut anchors = TrustAnchors::default();
-        let skipped = |error: &IdentityError| {
-            out.note(&format!(
-                "warning: a certificate in {} is skipped: {error}",
-                store.display()
-            ));
-        };
-        cert_store::load(&store, |der| anchors.add(der).inspect_err(skipped))?;
+        cert_store::load(&store, |der| anchors.add(der))?;
         let trust = Trust {
             anchors: &anchors,
             at: now_ms() / 1000,

@@ -74,7 +74,7 @@ impl Proven {
         identity::check_distinct(&ek, &ak).map_err(refused)?;
         let ak_name = hex::encode(ak.name().as_bytes());
         let ak = AttestationKey::new(&ak)?;
-        let ek = Ek::check(config, id, &record, ek, out)?;
+        let ek = Ek::check(config, id, &record, ek)?;
         let mut warnings = Vec::new();
         let host = args.address.as_ref().unwrap_or(&record.ip).clone();
         let port = args.port.unwrap_or(record.port);

@@ -1,5 +1,8 @@
+use std::{io::Write, path::Path};
+
 use serde::Serialize;
 use serde_json::Value;
+use tempfile::NamedTempFile;
 use troth_core::{
     appraise::AcceptedAlgorithms,
     identity::AgentId,
@@ -131,6 +134,7 @@ async fn anew(
         verifier,
         id: id.as_str(),
     };
+    let mut rescued = None;
     if args.no_runtime_policy {
         policies.runtime = Choice::default();
     } else if policies.runtime.is_some() {
@@ -138,6 +142,7 @@ async fn anew(
     } else if status.has_runtime_policy != 0 {
         let name = troth.and_then(|troth| troth.runtime_policy.as_deref());
         policies.runtime = kept.policy(Kind::Runtime, name).await?;
+        rescued = policies.runtime.text.as_deref().map(rescue).transpose()?;
     }
     if args.no_boot_policy {
         policies.boot = Choice::default();
@@ -169,12 +174,15 @@ async fn anew(
     enrolment.metadata.clone_from(&status.meta_data);
     enrolment.v.clone_from(&status.v);
     let gone = delete(verifier, id).await?;
-    add_again(verifier, id.as_str(), gone, &enrolment)
-        .await
-        .map_err(|source| Error::UpdateLost {
+    if let Err(source) = add_again(verifier, id.as_str(), gone, &enrolment).await {
+        return Err(Error::UpdateLost {
             id: id.to_string(),
+            policy: rescued
+                .and_then(|file| file.keep().ok())
+                .map(|(_, path)| path),
             source: Box::new(source),
-        })?;
+        });
+    }
 
     let updated = Updated {
         id: id.as_str(),
@@ -191,6 +199,25 @@ async fn anew(
         )
     })?;
     Ok(Exit::Success)
+}
+
+/// The text of a node's own policy, which the verifier removes with the node, in a file that only
+/// this user can read. It goes when the node is enrolled again; it stays when this program is
+/// killed before.
+fn rescue(policy: &str) -> Result<NamedTempFile, Error> {
+    let unwritable = |path: &Path, source| Error::WriteFile {
+        path: path.to_owned(),
+        source,
+    };
+    let mut file = tempfile::Builder::new()
+        .prefix("trothctl-runtime-policy-")
+        .suffix(".json")
+        .tempfile()
+        .map_err(|source| unwritable(&std::env::temp_dir(), source))?;
+    file.write_all(policy.as_bytes())
+        .and_then(|()| file.as_file().sync_all())
+        .map_err(|source| unwritable(file.path(), source))?;
+    Ok(file)
 }
 
 /// Enrols a node that is removed, or will be when its running attestation has ended.
@@ -301,7 +328,30 @@ fn keep_contact(args: &ContactArgs, status: &NodeStatus, enrolment: &mut Enrolme
 
 #[cfg(test)]
 mod tests {
+    use std::{fs, os::unix::fs::PermissionsExt};
+
     use super::{super::node::tests::trusted, *};
+
+    #[test]
+    fn a_policy_that_goes_with_its_node_is_in_a_file_until_the_node_is_back() {
+        let file = rescue(r#"{"digests": {}}"#).unwrap();
+        let path = file.path().to_owned();
+        let mode = fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        assert_eq!(fs::read_to_string(&path).unwrap(), r#"{"digests": {}}"#);
+        drop(file);
+        assert!(!path.exists());
+
+        let (_, path) = rescue("{}").unwrap().keep().unwrap();
+        let error = Error::UpdateLost {
+            id: "n".into(),
+            policy: Some(path.clone()),
+            source: Box::new(Error::NoEkCertificate { id: "n".into() }),
+        };
+        let again = format!("agent add n --runtime-policy {}", path.display());
+        assert!(error.advice().unwrap().contains(&again));
+        fs::remove_file(path).unwrap();
+    }
 
     #[test]
     fn the_mask_keeps_what_no_policy_explains() {
