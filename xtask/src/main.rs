@@ -53,7 +53,8 @@ enum Command {
         #[arg(long)]
         yes: bool,
     },
-    /// Attest one machine every second while it runs new programs, restarts and reboots
+    /// Attest one machine every second while it runs new programs, restarts and reboots; or kill the
+    /// verifier again and again
     Soak(soak::Options),
     /// Run the tests: every tier, or one; the last line is `N passed, N failed, N skipped`
     Test {

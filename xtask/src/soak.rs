@@ -17,9 +17,9 @@ const PROGRESS: Duration = Duration::from_secs(60);
 /// Options of `cargo xtask soak`.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// Whose registrar and verifier attest our agent
-    #[arg(value_enum, default_value_t = Servers::Keylime)]
-    servers: Servers,
+    /// What to do for so long
+    #[arg(value_enum, default_value_t = Subject::Keylime)]
+    subject: Subject,
     /// How long, until the intruder comes: 90s, 10m, 1h
     #[arg(long, default_value = "1h", value_parser = span)]
     duration: Duration,
@@ -29,34 +29,49 @@ pub(crate) struct Options {
     /// Reboot the machine that often
     #[arg(long, default_value = "12m", value_parser = span)]
     reboot_every: Duration,
+    /// How many kills
+    #[arg(long, default_value_t = 1000)]
+    kills: u32,
     /// Install what is missing without asking
     #[arg(long)]
     yes: bool,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum Servers {
-    /// Keylime's, from PyPI
+enum Subject {
+    /// Keylime's registrar and verifier, from PyPI, attest our agent
     Keylime,
-    /// Those of this workspace
+    /// Those of this workspace do
     Ours,
+    /// Our verifier is killed at random moments of its work
+    Kills,
 }
 
-impl Servers {
-    fn whose(self) -> &'static str {
-        match self {
-            Self::Keylime => "Keylime's",
-            Self::Ours => "our",
-        }
+/// `cargo xtask soak`: one machine, attested every second while it runs new programs; or a
+/// verifier that is killed again and again.
+pub(crate) fn run_soak(options: &Options) -> Result<()> {
+    match options.subject {
+        Subject::Keylime => polling(options, Scope::Test, Side::Keylime, "Keylime's"),
+        Subject::Ours => polling(options, Scope::Demo, Side::Ours, "our"),
+        Subject::Kills => kills(options),
     }
 }
 
-/// `cargo xtask soak`: one machine, attested every second while it runs new programs.
-pub(crate) fn run_soak(options: &Options) -> Result<()> {
-    let (scope, side) = match options.servers {
-        Servers::Keylime => (Scope::Test, Side::Keylime),
-        Servers::Ours => (Scope::Demo, Side::Ours),
-    };
+/// The adversary suite's case, without the time limit that it has there.
+fn kills(options: &Options) -> Result<()> {
+    setup::ensure(Scope::Demo, options.yes)?;
+    run(cargo().args(["build", "--quiet", "--workspace", "--bins"]))?;
+    println!("our verifier is killed {} times", options.kills);
+    run(cargo()
+        .args(["test", "--quiet", "--package", "troth-tests"])
+        .args(["--test", "adversary", "--", "--nocapture", "--exact"])
+        .arg("database::killed_at_random_moments")
+        .env("TROTH_TEST_KILLS", options.kills.to_string()))?;
+    println!("{} kills: nothing was lost", options.kills);
+    Ok(())
+}
+
+fn polling(options: &Options, scope: Scope, side: Side, whose: &str) -> Result<()> {
     setup::ensure(scope, options.yes)?;
     run(cargo().args(["build", "--quiet", "--workspace", "--bins"]))?;
     kill_all_at_signal()?;
@@ -72,7 +87,7 @@ pub(crate) fn run_soak(options: &Options) -> Result<()> {
         restart_every: options.restart_every,
         reboot_every: options.reboot_every,
     };
-    let (whose, seconds) = (options.servers.whose(), plan.duration.as_secs());
+    let seconds = plan.duration.as_secs();
     println!("{whose} servers attest our agent every second, for {seconds} s");
     let tally = attest(
         &Programs::in_directory(&profile),

@@ -225,6 +225,9 @@ fn killed_at_random_moments() {
     let mut counts = vec![0; good.len()];
     let mut enrolled = Vec::new();
     for round in 0..kills {
+        if round > 0 && round % 100 == 0 {
+            println!("{round} kills");
+        }
         let id = format!("fresh-{round}");
         let body = serde_json::to_string(&enrolment).unwrap();
         let path = format!("POST /v2.6/agents/{id}");

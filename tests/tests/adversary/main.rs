@@ -17,7 +17,7 @@
 //! honest until it is told what to say. A man in the middle of a real agent is
 //! [`troth_tests::proxy::LyingAgent`], a real agent on a TPM of its own a [`host::Host`].
 //!
-//! `TROTH_TEST_KILLS=1000` has the verifier killed more often than CI has time for.
+//! `cargo xtask soak kills` has the verifier killed more often than CI has time for.
 #![allow(clippy::unwrap_used, reason = "helpers of tests may end them")]
 
 /// The list of cases: how many there are, and that each names its check.
