@@ -191,7 +191,14 @@ pub(super) fn read<T: DeserializeOwned>(
             Note::info(format!("{origin}: {name} is ignored: {why}"))
         }));
     }
-    Ok((merged, notes))
+    // Several components read one line of the single file.
+    let mut told = Vec::new();
+    for note in notes {
+        if !told.contains(&note) {
+            told.push(note);
+        }
+    }
+    Ok((merged, told))
 }
 
 /// An option of ours with the value that is set, or with Keylime's default.

@@ -248,7 +248,14 @@ impl Sources {
     fn why_gone(&self, keylime: &Keylime, setting: &Setting) -> Option<&'static str> {
         let gone: &[_] = match &*setting.section {
             _ if !self.single_file => return None,
-            "general" => &GENERAL,
+            "general" => {
+                let has = |today| keylime.options.iter().any(|option| option.name == today);
+                let mut renamed = GENERAL_RENAMED.iter();
+                if renamed.any(|(old, today)| *old == setting.name && !has(*today)) {
+                    return Some("where revocation notices are heard is an agent's option");
+                }
+                &GENERAL
+            }
             section if section == keylime.single_file.section => keylime.single_file.gone,
             _ => return None,
         };
