@@ -1,3 +1,6 @@
+/// Every id, what it means and what to do next.
+pub mod catalog;
+
 use serde::{Deserialize, Serialize};
 
 use crate::tpm::Digest;
@@ -26,6 +29,20 @@ pub struct Finding {
     pub explanation: String,
     /// What to do about it.
     pub action: String,
+}
+
+impl Finding {
+    /// This finding, whose id is in the [`catalog`] as one that is made here: a build with debug
+    /// assertions panics otherwise.
+    #[must_use]
+    pub fn catalogued(self) -> Self {
+        debug_assert!(
+            catalog::find(&self.id).is_some_and(catalog::Kind::is_made_here),
+            "add {} to core/src/finding/catalog",
+            self.id
+        );
+        self
+    }
 }
 
 /// Where a finding is.
@@ -70,7 +87,7 @@ impl Findings {
     pub(crate) fn push(&mut self, finding: impl FnOnce() -> Finding) {
         self.total += 1;
         if self.kept.len() < MAX_FINDINGS {
-            self.kept.push(finding());
+            self.kept.push(finding().catalogued());
         }
     }
 

@@ -118,7 +118,7 @@ pub fn appraise(
     state: &NodeState,
 ) -> Appraisal {
     let stop = |finding: Finding| Appraisal {
-        verdict: Verdict::Failed(vec![finding]),
+        verdict: Verdict::Failed(vec![finding.catalogued()]),
         state: state.clone(),
         findings_total: 1,
     };

@@ -152,7 +152,7 @@ fn finding(id: &str, explanation: String, action: &str) -> Outcome {
         action: action.to_owned(),
     };
     Outcome::Failed {
-        findings: vec![finding],
+        findings: vec![finding.catalogued()],
         total: 1,
         node: None,
         algorithms: None,
