@@ -8,6 +8,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
 use crate::appraise::{AcceptedAlgorithms, Challenge, NodeState, Policies};
+use crate::bundle::{Bundle, Outcome};
 use crate::eventlog::EventLog;
 use crate::identity::{
     AgentId, Expiry, Trust, TrustAnchors, certificate_matches_key, certificate_quirks, certify_ek,
@@ -29,6 +30,7 @@ pub const TARGETS: &[Target] = &[
     ("allowlist", allowlist),
     ("appraise", appraise),
     ("attest", attest),
+    ("bundle", bundle),
     ("credential_blob", credential_blob),
     ("dsse", dsse),
     ("ek_certificate", ek_certificate),
@@ -135,6 +137,36 @@ pub fn appraise(data: &[u8]) {
 /// TPMS_ATTEST.
 pub fn attest(data: &[u8]) {
     let _ = Attest::parse(data);
+}
+
+/// An evidence bundle: what is read is written back as it was, and can be judged.
+pub fn bundle(data: &[u8]) {
+    let Ok(bundle) = Bundle::parse(data) else {
+        return;
+    };
+    let written = bundle.to_bytes();
+    let again = written.as_deref().map(Bundle::parse);
+    assert!(matches!(again, Ok(Ok(again)) if again == bundle));
+    let (Ok(ak), Some(criteria)) = (bundle.attestation_key(), &bundle.head.criteria) else {
+        return;
+    };
+    let compile = |text| RuntimePolicy::compile_text(text).ok();
+    let runtime = bundle.runtime_policy.and_then(compile);
+    let boot = bundle.boot_policy.map(String::from_utf8_lossy);
+    if let (Ok(tpm), Ok(boot)) = (
+        TpmPolicy::parse(&criteria.tpm_policy),
+        BootPolicy::parse(boot.as_deref()),
+    ) {
+        let policies = Policies {
+            tpm: &tpm,
+            runtime: runtime.as_ref(),
+            boot: &boot,
+            accept: &criteria.accept,
+        };
+        let appraisal = bundle.appraise(&ak, &bundle.head.nonce, &policies);
+        let outcome = Outcome::new(&appraisal);
+        assert!(outcome.canonical().is_ok());
+    }
 }
 
 /// The registrar's challenge.

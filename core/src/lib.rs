@@ -8,6 +8,8 @@
 
 /// The verdict over one node: evidence, policies and the node's state in; verdict and state out.
 pub mod appraise;
+/// Evidence bundles: one attestation in one file, to be judged again without its node.
+pub mod bundle;
 /// TCG (UEFI) boot log: parse, replay, and events that may be believed.
 pub mod eventlog;
 /// What is wrong with a node, where, and what to do about it.

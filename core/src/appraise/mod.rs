@@ -7,6 +7,8 @@
 
 /// Accepted algorithms, and their aliases.
 mod accept;
+/// Bodies of answers.
+mod answer;
 /// Boot log against the quoted PCRs.
 mod boot;
 /// IMA entries against the runtime policy.
@@ -18,6 +20,7 @@ mod quote;
 
 pub use crate::finding::{Finding, MAX_FINDINGS, Place};
 pub use accept::AcceptedAlgorithms;
+pub use answer::{appraise_answer, unusable_answer};
 
 use serde::{Deserialize, Serialize};
 

@@ -4,6 +4,8 @@
 
 /// Boot logs: captured ones, public ones, vectors.
 mod boot_log;
+/// Evidence that is kept, and judged again.
+mod bundled;
 /// IMA lists and runtime policies: captured ones, vectors, properties.
 mod ima_list;
 /// Whole answers, judged.

@@ -64,6 +64,10 @@ impl Tpm {
     }
 
     pub(crate) fn ak(&self) -> AttestationKey {
+        AttestationKey::new(&self.ak_public()).unwrap()
+    }
+
+    pub(crate) fn ak_public(&self) -> Public {
         let (curve, size) = match self.bank {
             HashAlgorithm::Sha384 => (4u16, 48),
             _ => (3u16, 32),
@@ -79,7 +83,7 @@ impl Tpm {
             tpmt.extend(u16::try_from(size).unwrap().to_be_bytes());
             tpmt.extend(coordinate);
         }
-        AttestationKey::new(&Public::from_tpmt(&tpmt).unwrap()).unwrap()
+        Public::from_tpmt(&tpmt).unwrap()
     }
 
     /// TPM2_Quote over the PCRs of `mask`. The clock advances.
