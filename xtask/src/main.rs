@@ -11,10 +11,14 @@ use clap::{Parser, Subcommand};
 mod bench;
 /// Runs one node's life from manufacture to a failed attestation, narrated.
 mod demo;
+/// Coverage-guided fuzzing of every parser.
+mod fuzz;
 /// What this project needs from the machine, and how to get it.
 mod setup;
 /// One machine attested for an hour.
 mod soak;
+/// A length of time on the command line.
+mod span;
 /// Test tiers and their one closing line.
 mod test;
 /// Where the workspace, its cache and its cargo are.
@@ -53,6 +57,8 @@ enum Command {
         #[arg(long)]
         yes: bool,
     },
+    /// Fuzz the parsers with libFuzzer; needs nightly Rust
+    Fuzz(fuzz::Options),
     /// Attest one machine every second while it runs new programs, restarts and reboots; or kill the
     /// verifier again and again
     Soak(soak::Options),
@@ -71,6 +77,7 @@ fn main() -> Result<ExitCode> {
         Command::Setup { yes } => setup::run_setup(yes)?,
         Command::Demo { yes, release } => return demo::run_demo(yes, release),
         Command::Bench { subject, yes } => bench::run_bench(subject, yes)?,
+        Command::Fuzz(options) => fuzz::run_fuzz(&options)?,
         Command::Soak(options) => soak::run_soak(&options)?,
         Command::Test { tier, yes } => return test::run_tiers(tier, yes),
     }

@@ -253,6 +253,35 @@ pub(crate) fn ensure(scope: Scope, yes: bool) -> Result<()> {
     Ok(())
 }
 
+/// Makes sure that `cargo fuzz` can run. A nightly toolchain is the user's to install: rustup is
+/// not everywhere, and where it is, toolchains are chosen by people.
+pub(crate) fn ensure_fuzzer(yes: bool) -> Result<()> {
+    ensure(Scope::Build, yes)?;
+    if !succeeds(as_user("cargo").args(["+nightly", "--version"])) {
+        bail!("no nightly Rust, which libFuzzer needs: `rustup toolchain install nightly`");
+    }
+    if !succeeds(as_user("cargo").args(["fuzz", "--version"])) {
+        eprintln!("setup: missing: cargo-fuzz");
+        if !(yes || in_ci()) {
+            ask(None)?;
+        }
+        run(Command::new("cargo")
+            .args(["install", "cargo-fuzz", "--locked", "--version", "^0.13"])
+            .env("CARGO_TARGET_DIR", cache()?.join("tool-build")))?;
+    }
+    Ok(())
+}
+
+/// A command as a user would start it, not as a child of the cargo that runs this program: that
+/// one names its own toolchain in the environment.
+pub(crate) fn as_user(program: &str) -> Command {
+    let mut command = Command::new(program);
+    for variable in ["CARGO", "RUSTC", "RUSTDOC", "RUSTUP_TOOLCHAIN"] {
+        command.env_remove(variable);
+    }
+    command
+}
+
 /// What `scope` needs and this machine lacks, each described in a few words.
 pub(crate) fn lacking(scope: Scope) -> Result<Vec<String>> {
     Ok(missing(scope)?.iter().map(Missing::describe).collect())
