@@ -15,7 +15,7 @@ use troth_daemon::{
     notify, resident,
     server::{self, Limits},
     shutdown::Shutdown,
-    tls::{self, ClientAuth, ServedIdentity, ServerTrust, TlsError},
+    tls::{self, ClientAuth, ServedIdentity, ServerTls, ServerTrust, TlsError},
 };
 
 use crate::{
@@ -179,7 +179,7 @@ async fn start_and_serve(
 struct Service {
     id: AgentId,
     listener: TcpListener,
-    tls: Option<Arc<rustls::ServerConfig>>,
+    tls: Option<ServerTls>,
     api: Api,
     /// Without mTLS there is nothing to renew.
     renewal: Option<Renewal>,

@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::tls::certificates_from_pem;
+use crate::tls::{certificates_from_pem, is_pem};
 
 /// Names that certificates have; other files are none of ours.
 const EXTENSIONS: [&str; 4] = ["pem", "crt", "der", "cer"];
@@ -28,7 +28,7 @@ pub fn load<E: Display>(
     let mut added = 0;
     for path in files(directory)? {
         let bytes = read(&path)?;
-        let certificates = if bytes.first() == Some(&0x30) {
+        let certificates = if bytes.first() == Some(&0x30) && !is_pem(&bytes) {
             vec![bytes]
         } else {
             match certificates_from_pem(&bytes) {
@@ -145,7 +145,7 @@ mod tests {
         let write = |name: &str, bytes: &[u8]| fs::write(store.path().join(name), bytes).unwrap();
         write("a.pem", format!("a CA\n{PEM}{PEM}").as_bytes());
         write("b.der", &[0x30, 1, 9]);
-        write("c.CER", PEM.as_bytes());
+        write("c.CER", format!("01 of 3\n{PEM}").as_bytes());
         write("README", b"-----BEGIN CERTIFICATE-----");
         write("d.crt", b"not a certificate");
         write("e.pem", b"");

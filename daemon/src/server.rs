@@ -10,12 +10,12 @@ use hyper::{
     Request, Response, StatusCode, body::Incoming, header, server::conn::http1, service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
-use rustls::{ServerConfig, pki_types::CertificateDer};
+use rustls::pki_types::CertificateDer;
 use serde::Serialize;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
-    sync::Semaphore,
+    sync::{mpsc, watch},
     time::{sleep, timeout},
 };
 use tokio_rustls::TlsAcceptor;
@@ -24,7 +24,14 @@ use x509_cert::{
     der::{Decode, asn1::PrintableStringRef, asn1::Utf8StringRef, oid::db::rfc4519::CN},
 };
 
-use crate::shutdown::Shutdown;
+use self::places::{Place, Places};
+use crate::{
+    shutdown::Shutdown,
+    tls::{Clients, ServerTls},
+};
+
+/// Who may be connected at a time.
+mod places;
 
 /// How long running requests may take after a stop was asked for.
 const DRAIN: Duration = Duration::from_secs(5);
@@ -79,8 +86,11 @@ impl Peer {
 /// What one listener lets its peers use.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Connections at a time; further ones wait in the listen queue.
-    pub connections: usize,
+    /// Connections at a time of peers that have shown no certificate. When there are more, the
+    /// oldest of them is closed, once it has had a second.
+    pub anonymous: usize,
+    /// Connections at a time that are kept free for peers with a certificate.
+    pub authenticated: usize,
     /// Time for the TLS handshake.
     pub handshake_timeout: Duration,
     /// Time from the end of one request to the last header of the next.
@@ -90,7 +100,8 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            connections: 1024,
+            anonymous: 768,
+            authenticated: 256,
             handshake_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(75),
         }
@@ -100,22 +111,25 @@ impl Default for Limits {
 /// Serves until `shutdown`, then lets running requests finish for a few seconds.
 pub async fn serve<H: Handler>(
     listener: TcpListener,
-    tls: Option<Arc<ServerConfig>>,
+    tls: Option<ServerTls>,
     limits: Limits,
     handler: H,
     shutdown: Shutdown,
 ) {
-    let tls = tls.map(TlsAcceptor::from);
-    let slots = Arc::new(Semaphore::new(limits.connections));
+    let acceptor = tls.as_ref().map(|tls| Arc::clone(tls.config()).into());
+    let clients = tls.as_ref().and_then(ServerTls::clients);
+    let places = Places::new(&limits);
+    // Ends when all connections have.
+    let (open, mut all_closed) = mpsc::channel::<Infallible>(1);
     loop {
         let accepted = async {
-            let slot = Arc::clone(&slots).acquire_owned().await;
-            (slot, listener.accept().await)
+            let (stream, address) = listener.accept().await?;
+            std::io::Result::Ok((stream, address, places.enter().await))
         };
-        let (slot, stream, address) = tokio::select! {
+        let (stream, address, place) = tokio::select! {
             () = shutdown.wait() => break,
-            (slot, accepted) = accepted => match accepted {
-                Ok((stream, address)) => (slot, stream, address),
+            accepted = accepted => match accepted {
+                Ok(accepted) => accepted,
                 Err(error) => {
                     // Out of descriptors, most likely: wait for some to be closed.
                     tracing::warn!(%error, "cannot accept a connection");
@@ -124,36 +138,116 @@ pub async fn serve<H: Handler>(
                 }
             },
         };
-        let (tls, handler, shutdown) = (tls.clone(), handler.clone(), shutdown.clone());
+        let guest = Guest {
+            address,
+            place,
+            clients: clients.map(|clients| (Arc::clone(clients), clients.watch())),
+        };
+        let (acceptor, handler) = (acceptor.clone(), handler.clone());
+        let (open, shutdown) = (open.clone(), shutdown.clone());
         tokio::spawn(async move {
-            match accept(stream, tls, limits).await {
-                Ok(Accepted::Plain(stream)) => {
-                    let peer = Peer {
-                        address,
-                        tls: false,
-                        certificate: None,
-                    };
-                    connection(stream, peer, limits, handler, shutdown).await;
-                }
-                Ok(Accepted::Tls(stream)) => {
-                    let session = stream.get_ref().1;
-                    let certificate = session.peer_certificates().and_then(<[_]>::first);
-                    let certificate = certificate.map(|c| c.clone().into_owned());
-                    let peer = Peer {
-                        address,
-                        tls: true,
-                        certificate,
-                    };
-                    connection(stream, peer, limits, handler, shutdown).await;
-                }
-                Err(error) => tracing::debug!(peer = %address, %error, "TLS handshake refused"),
-            }
-            drop(slot);
+            guest
+                .stay(stream, acceptor, limits, handler, shutdown)
+                .await;
+            drop(open);
         });
     }
     drop(listener);
-    let all = u32::try_from(limits.connections).unwrap_or(u32::MAX);
-    let _ = timeout(DRAIN, slots.acquire_many(all)).await;
+    drop(open);
+    let _ = timeout(DRAIN, all_closed.recv()).await;
+}
+
+/// Somebody who is connected.
+struct Guest {
+    address: SocketAddr,
+    place: Place,
+    /// By whom certificates are judged, and whether they are to be judged again.
+    clients: Option<(Arc<Clients>, watch::Receiver<()>)>,
+}
+
+impl Guest {
+    async fn stay<H: Handler>(
+        mut self,
+        stream: TcpStream,
+        acceptor: Option<TlsAcceptor>,
+        limits: Limits,
+        handler: H,
+        shutdown: Shutdown,
+    ) {
+        let address = self.address;
+        let accepted = tokio::select! {
+            accepted = accept(stream, acceptor, limits) => accepted,
+            () = self.place.left() => {
+                tracing::debug!(peer = %address, "closed: others came");
+                return;
+            }
+        };
+        match accepted {
+            Ok(Accepted::Plain(stream)) => {
+                let peer = Peer {
+                    address,
+                    tls: false,
+                    certificate: None,
+                };
+                let served = connection(stream, peer, limits, handler, shutdown);
+                self.while_welcome(&[], served).await;
+            }
+            Ok(Accepted::Tls(stream)) => {
+                let session = stream.get_ref().1;
+                let shown: Vec<_> = session
+                    .peer_certificates()
+                    .unwrap_or_default()
+                    .iter()
+                    .map(|certificate| certificate.clone().into_owned())
+                    .collect();
+                if !shown.is_empty() {
+                    self.place.authenticated();
+                }
+                let peer = Peer {
+                    address,
+                    tls: true,
+                    certificate: shown.first().cloned(),
+                };
+                let served = connection(stream, peer, limits, handler, shutdown);
+                self.while_welcome(&shown, served).await;
+            }
+            Err(error) => tracing::debug!(peer = %address, %error, "TLS handshake refused"),
+        }
+    }
+
+    /// Until it ends, or has to make room, or `shown` is no longer taken.
+    async fn while_welcome(
+        &mut self,
+        shown: &[CertificateDer<'static>],
+        served: impl Future<Output = ()>,
+    ) {
+        let (place, address) = (&self.place, self.address);
+        tokio::select! {
+            () = served => {}
+            () = place.left() => tracing::debug!(peer = %address, "closed: others came"),
+            error = no_longer_taken(self.clients.as_mut(), shown) => {
+                tracing::info!(peer = %address, "closed: {error}");
+            }
+        }
+    }
+}
+
+/// Returns when a certificate that was taken is taken no more, with the reason.
+async fn no_longer_taken(
+    clients: Option<&mut (Arc<Clients>, watch::Receiver<()>)>,
+    shown: &[CertificateDer<'static>],
+) -> rustls::Error {
+    if let Some((clients, judged_again)) = clients
+        && !shown.is_empty()
+    {
+        // The sender lives in `clients`.
+        while judged_again.changed().await.is_ok() {
+            if let Err(error) = clients.admit(shown) {
+                return error;
+            }
+        }
+    }
+    std::future::pending().await
 }
 
 /// A connection after its handshake, if it has one.

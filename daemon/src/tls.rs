@@ -10,8 +10,8 @@ use std::{
 };
 
 use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, RootCertStore,
-    ServerConfig, SignatureScheme,
+    CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig,
+    SignatureScheme,
     client::{
         Resumption, WebPkiServerVerifier,
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
@@ -26,7 +26,7 @@ use rustls::{
     },
     server::{
         ClientHello, NoServerSessionStorage, ResolvesServerCert, WebPkiClientVerifier,
-        danger::{ClientCertVerified, ClientCertVerifier},
+        danger::ClientCertVerifier,
     },
     sign::{CertifiedKey, SingleCertAndKey},
 };
@@ -35,10 +35,19 @@ use x509_cert::{
     der::{Decode, Encode},
 };
 
+pub use self::{
+    clients::Clients,
+    revocation::{RevocationError, RevocationLists},
+};
 use crate::{
     config::Secret,
     private_key::{PrivateKeyError, decrypt_pem},
 };
+
+/// Whose client certificates a server takes.
+mod clients;
+/// Certificate revocation lists.
+pub(crate) mod revocation;
 
 /// A certificate chain with its private key. Cheap to clone: the key is read once, and shared by
 /// all configurations.
@@ -101,6 +110,18 @@ pub fn load_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Tl
     certificates_from_pem(&read(path)?)
 }
 
+/// Is it PEM, and not DER? A text may begin with a `0` as DER does.
+pub(crate) fn is_pem(bytes: &[u8]) -> bool {
+    let is_der = matches!(bytes, [0x30, 0x80..=0xff, ..]);
+    !is_der
+        && bytes
+            .windows(PEM_MARK.len())
+            .any(|window| window == PEM_MARK)
+}
+
+/// What each block of PEM begins with.
+const PEM_MARK: &[u8] = b"-----BEGIN ";
+
 fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
     std::fs::read(path).map_err(|source| TlsError::Read {
         path: path.to_owned(),
@@ -142,11 +163,27 @@ impl ResolvesServerCert for ServedIdentity {
     }
 }
 
+/// What a server needs for TLS. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct ServerTls {
+    config: Arc<ServerConfig>,
+    clients: Option<Arc<Clients>>,
+}
+
+impl ServerTls {
+    /// For rustls.
+    pub fn config(&self) -> &Arc<ServerConfig> {
+        &self.config
+    }
+
+    /// Whose certificates it takes, if it asks for any.
+    pub fn clients(&self) -> Option<&Arc<Clients>> {
+        self.clients.as_ref()
+    }
+}
+
 /// A TLS 1.2/1.3 server.
-pub fn server_config(
-    identity: &Identity,
-    clients: ClientAuth,
-) -> Result<Arc<ServerConfig>, TlsError> {
+pub fn server_config(identity: &Identity, clients: ClientAuth) -> Result<ServerTls, TlsError> {
     server_config_showing(&ServedIdentity::new(identity.clone()), clients)
 }
 
@@ -154,29 +191,16 @@ pub fn server_config(
 pub fn server_config_showing(
     identity: &ServedIdentity,
     clients: ClientAuth,
-) -> Result<Arc<ServerConfig>, TlsError> {
-    let (authorities, mandatory) = match clients {
-        ClientAuth::None => (None, false),
-        ClientAuth::Optional(authorities) => (Some(authorities), false),
-        ClientAuth::Required(authorities) => (Some(authorities), true),
+) -> Result<ServerTls, TlsError> {
+    let clients = match clients {
+        ClientAuth::None => None,
+        ClientAuth::Optional(authorities) => Some(Clients::new(authorities, false)?),
+        ClientAuth::Required(authorities) => Some(Clients::new(authorities, true)?),
     };
-    let verifier: Arc<dyn ClientCertVerifier> = match authorities {
+    let clients = clients.map(Arc::new);
+    let verifier: Arc<dyn ClientCertVerifier> = match &clients {
         None => WebPkiClientVerifier::no_client_auth(),
-        Some(authorities) => {
-            let chain = WebPkiClientVerifier::builder_with_provider(
-                Arc::new(roots(&authorities)?),
-                provider(),
-            );
-            let chain = if mandatory {
-                chain
-            } else {
-                chain.allow_unauthenticated()
-            };
-            Arc::new(IssuedOrListed {
-                chain: chain.build().map_err(TlsError::ClientVerifier)?,
-                listed: authorities,
-            })
-        }
+        Some(clients) => Arc::<Clients>::clone(clients),
     };
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
@@ -187,7 +211,8 @@ pub fn server_config_showing(
     // Peers keep their connections; tickets would let a resumed session outlive a changed CA.
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
-    Ok(Arc::new(config))
+    let config = Arc::new(config);
+    Ok(ServerTls { config, clients })
 }
 
 /// Why a client believes that it talks to the right server.
@@ -360,65 +385,6 @@ impl ServerCertVerifier for AnyName {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.0.supported_verify_schemes()
-    }
-}
-
-/// A client certificate is good when a listed CA issued it, or when it is itself on the list:
-/// sites put a verifier's self-signed certificate into an agent's `trusted_client_ca`.
-#[derive(Debug)]
-struct IssuedOrListed {
-    chain: Arc<dyn ClientCertVerifier>,
-    listed: Vec<CertificateDer<'static>>,
-}
-
-impl ClientCertVerifier for IssuedOrListed {
-    fn offer_client_auth(&self) -> bool {
-        self.chain.offer_client_auth()
-    }
-
-    fn client_auth_mandatory(&self) -> bool {
-        self.chain.client_auth_mandatory()
-    }
-
-    fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        self.chain.root_hint_subjects()
-    }
-
-    fn verify_client_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        now: UnixTime,
-    ) -> Result<ClientCertVerified, rustls::Error> {
-        if self.listed.iter().any(|listed| listed == end_entity) {
-            return Ok(ClientCertVerified::assertion());
-        }
-        self.chain
-            .verify_client_cert(end_entity, intermediates, now)
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.chain
-            .verify_tls12_signature(message, certificate, signature)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.chain
-            .verify_tls13_signature(message, certificate, signature)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.chain.supported_verify_schemes()
     }
 }
 

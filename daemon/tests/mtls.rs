@@ -5,14 +5,21 @@ use std::{net::Ipv4Addr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use hyper::{Method, Request, Response, StatusCode, body::Incoming};
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
-use rustls::ServerConfig;
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateRevocationList,
+    CertificateRevocationListParams, CertifiedIssuer, IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose,
+    RevokedCertParams, date_time_ymd,
+};
+use rustls::pki_types::UnixTime;
 use tokio::{net::TcpListener, task::JoinHandle};
 use troth_daemon::{
     client::{Client, ClientError, LARGE_ANSWER, LargeAnswers},
     server::{self, Body, BodyError, Handler, Limits, Peer},
     shutdown::{Shutdown, Trigger},
-    tls::{ClientAuth, Identity, ServerTrust, certificates_from_pem, client_config, server_config},
+    tls::{
+        ClientAuth, Identity, RevocationLists, ServerTls, ServerTrust, certificates_from_pem,
+        client_config, server_config,
+    },
 };
 
 const BODY_LIMIT: usize = 1000;
@@ -46,6 +53,7 @@ impl Ca {
     fn new() -> Self {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
     }
 
@@ -59,24 +67,49 @@ impl Ca {
         Identity::from_pem(certificate.pem().as_bytes(), key.serialize_pem().as_bytes()).unwrap()
     }
 
+    fn issue_numbered(&self, name: &str, serial: u64) -> Identity {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::default();
+        params.serial_number = Some(serial.into());
+        params
+            .distinguished_name
+            .push(rcgen::DnType::CommonName, name);
+        let certificate = params.signed_by(&key, &self.0).unwrap();
+        Identity::from_pem(certificate.pem().as_bytes(), key.serialize_pem().as_bytes()).unwrap()
+    }
+
+    /// A list made in `year`, which ends in the year after.
+    fn list(&self, year: i32, revoked: &[u64]) -> CertificateRevocationList {
+        let revoked = revoked.iter().map(|serial| RevokedCertParams {
+            serial_number: (*serial).into(),
+            revocation_time: date_time_ymd(year, 1, 1),
+            reason_code: None,
+            invalidity_date: None,
+        });
+        let params = CertificateRevocationListParams {
+            this_update: date_time_ymd(year, 1, 1),
+            next_update: date_time_ymd(year + 1, 1, 1),
+            crl_number: 1.into(),
+            issuing_distribution_point: None,
+            revoked_certs: revoked.collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        params.signed_by(&self.0).unwrap()
+    }
+
     fn roots(&self) -> Vec<rustls::pki_types::CertificateDer<'static>> {
         certificates_from_pem(self.0.pem().as_bytes()).unwrap()
     }
 }
 
-async fn start(tls: Option<Arc<ServerConfig>>, port: u16) -> (u16, Trigger, JoinHandle<()>) {
+async fn start(tls: Option<ServerTls>, port: u16) -> (u16, Trigger, JoinHandle<()>) {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port))
         .await
         .unwrap();
     let port = listener.local_addr().unwrap().port();
     let (trigger, shutdown) = Shutdown::new();
-    let task = tokio::spawn(server::serve(
-        listener,
-        tls,
-        Limits::default(),
-        Echo,
-        shutdown,
-    ));
+    let limits = Limits::default();
+    let task = tokio::spawn(server::serve(listener, tls, limits, Echo, shutdown));
     (port, trigger, task)
 }
 
@@ -176,6 +209,136 @@ async fn optional_client_certificate_is_absent_from_the_peer() {
         .unwrap();
     let (name, _): (Option<String>, usize) = answer.json().unwrap();
     assert_eq!(name, None);
+}
+
+/// All lists of one file.
+fn loaded(bytes: &[u8], ca: &Ca) -> Result<RevocationLists, String> {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), bytes).unwrap();
+    let path = file.path().to_owned();
+    RevocationLists::load(std::slice::from_ref(&path), &ca.roots()).map_err(|error| {
+        let error = error.to_string();
+        let place = format!("revocation list {}: ", path.display());
+        error
+            .strip_prefix(&place)
+            .expect("the file is named")
+            .into()
+    })
+}
+
+#[tokio::test]
+async fn a_revoked_client_is_refused_and_its_open_connection_ends() {
+    let ca = Ca::new();
+    let tls = server_config(&ca.issue("verifier"), ClientAuth::Optional(ca.roots())).unwrap();
+    let clients = Arc::clone(tls.clients().unwrap());
+    let (port, _trigger, _task) = start(Some(tls), 0).await;
+    let [lost, kept] = [7, 8].map(|serial| ca.issue_numbered("operator", serial));
+    let connect = |identity| client(port, ServerTrust::Roots(ca.roots()), Some(identity));
+    let (thief, honest) = (connect(&lost), connect(&kept));
+    for client in [&thief, &honest] {
+        assert_eq!(client.get("/").await.unwrap().status, 200);
+    }
+    // Connected, and waiting for nothing but the end.
+    let tls = client_config(ServerTrust::Roots(ca.roots()), Some(&lost)).unwrap();
+    let stream = tokio::net::TcpStream::connect(("127.0.0.1", port)).await;
+    let name = "localhost".try_into().unwrap();
+    let connector = tokio_rustls::TlsConnector::from(tls);
+    let mut open = connector.connect(name, stream.unwrap()).await.unwrap();
+
+    // An out-of-date list names whom it names all the same.
+    let list = loaded(ca.list(2020, &[7]).der(), &ca).unwrap();
+    assert_eq!(list.overdue(UnixTime::now()).count(), 1);
+    clients.revoke(&list).unwrap();
+    let rest = tokio::io::AsyncReadExt::read(&mut open, &mut [0; 1]).await;
+    assert!(matches!(rest, Ok(0) | Err(_)), "{rest:?}");
+    for client in [&thief, &connect(&lost)] {
+        let error = client.get("/").await.unwrap_err();
+        let refused = matches!(error, ClientError::Tls { .. } | ClientError::Http { .. });
+        assert!(refused, "{error}");
+    }
+    for client in [&honest, &connect(&kept)] {
+        assert_eq!(client.get("/").await.unwrap().status, 200);
+    }
+
+    clients.revoke(&RevocationLists::default()).unwrap();
+    assert_eq!(connect(&lost).get("/").await.unwrap().status, 200);
+}
+
+#[tokio::test]
+async fn of_two_lists_of_a_ca_the_newer_counts() {
+    let ca = Ca::new();
+    let tls = server_config(&ca.issue("verifier"), ClientAuth::Optional(ca.roots())).unwrap();
+    let clients = Arc::clone(tls.clients().unwrap());
+    let (port, _trigger, _task) = start(Some(tls), 0).await;
+    let lost = ca.issue_numbered("operator", 7);
+    let (old, new) = (ca.list(2020, &[]), ca.list(2021, &[6, 7]));
+    for (first, second) in [(&old, &new), (&new, &old)] {
+        let text = format!("{}{}", first.pem().unwrap(), second.pem().unwrap());
+        clients
+            .revoke(&loaded(text.as_bytes(), &ca).unwrap())
+            .unwrap();
+        let asked = client(port, ServerTrust::Roots(ca.roots()), Some(&lost));
+        asked.get("/").await.unwrap_err();
+    }
+}
+
+#[test]
+fn a_list_that_no_ca_of_ours_signed_is_refused() {
+    let (ours, foreign) = (Ca::new(), Ca::new());
+    let good = ours.list(2020, &[7]);
+    assert_eq!(loaded(good.der(), &ours).unwrap().len(), 1);
+    let text = format!("0 is the number\n{}", good.pem().unwrap());
+    assert_eq!(loaded(text.as_bytes(), &ours).unwrap().len(), 1);
+    let mut changed = good.der().to_vec();
+    let serial = changed.len() / 2;
+    changed[serial] ^= 1;
+    for (bytes, reason) in [
+        // Both CAs have the same name.
+        (foreign.list(2020, &[7]).der().to_vec(), "did not sign it"),
+        (b"".to_vec(), "not a list"),
+        (
+            b"-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n".to_vec(),
+            "no list found",
+        ),
+        (good.der()[..40].to_vec(), "not a list"),
+        (vec![0x30; 2 * 1024 * 1024 + 1], "larger than 2 MiB"),
+    ] {
+        let error = loaded(&bytes, &ours).unwrap_err();
+        assert!(error.contains(reason), "{error}");
+    }
+    loaded(&changed, &ours).unwrap_err();
+}
+
+#[tokio::test]
+async fn whoever_comes_gets_in_when_others_only_stay() {
+    let ca = Ca::new();
+    let tls = server_config(&ca.issue("verifier"), ClientAuth::Optional(ca.roots())).unwrap();
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (_trigger, shutdown) = Shutdown::new();
+    let limits = Limits {
+        anonymous: 2,
+        authenticated: 1,
+        handshake_timeout: Duration::from_secs(3600),
+        idle_timeout: Duration::from_secs(3600),
+    };
+    tokio::spawn(server::serve(listener, Some(tls), limits, Echo, shutdown));
+    let trust = || ServerTrust::Roots(ca.roots());
+    let operator = client(port, trust(), Some(&ca.issue("operator")));
+    assert_eq!(operator.get("/").await.unwrap().status, 200);
+    let silent = tokio::net::TcpStream::connect(("127.0.0.1", port)).await;
+    let mut silent = silent.unwrap();
+    for _ in 0..3 {
+        let anybody = client(port, trust(), None);
+        assert_eq!(anybody.get("/").await.unwrap().status, 200);
+        std::mem::forget(anybody);
+    }
+    let end = tokio::io::AsyncReadExt::read(&mut silent, &mut [0; 1]).await;
+    assert!(matches!(end, Ok(0) | Err(_)), "{end:?}");
+    // The one place for operators is taken: another one is let in as anybody is.
+    let another = client(port, trust(), Some(&ca.issue("operator")));
+    assert_eq!(another.get("/").await.unwrap().status, 200);
+    assert_eq!(operator.get("/").await.unwrap().status, 200);
 }
 
 #[tokio::test]

@@ -100,7 +100,8 @@ impl Node {
             entries: Mutex::new(0),
         });
         let limits = Limits {
-            connections: 16,
+            anonymous: 8,
+            authenticated: 8,
             // A verifier may ask once a day; whether it keeps the connection is its business.
             idle_timeout: Duration::from_secs(86_400),
             ..Limits::default()

@@ -48,6 +48,10 @@ pub struct RegistrarConfig {
     pub server_key_password: Secret,
     /// CAs of operators' client certificates, PEM. Default: `cacert.crt` of the CA directory.
     pub trusted_client_ca: Vec<PathBuf>,
+    /// Lists of client certificates that are revoked (CRL, PEM or DER), each signed by one of
+    /// `trusted_client_ca`; read again when they change. Default: `cacrl.pem` and `cacrl.der` of
+    /// the CA directory, if they exist.
+    pub client_crl: Vec<PathBuf>,
     /// Names and addresses that a certificate made here is also for.
     pub cert_subject_alternative_names: Vec<String>,
     /// What a CA made here is called.
@@ -122,6 +126,7 @@ impl Default for RegistrarConfig {
             server_key: None,
             server_key_password: Secret::default(),
             trusted_client_ca: Vec::new(),
+            client_crl: Vec::new(),
             cert_subject_alternative_names: Vec::new(),
             ca: CaSubject::default(),
             database_url: None,
@@ -166,6 +171,7 @@ impl RegistrarConfig {
             client: server.clone(),
             server,
             trusted_client_ca: self.trusted_client_ca.clone(),
+            client_crl: self.client_crl.clone(),
             names: tls::names(&self.ip, &self.cert_subject_alternative_names),
             subject: self.ca.clone(),
         }
@@ -215,6 +221,10 @@ pub struct VerifierConfig {
     pub server_key_password: Secret,
     /// CAs of operators' client certificates, PEM. Default: `cacert.crt` of the CA directory.
     pub trusted_client_ca: Vec<PathBuf>,
+    /// Lists of client certificates that are revoked (CRL, PEM or DER), each signed by one of
+    /// `trusted_client_ca`; read again when they change. Default: `cacrl.pem` and `cacrl.der` of
+    /// the CA directory, if they exist.
+    pub client_crl: Vec<PathBuf>,
     /// Names and addresses that a certificate made here is also for.
     pub cert_subject_alternative_names: Vec<String>,
     /// What a CA made here is called.
@@ -281,6 +291,7 @@ impl Default for VerifierConfig {
             server_key: None,
             server_key_password: Secret::default(),
             trusted_client_ca: Vec::new(),
+            client_crl: Vec::new(),
             cert_subject_alternative_names: Vec::new(),
             ca: CaSubject::default(),
             client_cert: None,
@@ -336,6 +347,7 @@ impl VerifierConfig {
                 &self.client_key_password,
             ),
             trusted_client_ca: self.trusted_client_ca.clone(),
+            client_crl: self.client_crl.clone(),
             names: tls::names(&self.ip, &self.cert_subject_alternative_names),
             subject: self.ca.clone(),
         }

@@ -15,3 +15,5 @@ pub const RECOVERED: &str = "8acf22dc3ff74bde92df9c5c6ab08395";
 pub const UNREACHABLE: &str = "80ad69f53bca4850b32e8fb6aa3d502b";
 /// A certificate that the server uses ends soon.
 pub const CERTIFICATE_ENDS: &str = "abff027369c64f7d9d91a55c79b75968";
+/// A list of revoked client certificates is out of date, or could not be read again.
+pub const REVOCATION_LIST: &str = "54740f8fc86949b49523e7c141173edc";

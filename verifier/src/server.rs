@@ -13,7 +13,7 @@ use troth_daemon::{
     notify, resident,
     server::{Limits, serve},
     shutdown::Shutdown,
-    tls::TlsError,
+    tls::{RevocationError, ServerTls, TlsError},
 };
 
 use crate::{
@@ -23,6 +23,7 @@ use crate::{
     messages,
     poll::{Fleet, FleetError},
     registrar::Registrar,
+    revocation::RevocationFiles,
     store::{Schema, Store, StoreError},
     tls::TlsFiles,
 };
@@ -31,6 +32,9 @@ use crate::{
 const STATUS_INTERVAL: Duration = Duration::from_secs(10);
 /// How often a verifier looks whether another one has replaced policies: a row is read.
 const POLICY_INTERVAL: Duration = Duration::from_secs(2);
+/// How often a server looks whether a list of revoked certificates has changed: files are looked at,
+/// and read when they have.
+const REVOCATION_INTERVAL: Duration = Duration::from_secs(2);
 /// How often a server looks whether the certificates that it loaded end soon.
 const CERTIFICATE_INTERVAL: Duration = Duration::from_secs(86_400);
 
@@ -39,8 +43,9 @@ const CERTIFICATE_INTERVAL: Duration = Duration::from_secs(86_400);
 pub struct RegistrarServer {
     plain: TcpListener,
     secure: TcpListener,
-    tls: Arc<rustls::ServerConfig>,
+    tls: ServerTls,
     certificates: Vec<InUse>,
+    revocation: RevocationFiles,
     store: Store,
     registrar: Registrar,
 }
@@ -49,7 +54,7 @@ impl RegistrarServer {
     /// Makes or opens CA and database, and binds both ports.
     pub async fn start(config: &RegistrarConfig) -> Result<Self, StartError> {
         let ip = listen_address(&config.ip)?;
-        let files = TlsFiles::open(config.tls()).await?;
+        let mut files = TlsFiles::open(config.tls()).await?;
         let tls = files.server()?;
         let store = Store::open_with(
             &config.database_url(),
@@ -65,6 +70,7 @@ impl RegistrarServer {
             secure,
             tls,
             certificates: files.in_use()?,
+            revocation: files.revocation(),
             store,
             registrar,
         })
@@ -90,6 +96,7 @@ impl RegistrarServer {
         }
         let keep_alive = tokio::spawn(watchdog(self.store.clone()));
         let watching = tokio::spawn(watch_certificates(self.certificates));
+        let revoking = tokio::spawn(follow_revocation(self.revocation, self.tls.clone()));
         let limits = Limits::default();
         tokio::join!(
             serve(
@@ -110,6 +117,7 @@ impl RegistrarServer {
         notify::stopping();
         keep_alive.abort();
         watching.abort();
+        revoking.abort();
         self.store.close().await;
     }
 }
@@ -118,8 +126,9 @@ impl RegistrarServer {
 #[derive(Debug)]
 pub struct VerifierServer {
     listener: TcpListener,
-    tls: Arc<rustls::ServerConfig>,
+    tls: ServerTls,
     certificates: Vec<InUse>,
+    revocation: RevocationFiles,
     store: Store,
     fleet: Arc<Fleet>,
     api: VerifierApi,
@@ -129,7 +138,7 @@ impl VerifierServer {
     /// Makes or opens CA and database, binds the port, and resumes all enrolled nodes.
     pub async fn start(config: &VerifierConfig) -> Result<Self, StartError> {
         let ip = listen_address(&config.ip)?;
-        let files = TlsFiles::open(config.tls()).await?;
+        let mut files = TlsFiles::open(config.tls()).await?;
         let tls = files.server()?;
         let identity = files.client()?;
         let store = Store::open_with(
@@ -147,6 +156,7 @@ impl VerifierServer {
             listener,
             tls,
             certificates: files.in_use()?,
+            revocation: files.revocation(),
             store,
             fleet,
             api,
@@ -167,6 +177,7 @@ impl VerifierServer {
         }
         let keep_alive = tokio::spawn(watchdog(self.store.clone()));
         let watching = tokio::spawn(watch_certificates(self.certificates));
+        let revoking = tokio::spawn(follow_revocation(self.revocation, self.tls.clone()));
         let telling = tokio::spawn(tell_status(Arc::clone(&self.fleet)));
         let following = tokio::spawn(follow_policies(Arc::clone(&self.fleet)));
         serve(
@@ -180,6 +191,7 @@ impl VerifierServer {
         notify::stopping();
         keep_alive.abort();
         watching.abort();
+        revoking.abort();
         telling.abort();
         following.abort();
         self.fleet.close().await;
@@ -215,6 +227,15 @@ async fn watch_certificates(certificates: Vec<InUse>) {
         for warning in certificates.iter().filter_map(InUse::warning) {
             tracing::warn!(message_id = messages::CERTIFICATE_ENDS, "{warning}");
         }
+    }
+}
+
+/// Takes over lists of revoked certificates that are replaced while the server runs.
+async fn follow_revocation(mut files: RevocationFiles, tls: ServerTls) {
+    let mut ticks = tokio::time::interval(REVOCATION_INTERVAL);
+    while let Some(clients) = tls.clients() {
+        ticks.tick().await;
+        files.follow(clients).await;
     }
 }
 
@@ -257,6 +278,7 @@ impl StartError {
             Self::Address(_)
                 | Self::Fleet(FleetError::SigningKey { .. })
                 | Self::Half { .. }
+                | Self::Revocation(_)
                 | Self::Tls(_)
                 | Self::Store(
                     StoreError::Occupied { .. } | StoreError::Parameter(_) | StoreError::Scheme(_)
@@ -297,6 +319,9 @@ pub enum StartError {
     /// Enrolled nodes cannot be loaded.
     #[error(transparent)]
     Fleet(#[from] FleetError),
+    /// A list of revoked certificates cannot be used.
+    #[error("{0}; see client_crl")]
+    Revocation(#[from] RevocationError),
     /// No asynchronous runtime, or no signal handlers.
     #[error("cannot start: {0}")]
     Runtime(io::Error),

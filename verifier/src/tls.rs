@@ -1,13 +1,14 @@
-use std::{path::PathBuf, sync::Arc};
+use std::path::PathBuf;
 
 use troth_daemon::{
     config::Secret,
-    tls::{ClientAuth, Identity, load_certificates, server_config},
+    tls::{ClientAuth, Identity, ServerTls, load_certificates, server_config},
 };
 
 use crate::{
     ca::{CaDirectory, InUse},
     config::{CertificateFiles, TlsOptions},
+    revocation::RevocationFiles,
     server::StartError,
 };
 
@@ -17,6 +18,7 @@ pub(crate) struct TlsFiles {
     server: Pair,
     client: Pair,
     authorities: Vec<PathBuf>,
+    revocation: RevocationFiles,
 }
 
 #[derive(Debug)]
@@ -36,10 +38,12 @@ impl TlsFiles {
         if authorities.is_empty() {
             authorities.push(ca.ca_certificate());
         }
+        let revocation = RevocationFiles::new(options.client_crl, &options.ca_dir);
         let files = Self {
             server,
             client,
             authorities,
+            revocation,
         };
         if files.paths().any(|path| path.starts_with(&options.ca_dir)) {
             let (path, names, subject) = (options.ca_dir, options.names, options.subject);
@@ -52,13 +56,22 @@ impl TlsFiles {
     }
 
     /// Clients may present a certificate of our CAs; routes decide who must.
-    pub(crate) fn server(&self) -> Result<Arc<rustls::ServerConfig>, StartError> {
+    pub(crate) fn server(&mut self) -> Result<ServerTls, StartError> {
         let mut roots = Vec::new();
         for path in &self.authorities {
             roots.extend(load_certificates(path)?);
         }
         let identity = self.server.load()?;
-        Ok(server_config(&identity, ClientAuth::Optional(roots))?)
+        let tls = server_config(&identity, ClientAuth::Optional(roots))?;
+        if let Some(clients) = tls.clients() {
+            self.revocation.apply(clients)?;
+        }
+        Ok(tls)
+    }
+
+    /// The lists of revoked certificates, to be followed by a server that loaded them.
+    pub(crate) fn revocation(self) -> RevocationFiles {
+        self.revocation
     }
 
     /// The certificate towards agents.
@@ -142,6 +155,7 @@ mod tests {
             ca_dir: directory.join("cv_ca"),
             server: pair.clone(),
             client: pair,
+            client_crl: Vec::new(),
             trusted_client_ca: vec![path],
             names: Vec::new(),
             subject: CaSubject::default(),
@@ -153,7 +167,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let options = options(directory.path());
         let ca_dir = options.ca_dir.clone();
-        let files = TlsFiles::open(options.clone()).await.unwrap();
+        let mut files = TlsFiles::open(options.clone()).await.unwrap();
         files.server().unwrap();
         files.client().unwrap();
         assert_eq!(files.in_use().unwrap().len(), 3);

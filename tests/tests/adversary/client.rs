@@ -1,15 +1,19 @@
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, RevokedCertParams, SerialNumber,
     date_time_ymd,
 };
 use rustls::ClientConfig;
 use troth_daemon::tls::{Identity, ServerTrust, certificates_from_pem, client_config};
+use troth_tests::api::Api;
 use troth_tests::boot::Machine;
 use troth_tests::fleet::{Agent, AgentOptions};
+use troth_tests::process::PATIENCE;
 
 use crate::{Stage, raw};
 
@@ -98,10 +102,13 @@ impl Doors {
 
 /// A client certificate of the CA in `ca_dir`.
 fn issued(ca_dir: &Path, change: impl FnOnce(&mut CertificateParams)) -> Identity {
+    issued_by(&issuer(ca_dir), change)
+}
+
+fn issuer(ca_dir: &Path) -> Issuer<'static, KeyPair> {
     let key = KeyPair::from_pem(&fs::read_to_string(ca_dir.join("ca-private.pem")).unwrap());
     let certificate = fs::read_to_string(ca_dir.join("cacert.crt")).unwrap();
-    let issuer = Issuer::from_ca_cert_pem(&certificate, key.unwrap()).unwrap();
-    issued_by(&issuer, change)
+    Issuer::from_ca_cert_pem(&certificate, key.unwrap()).unwrap()
 }
 
 fn issued_by(
@@ -138,7 +145,7 @@ fn without_a_certificate() {
     assert_eq!(seen, forbidden);
 }
 
-/// Check: `daemon/src/tls.rs`: `.verify_client_cert(end_entity, intermediates, now)`
+/// Check: `daemon/src/tls/clients.rs`: `chain.verify_client_cert(end_entity, intermediates, now)`
 #[test]
 fn with_an_expired_certificate() {
     let seen = Doors::new().seen_with(|certificate| {
@@ -147,7 +154,7 @@ fn with_an_expired_certificate() {
     assert_eq!(seen, NO_CONNECTION);
 }
 
-/// Check: `daemon/src/tls.rs`: `.verify_client_cert(end_entity, intermediates, now)`
+/// Check: `daemon/src/tls/clients.rs`: `chain.verify_client_cert(end_entity, intermediates, now)`
 #[test]
 fn with_a_certificate_of_the_future() {
     let seen = Doors::new().seen_with(|certificate| {
@@ -158,7 +165,7 @@ fn with_a_certificate_of_the_future() {
 
 /// A server's certificate, such as every server of the site may have.
 ///
-/// Check: `daemon/src/tls.rs`: `.verify_client_cert(end_entity, intermediates, now)`
+/// Check: `daemon/src/tls/clients.rs`: `chain.verify_client_cert(end_entity, intermediates, now)`
 #[test]
 fn with_a_certificate_for_servers() {
     let seen = Doors::new().seen_with(|certificate| {
@@ -193,7 +200,7 @@ fn without_any_name() {
     assert_eq!((seen.verifier, seen.registrar), (Some(403), Some(403)));
 }
 
-/// Check: `daemon/src/tls.rs`: `.verify_client_cert(end_entity, intermediates, now)`
+/// Check: `daemon/src/tls/clients.rs`: `chain.verify_client_cert(end_entity, intermediates, now)`
 #[test]
 fn with_a_self_signed_certificate() {
     let key = KeyPair::generate().unwrap();
@@ -207,7 +214,7 @@ fn with_a_self_signed_certificate() {
 
 /// A CA of the same name with another key.
 ///
-/// Check: `daemon/src/tls.rs`: `.verify_client_cert(end_entity, intermediates, now)`
+/// Check: `daemon/src/tls/clients.rs`: `chain.verify_client_cert(end_entity, intermediates, now)`
 #[test]
 fn with_a_certificate_of_another_ca() {
     let doors = Doors::new();
@@ -222,7 +229,7 @@ fn with_a_certificate_of_another_ca() {
 
 /// A client of the CA issues a certificate itself, and shows its own along.
 ///
-/// Check: `daemon/src/tls.rs`: `.verify_client_cert(end_entity, intermediates, now)`
+/// Check: `daemon/src/tls/clients.rs`: `chain.verify_client_cert(end_entity, intermediates, now)`
 #[test]
 fn with_a_certificate_that_a_client_issued() {
     let doors = Doors::new();
@@ -238,9 +245,67 @@ fn with_a_certificate_that_a_client_issued() {
     assert_eq!(doors.seen_by(Some(&identity.unwrap())), NO_CONNECTION);
 }
 
+/// A key that was lost, and whose certificate its CA has revoked since. Who has it is connected
+/// already. Agents know no lists: an operator changes `trusted_client_ca` there.
+///
+/// Check: `daemon/src/tls/clients.rs`: `.with_crls(lists.encoded())`
+#[test]
+fn with_a_revoked_certificate() {
+    let doors = Doors::new();
+    let lost = SerialNumber::from(77);
+    let identity = issued(&doors.ca_dir(), |certificate| {
+        certificate.serial_number = Some(lost.clone());
+    });
+    let thief = Api::over_tls(
+        doors.stage.fleet.verifier_port(),
+        &doors.ca_dir(),
+        Some(&identity),
+    )
+    .unwrap();
+    assert_eq!(thief.get("/v2.6/agents/").unwrap().status, 200);
+    fs::write(
+        doors.ca_dir().join("cacrl.pem"),
+        revoking(&doors.ca_dir(), lost),
+    )
+    .unwrap();
+    let refused = Seen {
+        verifier: None,
+        registrar: None,
+        agent: Some(200),
+    };
+    let start = Instant::now();
+    while doors.seen_by(Some(&identity)) != refused {
+        assert!(start.elapsed() < PATIENCE, "the list was not read");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    thief.get("/v2.6/agents/").unwrap_err();
+    // Nobody else is.
+    let status = |api: &Api| api.get("/v2.6/agents/").unwrap().status;
+    assert_eq!(status(&doors.stage.operator.verifier), 200);
+    assert_eq!(status(&doors.stage.operator.registrar), 200);
+}
+
+/// The CA's list of revoked certificates, PEM.
+fn revoking(ca_dir: &Path, serial_number: SerialNumber) -> String {
+    let list = CertificateRevocationListParams {
+        this_update: date_time_ymd(2020, 1, 1),
+        next_update: date_time_ymd(2150, 1, 1),
+        crl_number: 1.into(),
+        issuing_distribution_point: None,
+        revoked_certs: vec![RevokedCertParams {
+            serial_number,
+            revocation_time: date_time_ymd(2020, 1, 1),
+            reason_code: None,
+            invalidity_date: None,
+        }],
+        key_identifier_method: KeyIdMethod::Sha256,
+    };
+    list.signed_by(&issuer(ca_dir)).unwrap().pem().unwrap()
+}
+
 /// What an agent has for its own server opens nothing, its own door included.
 ///
-/// Check: `daemon/src/tls.rs`: `.verify_client_cert(end_entity, intermediates, now)`
+/// Check: `daemon/src/tls/clients.rs`: `chain.verify_client_cert(end_entity, intermediates, now)`
 #[test]
 fn with_the_agents_own_certificate() {
     let doors = Doors::new();

@@ -327,7 +327,9 @@ impl Liar {
         let identity = Identity::from_pem(certificate.as_bytes(), key.as_bytes()).unwrap();
         let ca = std::fs::read(ca_dir.join("cacert.crt")).unwrap();
         let clients = ClientAuth::Required(certificates_from_pem(&ca).unwrap());
-        let acceptor = TlsAcceptor::from(server_config(&identity, clients).unwrap());
+        let acceptor = TlsAcceptor::from(Arc::clone(
+            server_config(&identity, clients).unwrap().config(),
+        ));
         let listener = TcpListener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, port))).unwrap();
         listener.set_nonblocking(true).unwrap();
         let port = listener.local_addr().unwrap().port();

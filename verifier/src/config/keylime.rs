@@ -304,7 +304,7 @@ pub(super) static CA: Keylime = Keylime {
         O::dropped(
             "cert_crl_dist",
             "http://localhost:38080/crl",
-            "certificates are not revoked yet",
+            "lists of revoked certificates are files, see `client_crl`",
         ),
     ],
     single_file: SingleFile {

@@ -48,6 +48,8 @@ pub struct TlsOptions {
     pub client: CertificateFiles,
     /// CAs of operators; none: that of the directory.
     pub trusted_client_ca: Vec<PathBuf>,
+    /// What these CAs have revoked; none: the lists of the directory, if there are any.
+    pub client_crl: Vec<PathBuf>,
     /// What a server certificate made here is for.
     pub names: Vec<String>,
     /// What a CA made here is called.
