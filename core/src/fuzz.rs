@@ -9,7 +9,7 @@ use base64::engine::general_purpose::STANDARD;
 
 use crate::appraise::{AcceptedAlgorithms, Challenge, NodeState, Policies};
 use crate::bundle::{Bundle, Outcome};
-use crate::eventlog::EventLog;
+use crate::eventlog::{Event, EventLog, Measured};
 use crate::identity::{
     AgentId, Expiry, Trust, TrustAnchors, certificate_matches_key, certificate_quirks, certify_ek,
     check_ak, check_ek, ek_certificate_chain, normalise_ek_certificate,
@@ -35,6 +35,7 @@ pub const TARGETS: &[Target] = &[
     ("dsse", dsse),
     ("ek_certificate", ek_certificate),
     ("ek_chain", ek_chain),
+    ("event_content", event_content),
     ("eventlog", eventlog),
     ("ima_list", ima_list),
     ("pcr_blob", pcr_blob),
@@ -222,12 +223,41 @@ pub fn ek_chain(data: &[u8]) {
     }
 }
 
+/// One event's data: type and PCR (little-endian), then the data. Signature lists, device paths and
+/// the other structures are in them.
+pub fn event_content(data: &[u8]) {
+    let Some((head, data)) = data.split_first_chunk::<8>() else {
+        return;
+    };
+    let (kind, pcr) = head.split_at(4);
+    let size = u32::try_from(data.len()).unwrap_or(0).to_le_bytes();
+    // An event in the old format: PCR, type, SHA-1 digest, size, data.
+    let event = [pcr, kind, &[0; 20], &size, data].concat();
+    if let Ok(log) = EventLog::parse(&event) {
+        log.unverified_events().for_each(|event| content(&event));
+    }
+}
+
+fn content(event: &Event<'_>) {
+    let shown = event.content().to_string();
+    assert!(!shown.chars().any(char::is_control), "{shown:?}");
+    for (bank, digest) in event.digests.iter() {
+        let Some(believed) = event.believed(bank) else {
+            continue;
+        };
+        assert_eq!(believed, event.content());
+        assert_eq!(event.measured(bank), Measured::Data);
+        assert_eq!(digest.as_bytes().len(), bank.size());
+    }
+}
+
 /// A boot log: its events, and its replay in every bank.
 pub fn eventlog(data: &[u8]) {
     if let Ok(log) = EventLog::parse(data) {
         assert_eq!(log.unverified_events().count(), log.len());
         for event in log.unverified_events() {
             let _ = (event.kind.to_string(), event.digests.iter().count());
+            content(&event);
         }
         let _ = log.boot_aggregates();
     }

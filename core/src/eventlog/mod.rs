@@ -5,15 +5,21 @@
 //! that may be believed are shown by the latter alone, and only those of PCRs whose replayed value
 //! is the quoted one.
 
+/// What an event's data say, and whether its digest vouches for them.
+pub mod content;
 /// Event types by their TCG names.
 mod kind;
 /// The two binary formats: crypto-agile and SHA-1.
 mod parse;
+/// Names of PCRs.
+mod pcr;
 /// Replay of one bank, comparison with a quote, boot aggregates.
 mod replay;
 
+pub use content::{Content, Measured};
 pub use kind::EventType;
 pub use parse::{EventLog, EventLogError, LogProblem, MAX_LOG};
+pub use pcr::pcr_name;
 pub(crate) use replay::quoted_boot_aggregates;
 pub use replay::{BootAggregate, PcrMismatch, ReplayedLog};
 

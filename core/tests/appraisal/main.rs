@@ -6,6 +6,8 @@
 mod boot_log;
 /// Evidence that is kept, and judged again.
 mod bundled;
+/// What events say, and whether their digests vouch for it.
+mod event_content;
 /// IMA lists and runtime policies: captured ones, vectors, properties.
 mod ima_list;
 /// Whole answers, judged.
