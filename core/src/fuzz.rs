@@ -15,7 +15,7 @@ use crate::identity::{
     check_ak, check_ek, ek_certificate_chain, normalise_ek_certificate,
 };
 use crate::ima;
-use crate::policy::{BootPolicy, Envelope, RuntimePolicy, SigningKey, TpmPolicy};
+use crate::policy::{BootPolicy, Envelope, PolicyDocument, RuntimePolicy, SigningKey, TpmPolicy};
 use crate::tpm::{
     Attest, AttestationKey, CredentialBlob, Expected, HashAlgorithm, PcrValues, Public, Quote,
     Signature,
@@ -39,6 +39,7 @@ pub const TARGETS: &[Target] = &[
     ("eventlog", eventlog),
     ("ima_list", ima_list),
     ("pcr_blob", pcr_blob),
+    ("policy_document", policy_document),
     ("public", public),
     ("quote_string", quote_string),
     ("registration", registration),
@@ -290,6 +291,24 @@ pub fn pcr_blob(data: &[u8]) {
         assert_eq!(PcrValues::from_blob(&blob).as_ref(), Ok(&values));
         let _ = values.digest();
     }
+}
+
+/// A runtime policy of any version: what is read is written, reads as the same, and compiles.
+pub fn policy_document(data: &[u8]) {
+    let strict = PolicyDocument::parse(data);
+    let Ok(document) = PolicyDocument::parse_any_version(data, 0) else {
+        return;
+    };
+    assert!(strict.is_err() || RuntimePolicy::compile(data).is_ok());
+    let text = document.to_json();
+    assert_eq!(
+        PolicyDocument::parse(text.as_bytes()).as_ref(),
+        Ok(&document)
+    );
+    assert!(RuntimePolicy::compile(text.as_bytes()).is_ok());
+    assert!(document.diff(&document).is_empty());
+    assert_eq!(document.merge(document.clone()).as_ref(), Ok(&document));
+    let _ = PolicyDocument::from_allowlist(&document.to_allowlist(), "", 0);
 }
 
 /// TPM2B_PUBLIC and everything derived from it.

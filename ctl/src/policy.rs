@@ -55,8 +55,7 @@ async fn create_runtime(config: &Config, args: &RuntimeArgs, out: &Output) -> Re
         ..RuntimeOptions::default()
     };
     // clap demands one of the two sources.
-    let mut json = options.read(config).await?.unwrap_or_default().text;
-    json.push('\n');
+    let json = options.read(config).await?.unwrap_or_default().text;
     match &args.output {
         None => out.text(&json)?,
         Some(path) => write_file(path, &json)?,

@@ -1,5 +1,7 @@
 use std::hash::{BuildHasher, RandomState};
 
+use super::schema::TableBuilder;
+
 /// Names (paths, keyrings, buffers) with their allowed digests.
 ///
 /// A policy of a distribution has 100,000 names and is shared by all nodes of a fleet, so it is
@@ -86,9 +88,10 @@ pub(super) struct DigestTableBuilder {
 #[derive(Debug)]
 pub(super) struct ArenaFull;
 
-impl DigestTableBuilder {
-    /// Starts the record of `name`.
-    pub(super) fn name(&mut self, name: &str) -> Result<(), ArenaFull> {
+impl TableBuilder for DigestTableBuilder {
+    type Table = DigestTable;
+
+    fn name(&mut self, name: &str) -> Result<(), ArenaFull> {
         let arena = &mut self.table.arena;
         let offset = u32::try_from(arena.len() + 1).map_err(|_| ArenaFull)?;
         let length = u32::try_from(name.len()).map_err(|_| ArenaFull)?;
@@ -99,8 +102,7 @@ impl DigestTableBuilder {
         Ok(())
     }
 
-    /// Adds a digest (up to 64 bytes) to the record begun last.
-    pub(super) fn digest(&mut self, digest: &[u8]) {
+    fn digest(&mut self, digest: &[u8]) {
         let (Some(offset), Ok(length)) = (self.offsets.last(), u8::try_from(digest.len())) else {
             return;
         };
@@ -112,8 +114,7 @@ impl DigestTableBuilder {
         arena.extend_from_slice(digest);
     }
 
-    /// Indexes the records. The error is a name that occurs twice.
-    pub(super) fn build(self) -> Result<DigestTable, String> {
+    fn build(self) -> Result<DigestTable, String> {
         let Self { mut table, offsets } = self;
         table.names = offsets.len();
         table.arena.shrink_to_fit();

@@ -2,21 +2,29 @@
 
 /// What the boot log must show.
 mod boot;
-/// Runtime policy JSON from flat allowlists and from IMA lists.
+/// Runtime policies from flat allowlists, from older JSON and from IMA lists.
 mod convert;
 /// Names with their allowed digests, held in one arena and found by a keyed hash.
 mod digests;
+/// A runtime policy to be changed, compared and written.
+mod document;
 /// Signed runtime policies.
 mod dsse;
 /// Exclude patterns: Python regular expressions on two Rust engines.
 mod excludes;
 /// Runtime policy (Keylime JSON, version 1), compiled.
 mod runtime;
+/// Reads runtime policy JSON, strictly, into either form.
+mod schema;
 /// TPM policy: allowed PCR values and the mask of the quote.
 mod tpm;
 
 pub use boot::BootPolicy;
 pub use digests::{AllowedDigests, DigestTable};
+pub use document::{
+    Change, ChangeKind, DigestNames, PolicyDiff, PolicyDocument, SetChange, VerificationKeys,
+    measured_name,
+};
 pub use dsse::{Envelope, SigningKey, SigningKeyError};
 pub use excludes::{Excludes, ExcludesBudget};
 pub use runtime::RuntimePolicy;
@@ -83,6 +91,29 @@ pub enum PolicyError {
          or no boot policy"
     )]
     BootPolicy(String),
+    /// A digest of a length that runtime policies do not have.
+    #[error("digest of {bytes} bytes for {name:?}: runtime policies have 20 to 64")]
+    Digest {
+        /// The file, keyring or buffer.
+        name: String,
+        /// Its length.
+        bytes: usize,
+    },
+    /// Two policies that cannot be one.
+    #[error(
+        "the policies cannot be merged: `{member}` is {} in one and {} in the other",
+        values[0],
+        values[1]
+    )]
+    Merge {
+        /// What they differ in.
+        member: String,
+        /// What either says, cut short.
+        values: [String; 2],
+    },
+    /// `verification-keys` that are none.
+    #[error("`verification-keys`: {0}")]
+    VerificationKeys(String),
     /// A DSSE envelope that holds no runtime policy.
     #[error("signed policy (DSSE envelope): {0}")]
     Envelope(&'static str),
