@@ -1,12 +1,17 @@
 /// Every id, what it means and what to do next.
 pub mod catalog;
+/// How much a finding matters, and to whom that is left.
+pub mod severity;
 
 use serde::{Deserialize, Serialize};
 
 use crate::tpm::Digest;
 
-/// Findings of one appraisal that are kept; the others are counted.
+/// Findings of one appraisal that are kept, beside the first of every further id; the others are
+/// counted.
 pub const MAX_FINDINGS: usize = 1_000;
+/// Findings that are looked at, lest there is one of an id that is not among those that are kept.
+const MAX_LOOKED_AT: u64 = 10_000;
 /// Longest name in a finding, in characters: the kernel's PATH_MAX.
 const MAX_NAME: usize = 4_096;
 /// Most allowed values in a finding.
@@ -80,28 +85,38 @@ pub enum Place {
 pub(crate) struct Findings {
     kept: Vec<Finding>,
     total: u64,
+    /// Those of the total of which not even the id is known.
+    unseen: u64,
 }
 
 impl Findings {
-    /// Adds a finding; it is not even built when enough are kept.
+    /// Adds a finding. When enough are kept only one of a new id is, so that a flood hides nothing
+    /// that matters more; in the end it is not even built.
     pub(crate) fn push(&mut self, finding: impl FnOnce() -> Finding) {
         self.total += 1;
-        if self.kept.len() < MAX_FINDINGS {
-            self.kept.push(finding().catalogued());
+        if self.total > MAX_LOOKED_AT {
+            self.unseen += 1;
+            return;
+        }
+        let finding = finding().catalogued();
+        if self.kept.len() < MAX_FINDINGS || self.kept.iter().all(|kept| kept.id != finding.id) {
+            self.kept.push(finding);
         }
     }
 
     /// Counts `more` findings that were not kept elsewhere.
     pub(crate) fn count(&mut self, more: u64) {
         self.total = self.total.saturating_add(more);
+        self.unseen = self.unseen.saturating_add(more);
     }
 
     pub(crate) fn total(&self) -> u64 {
         self.total
     }
 
-    pub(crate) fn into_parts(self) -> (Vec<Finding>, u64) {
-        (self.kept, self.total)
+    /// The findings that are kept, how many there are, and how many of those nothing is known of.
+    pub(crate) fn into_parts(self) -> (Vec<Finding>, u64, u64) {
+        (self.kept, self.total, self.unseen)
     }
 }
 

@@ -299,10 +299,25 @@ pub struct TrothStatus {
     /// Name of the node's boot policy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boot_policy: Option<String>,
-    /// Findings of the last failed verdict (bounded; `findings_total` counts all).
-    pub findings: Vec<Finding>,
+    /// Label of `severity_level`, as this verifier is configured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub severity: Option<String>,
+    /// Findings of the last failed verdict, the most severe first (bounded; `findings_total` counts
+    /// all).
+    pub findings: Vec<RatedFinding>,
     /// All findings of that verdict.
     pub findings_total: u64,
+}
+
+/// A finding, and how much it matters to this verifier.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct RatedFinding {
+    /// The finding.
+    #[serde(flatten)]
+    pub finding: Finding,
+    /// Its label of `severity_labels`; `None`: it was not rated.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub severity: Option<String>,
 }
 
 #[cfg(test)]

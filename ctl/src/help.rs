@@ -133,7 +133,8 @@ ima_entries, address, severity, last_event, tpm_policy, has_runtime_policy, runt
 has_boot_policy, boot_policy,
 hash_algorithm, encryption_algorithm, signing_algorithm, verifier, findings, findings_total.
 state: trusted, failed, unreachable, stale, pending, stopped, removed, unknown.
-Finding: id, recoverable, place, expected, got, explanation, action.
+Finding: id, recoverable, place, expected, got, explanation, action, severity (of a node's
+findings).
 Members in _ms are Unix milliseconds; 0 is never.";
 
 const ENVIRONMENT: &str = "\

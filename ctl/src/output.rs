@@ -157,7 +157,7 @@ impl Output {
                 let _ = write!(
                     text,
                     "\n{}",
-                    painter.finding(index, error.findings().len(), finding)
+                    painter.finding(index, error.findings().len(), finding, None)
                 );
             }
             if let Some(advice) = error.advice() {
@@ -253,13 +253,18 @@ impl Output {
         text
     }
 
-    /// One finding, for people.
-    pub(crate) fn finding(&self, index: usize, total: usize, finding: &Finding) -> String {
-        let severity = if finding.recoverable {
-            "failure"
-        } else {
-            "fatal: the check stopped here"
-        };
+    /// One finding, for people. `severity` is its label, if it was rated.
+    pub(crate) fn finding(
+        &self,
+        index: usize,
+        total: usize,
+        finding: &Finding,
+        severity: Option<&str>,
+    ) -> String {
+        let mut severity = clean(severity.unwrap_or("failure"));
+        if !finding.recoverable {
+            severity.push_str(": the check stopped here");
+        }
         let mut text = format!(
             "{} {}\n",
             self.paint(
@@ -506,6 +511,6 @@ mod tests {
             "aa".repeat(32),
             "bb".repeat(32)
         );
-        assert_eq!(Output::plain().finding(0, 3, &finding), expected);
+        assert_eq!(Output::plain().finding(0, 3, &finding, None), expected);
     }
 }

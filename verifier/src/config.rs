@@ -7,6 +7,7 @@ use std::{
 
 use serde::{Deserialize, de::DeserializeOwned};
 pub use tls::{CaSubject, CertificateFiles, TlsOptions};
+use troth_core::finding::severity::{self, SeverityRule};
 use troth_daemon::config::{Component, Secret};
 pub use troth_daemon::seconds::Seconds;
 use zeroize::Zeroizing;
@@ -269,6 +270,12 @@ pub struct VerifierConfig {
     /// Whose signature counts when a signed policy comes without `runtime_policy_key`: file with
     /// an EC public key or an X.509 certificate, PEM or DER.
     pub runtime_policy_key: Option<PathBuf>,
+    /// Labels of how much a finding matters, lowest first. A node with a finding of the last one is
+    /// not asked any more until it is reactivated.
+    pub severity_labels: Vec<String>,
+    /// Which finding has which label: regular expressions for whole ids of findings, the first that
+    /// matches counts. What none matches, and what stopped a check early, has the last label.
+    pub severity_policy: Vec<SeverityRule>,
     /// Checks on demand (`/verify/identity`, `/verify/evidence`) at a time, for anybody; each may
     /// hold 16 MiB of evidence. 0: none.
     pub max_evidence_checks: usize,
@@ -312,6 +319,8 @@ impl Default for VerifierConfig {
             max_workers: 0,
             require_allow_list_signatures: false,
             runtime_policy_key: None,
+            severity_labels: severity::LABELS.map(str::to_owned).to_vec(),
+            severity_policy: SeverityRule::defaults(),
             max_evidence_checks: 2,
             evidence_rate_limit: 5,
             log: None,

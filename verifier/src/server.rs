@@ -276,7 +276,7 @@ impl StartError {
         matches!(
             self,
             Self::Address(_)
-                | Self::Fleet(FleetError::SigningKey { .. })
+                | Self::Fleet(FleetError::SigningKey { .. } | FleetError::Severity(_))
                 | Self::Half { .. }
                 | Self::Revocation(_)
                 | Self::Tls(_)

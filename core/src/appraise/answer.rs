@@ -23,9 +23,10 @@ pub fn appraise_answer(
         Err(error) => format!("the answer is not the expected JSON: {error}"),
     };
     let appraisal = Appraisal {
-        verdict: Verdict::Failed(vec![unusable_answer(explanation)]),
+        verdict: Verdict::Failed(vec![unusable_answer(explanation).catalogued()]),
         state: state.clone(),
         findings_total: 1,
+        findings_unseen: 0,
     };
     (appraisal, None)
 }

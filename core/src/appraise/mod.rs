@@ -76,8 +76,11 @@ pub struct Appraisal {
     pub verdict: Verdict,
     /// State to keep for the next quote.
     pub state: NodeState,
-    /// How many findings there are; a failed verdict holds the first [`MAX_FINDINGS`].
+    /// How many findings there are; a failed verdict holds the first [`MAX_FINDINGS`], and beyond
+    /// these the first of every other id.
     pub findings_total: u64,
+    /// Findings that were only counted: nobody can say how much they matter.
+    pub findings_unseen: u64,
 }
 
 /// The verdict over one answer.
@@ -86,7 +89,7 @@ pub struct Appraisal {
 pub enum Verdict {
     /// Every check passed. Made by [`appraise`] alone.
     Trusted(Trusted),
-    /// At least one finding, the first [`MAX_FINDINGS`] of them.
+    /// At least one finding, the first [`MAX_FINDINGS`] of them and the first of every id.
     Failed(Vec<Finding>),
     /// The host rebooted since the last answer: ask again at once from IMA entry 0; neither pass nor fail.
     Rebooted,
@@ -124,6 +127,7 @@ pub fn appraise(
         verdict: Verdict::Failed(vec![finding.catalogued()]),
         state: state.clone(),
         findings_total: 1,
+        findings_unseen: 0,
     };
     if fresh_key(evidence).is_none() && state.pubkey.is_none() {
         return stop(pcrs::no_pubkey());
@@ -163,6 +167,7 @@ pub(crate) fn judge(
             verdict: Verdict::Rebooted,
             state,
             findings_total: 0,
+            findings_unseen: 0,
         };
     }
 
@@ -185,7 +190,7 @@ pub(crate) fn judge(
         &state.ima,
         &mut findings,
     );
-    let (kept, findings_total) = findings.into_parts();
+    let (kept, findings_total, findings_unseen) = findings.into_parts();
     let verdict = if findings_total == 0 {
         Verdict::Trusted(Trusted {
             entries: state.ima.next_entry,
@@ -198,6 +203,7 @@ pub(crate) fn judge(
         verdict,
         state,
         findings_total,
+        findings_unseen,
     }
 }
 
@@ -284,7 +290,7 @@ pub fn appraise_evidence(
     let start = ImaPosition::default();
     content(&quote, 0, evidence, policies, &start, &mut findings);
     match findings.into_parts() {
-        (_, 0) => Ok(()),
-        (findings, _) => Err(findings),
+        (_, 0, _) => Ok(()),
+        (findings, ..) => Err(findings),
     }
 }

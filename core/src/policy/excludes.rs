@@ -130,7 +130,7 @@ impl Excludes {
 /// Differences handled: `\Z` (end of text), `{,n}`, a `{` that starts no quantifier, `(?P=name)`,
 /// `(?#comment)`, octal escapes, `\<` and `\>` (literal in Python), and in classes a bare `[`,
 /// `&&`, `~~` and `--`, which Rust reads as set operations.
-fn translate(pattern: &str) -> String {
+pub(crate) fn translate(pattern: &str) -> String {
     let mut out = String::with_capacity(pattern.len() + 8);
     let mut chars = pattern.chars().peekable();
     while let Some(c) = chars.next() {

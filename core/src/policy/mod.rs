@@ -26,6 +26,7 @@ pub use document::{
     measured_name,
 };
 pub use dsse::{Envelope, SigningKey, SigningKeyError};
+pub(crate) use excludes::translate as python_pattern;
 pub use excludes::{Excludes, ExcludesBudget};
 pub use runtime::RuntimePolicy;
 pub use tpm::TpmPolicy;

@@ -865,7 +865,29 @@ fn findings_are_bounded_and_counted() {
     (0..1_500).for_each(|n| node.measure(&format!("/bin/{n}"), &[1; 32]));
     let appraisal = node.attest();
     assert_eq!(findings(&appraisal).len(), MAX_FINDINGS);
-    assert_eq!(appraisal.findings_total, 1_500);
+    let counted = (appraisal.findings_total, appraisal.findings_unseen);
+    assert_eq!(counted, (1_500, 0));
+}
+
+#[test]
+fn a_flood_of_findings_hides_no_other_kind() {
+    let mut node = Node::new(Some(policy(&[])));
+    let zero = Digest::zero(HashAlgorithm::Sha256);
+    node.tpm_policy = TpmPolicy::parse(&format!(r#"{{"0":["{zero}"],"mask":"0x401"}}"#)).unwrap();
+    node.tpm.extend(0, &[1; 32]);
+    (0..1_500).for_each(|n| node.measure(&format!("/bin/{n}"), &[1; 32]));
+    let appraisal = node.attest();
+    assert_eq!(
+        ids(&appraisal)[MAX_FINDINGS..],
+        ["pcr_validation.invalid_pcr_0"]
+    );
+
+    // Only so many are looked at, and it is said that the others were not.
+    (1_500..11_000).for_each(|n| node.measure(&format!("/bin/{n}"), &[1; 32]));
+    let appraisal = node.attest();
+    assert_eq!(findings(&appraisal).len(), MAX_FINDINGS);
+    let counted = (appraisal.findings_total, appraisal.findings_unseen);
+    assert_eq!(counted, (11_001, 1_001));
 }
 
 #[test]

@@ -2,23 +2,16 @@ use std::fmt;
 
 use serde::Serialize;
 use serde_json::Value;
-use troth_core::{appraise::Finding, wire::NodeStatus};
+use troth_core::{
+    finding::severity::LABELS,
+    wire::{NodeStatus, RatedFinding},
+};
 
 use crate::{
     error::Exit,
     output::{Output, Tone, clean, span, utc},
 };
 
-/// Severity labels of a verifier with its shipped configuration, lowest first.
-const SEVERITIES: [&str; 7] = [
-    "info",
-    "notice",
-    "warning",
-    "error",
-    "critical",
-    "alert",
-    "emergency",
-];
 /// Findings that `agent status` prints; JSON has all that the verifier sent.
 const FINDINGS_SHOWN: usize = 20;
 
@@ -136,7 +129,7 @@ pub(crate) struct Node {
     pub(crate) ima_entries: Option<u64>,
     /// Where the verifier contacts the agent, `HOST:PORT`.
     pub(crate) address: Option<String>,
-    /// Severity of the last failure.
+    /// Severity of the last failure; a verifier that does not say is taken to use Keylime's labels.
     pub(crate) severity: Option<String>,
     /// Event id of the last failure.
     pub(crate) last_event: Option<String>,
@@ -158,8 +151,8 @@ pub(crate) struct Node {
     pub(crate) signing_algorithm: String,
     /// Which verifier.
     pub(crate) verifier: String,
-    /// Findings of the last failed verdict, as many as the verifier keeps.
-    pub(crate) findings: Vec<Finding>,
+    /// Findings of the last failed verdict, the most severe first, as many as the verifier keeps.
+    pub(crate) findings: Vec<RatedFinding>,
     /// All findings of that verdict.
     pub(crate) findings_total: u64,
 }
@@ -180,12 +173,12 @@ impl Node {
             Some(port) => format!("{ip}:{port}"),
             None => ip.clone(),
         });
-        let severity = status.severity_level.map(|level| {
-            SEVERITIES
-                .get(usize::from(level))
-                .map_or_else(|| level.to_string(), ToString::to_string)
-        });
         let troth = status.troth.as_ref();
+        let severity = status.severity_level.map(|level| {
+            let known = LABELS.get(usize::from(level)).map(ToString::to_string);
+            let said = troth.and_then(|troth| troth.severity.clone());
+            said.or(known).unwrap_or_else(|| level.to_string())
+        });
         Self {
             id: id.to_owned(),
             state,
@@ -238,7 +231,12 @@ impl Node {
                 .unwrap_or(usize::MAX)
                 .max(self.findings.len());
             text.push('\n');
-            text.push_str(&out.finding(index, total, finding));
+            text.push_str(&out.finding(
+                index,
+                total,
+                &finding.finding,
+                finding.severity.as_deref(),
+            ));
         }
         let shown = self.findings.len().min(FINDINGS_SHOWN) as u64;
         if self.findings_total > shown {
@@ -385,7 +383,7 @@ pub(super) mod tests {
             "due_at_ms": 0, "ima_entries": 1641, "findings_total": 1,
             "findings": [{
                 "id": "ima.validation.ima-ng.not_in_allowlist", "recoverable": true,
-                "place": {"ima_entry": {"entry": 1640, "path": "/usr/bin/evil"}},
+                "severity": "emergency", "place": {"ima_entry": {"entry": 1640, "path": "/usr/bin/evil"}},
                 "expected": [], "got": "sha256:ab", "explanation": "Not in the policy.",
                 "action": "Find out who put it there."
             }]
@@ -427,7 +425,7 @@ pub(super) mod tests {
     Verifier: default at 127.0.0.1:8881
 
 Finding 1 of 1: /usr/bin/evil (IMA list entry 1640) \
-             [ima.validation.ima-ng.not_in_allowlist, failure]
+             [ima.validation.ima-ng.not_in_allowlist, emergency]
        Found: sha256:ab
   Policy has: nothing for it
          Why: Not in the policy.

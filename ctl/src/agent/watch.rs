@@ -2,6 +2,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use serde::Serialize;
 use tokio::time::{Instant, sleep};
+use troth_core::wire::RatedFinding;
 
 use super::{
     fetch, fetch_all,
@@ -30,7 +31,7 @@ struct Change<'a> {
     previous: Option<State>,
     state: State,
     reason: &'a str,
-    findings: &'a [troth_core::appraise::Finding],
+    findings: &'a [RatedFinding],
     findings_total: u64,
 }
 
@@ -155,9 +156,13 @@ impl Change<'_> {
             clean(self.id),
             clean(self.reason)
         );
-        for finding in self.findings.iter().take(FINDINGS_SHOWN) {
+        for RatedFinding { finding, severity } in self.findings.iter().take(FINDINGS_SHOWN) {
+            let severity = severity
+                .as_ref()
+                .map(|label| format!("[{}] ", clean(label)));
             text.push_str(&format!(
-                "              {}: {}\n",
+                "              {}{}: {}\n",
+                severity.unwrap_or_default(),
                 place(&finding.place),
                 clean(&finding.explanation)
             ));
@@ -257,7 +262,7 @@ mod tests {
         assert_eq!(
             change.line(&Output::plain()),
             "[    2.034 s] node-1 trusted -> failed: 1 finding
-              /usr/bin/evil (IMA list entry 1640): Not in the policy.
+              [emergency] /usr/bin/evil (IMA list entry 1640): Not in the policy.
               and 4 more; see `trothctl agent status node-1`
 "
         );

@@ -1,6 +1,7 @@
 //! What the options of Keylime's verifier, registrar, CA and logging are here (versions 2.6 of
 //! their files).
 
+use troth_core::finding::severity::SeverityRule;
 use troth_daemon::config::keylime::{
     Base, Format, Keylime, KeylimeOption as O, Kind, SingleFile, Value,
 };
@@ -11,7 +12,6 @@ const PUSH: &str = "nodes are asked (pull mode); agents that push are not served
 const REVOCATIONS: &str = "nobody is notified yet; `trothctl agent watch` shows what changes";
 const AUTHORIZATION: &str = "there is one rule: a client certificate of the CA is an operator's";
 const MIGRATE: &str = "tables are made and upgraded at every start";
-const FINDINGS: &str = "every finding fails its node; they have no severities yet";
 const BOOT_POLICY: &str = "a boot policy is given with each node, see `trothctl agent add`";
 const WORKERS: &str = "work is spread over all cores; max_workers in verifier.toml is a number of \
                        threads";
@@ -107,15 +107,17 @@ pub(super) static VERIFIER: Keylime = Keylime {
         O::dropped("measured_boot_policy_name", "accept-all", BOOT_POLICY),
         O::dropped("measured_boot_imports", "[]", BOOT_POLICY),
         O::dropped("measured_boot_evaluate", "once", BOOT_POLICY),
-        O::dropped(
+        O::option(
             "severity_labels",
             r#"["info", "notice", "warning", "error", "critical", "alert", "emergency"]"#,
-            FINDINGS,
+            "severity_labels",
+            Kind::List,
         ),
-        O::dropped(
+        O::option(
             "severity_policy",
             r#"[{"event_id": ".*", "severity_label": "emergency"}]"#,
-            FINDINGS,
+            "severity_policy",
+            Kind::Custom(severity_policy),
         ),
         O::dropped(
             "ignore_tomtou_errors",
@@ -382,6 +384,14 @@ fn database_pool_size(text: &str, _: &Base) -> Result<Option<Value>, String> {
         sum += i64::from(number);
     }
     Ok(Some(Value::Integer(sum)))
+}
+
+/// A list of rules, as JSON.
+fn severity_policy(text: &str, _: &Base) -> Result<Option<Value>, String> {
+    let rules: Vec<SeverityRule> =
+        serde_json::from_str(text).map_err(|error| format!("not a JSON list of rules: {error}"))?;
+    let rules = Value::try_from(rules).map_err(|error| error.to_string())?;
+    Ok(Some(rules))
 }
 
 const LOGGING_FORM: &str = "lines have the journal's form, or one of their own outside of systemd";

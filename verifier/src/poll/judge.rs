@@ -111,6 +111,7 @@ pub(super) fn judge(rules: &Rules, nonce: &str, state: &NodeState, body: &Bytes)
         Verdict::Failed(findings) => Outcome::Failed {
             findings,
             total: appraisal.findings_total,
+            unseen: appraisal.findings_unseen,
             node: Some(appraisal.state),
             algorithms: Some(algorithms),
         },
@@ -154,6 +155,7 @@ fn finding(id: &str, explanation: String, action: &str) -> Outcome {
     Outcome::Failed {
         findings: vec![finding.catalogued()],
         total: 1,
+        unseen: 0,
         node: None,
         algorithms: None,
     }

@@ -7,9 +7,11 @@ use tokio::{
     sync::{mpsc, oneshot},
     time::{Instant, sleep_until},
 };
+use tracing::Level;
 use troth_core::{
+    finding::severity::Severities,
     identity::AgentId,
-    wire::{Enrolment, SecretText},
+    wire::{Enrolment, RatedFinding, SecretText},
 };
 use troth_daemon::client::{Client, LargeAnswers};
 
@@ -22,6 +24,17 @@ use super::{
     writer::Writer,
 };
 use crate::{messages, store::RecordUpdate};
+
+/// An event at a level that is known only when it happens, which tracing's macros do not take.
+macro_rules! told {
+    ($level:expr, $($fields:tt)+) => {
+        match $level {
+            Level::ERROR => tracing::error!($($fields)+),
+            Level::WARN => tracing::warn!($($fields)+),
+            _ => tracing::info!($($fields)+),
+        }
+    };
+}
 
 /// A node as the operator described it.
 #[derive(Debug)]
@@ -36,6 +49,7 @@ pub(super) struct Enrolled {
 #[derive(Clone, Debug)]
 pub(super) struct Shared {
     pub(super) timing: Timing,
+    pub(super) severities: Arc<Severities>,
     pub(super) workers: Workers,
     pub(super) writer: Writer,
     pub(super) request_timeout: Duration,
@@ -219,7 +233,13 @@ impl Node {
         let step = {
             let mut record = self.record();
             record.version = reply.version;
-            let mut step = record.apply(reply.outcome, started, finished, &shared.timing);
+            let mut step = record.apply(
+                reply.outcome,
+                started,
+                finished,
+                &shared.timing,
+                &shared.severities,
+            );
             if record.retries > 0 {
                 // A rack that lost its switch must not come back in one instant.
                 step.wait = step
@@ -229,7 +249,8 @@ impl Node {
             }
             step
         };
-        self.tell(step.event, finished.saturating_sub(started));
+        let took = finished.saturating_sub(started);
+        self.tell(step.event, took, &shared.severities);
         self.save(&shared.writer).await;
         (step.wait, passed)
     }
@@ -251,7 +272,7 @@ impl Node {
     }
 
     /// Journal entries: every change with its MESSAGE_ID, every outcome for debugging.
-    fn tell(&self, event: Option<Event>, took: Duration) {
+    fn tell(&self, event: Option<Event>, took: Duration, severities: &Severities) {
         let record = self.record();
         let id = self.enrolled.id.as_str();
         let verdict = record.state;
@@ -278,18 +299,26 @@ impl Node {
                 "node {id} is trusted again"
             ),
             Some(Event::Failed) => {
-                for finding in record.findings.iter().take(10) {
-                    tracing::error!(
+                let before = self.shown();
+                let all_known = !record.findings.iter().any(|found| before.is_new(found));
+                let told = record.findings.iter();
+                let told = told.filter(|found| all_known || before.is_new(found));
+                for RatedFinding { finding, severity } in told.take(10) {
+                    let level = priority(severity.as_deref(), severities);
+                    told!(
+                        level,
                         message_id = messages::FAILED,
                         node_id = id,
                         verdict = "failed",
                         finding = finding.id,
+                        severity,
                         place = ?finding.place,
                         expected = ?finding.expected,
                         got = finding.got,
                         action = finding.action,
                         findings_total = record.findings_total,
-                        "node {id} is not trusted: {}", finding.explanation
+                        "node {id} is not trusted: {}",
+                        finding.explanation
                     );
                 }
             }
@@ -302,5 +331,18 @@ impl Node {
                 record.reason
             ),
         }
+    }
+}
+
+/// The journal's priority of a finding: that of its label where syslog knows it. A site's own labels
+/// are errors if they end the attestation, else warnings. Nothing is above `err`: the journal shows
+/// emergencies on the terminals of everybody who is logged in.
+fn priority(label: Option<&str>, severities: &Severities) -> Level {
+    match label {
+        Some("debug" | "info" | "notice") => Level::INFO,
+        Some("warning") => Level::WARN,
+        Some("error" | "critical" | "alert" | "emergency") | None => Level::ERROR,
+        Some(label) if label == severities.label(severities.highest()) => Level::ERROR,
+        Some(_) => Level::WARN,
     }
 }

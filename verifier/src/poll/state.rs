@@ -1,10 +1,15 @@
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::{
+    cmp::Reverse,
+    collections::BTreeSet,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use serde::{Deserialize, Serialize};
 use troth_core::{
     appraise::{Finding, NodeState},
+    finding::severity::{Severities, Severity},
     ima::ImaPosition,
-    wire::TrothStatus,
+    wire::{RatedFinding, TrothStatus},
 };
 
 use crate::config::VerifierConfig;
@@ -23,8 +28,6 @@ pub(crate) mod operational {
     pub(crate) const STOPPED: u8 = 10;
 }
 
-/// Keylime's highest severity, `emergency`: the one that stops polling.
-const EMERGENCY: u8 = 6;
 /// Keylime's event of a node that does not answer.
 const NOT_REACHABLE: &str = "internal.verifier.not_reachable";
 /// Findings kept of one verdict; the rest is counted.
@@ -93,7 +96,7 @@ pub enum State {
     Pending,
     /// The last evidence passed every check.
     Trusted,
-    /// The last evidence did not pass; polling has stopped.
+    /// The last evidence did not pass. Whether it is asked again is up to the severity.
     Failed,
     /// It does not answer: neither good nor bad is known. It is asked again and again.
     Unreachable,
@@ -143,10 +146,19 @@ pub struct NodeRecord {
     /// Unix milliseconds of the next question, 0: none.
     pub(crate) due_at_ms: u64,
     pub(crate) ima_entries: u64,
+    /// Keylime's number of the worst finding since the node was last trusted or reactivated.
     pub(crate) severity_level: Option<u8>,
+    /// The label of that number.
+    #[serde(default)]
+    pub(crate) severity: Option<String>,
+    /// The first finding that had it.
     pub(crate) last_event_id: Option<String>,
-    pub(crate) findings: Vec<Finding>,
+    /// Of the last failed verdict, the most severe first.
+    pub(crate) findings: Vec<RatedFinding>,
     pub(crate) findings_total: u64,
+    /// Is a failed node asked on, as none of its findings has the highest severity?
+    #[serde(default)]
+    tolerated: bool,
     /// Attempts since the last answer.
     pub(crate) retries: u32,
     #[serde(default)]
@@ -170,6 +182,8 @@ pub(crate) enum Outcome {
         findings: Vec<Finding>,
         /// How many there are, with those that were only counted.
         total: u64,
+        /// Those that were only counted and may be of any kind.
+        unseen: u64,
         node: Option<NodeState>,
         algorithms: Option<Algorithms>,
     },
@@ -183,6 +197,7 @@ pub(crate) enum Outcome {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Event {
     FirstTrusted,
+    /// It failed, or a node that had failed has new findings.
     Failed,
     Recovered,
     Unreachable,
@@ -214,9 +229,11 @@ impl NodeRecord {
             due_at_ms: 0,
             ima_entries: 0,
             severity_level: None,
+            severity: None,
             last_event_id: None,
             findings: Vec::new(),
             findings_total: 0,
+            tolerated: false,
             retries: 0,
             told: Told::Nothing,
             reboots: 0,
@@ -225,7 +242,11 @@ impl NodeRecord {
 
     /// Is the node asked on schedule?
     pub(crate) fn active(&self) -> bool {
-        !matches!(self.state, State::Failed | State::Stopped)
+        match self.state {
+            State::Failed => self.tolerated,
+            State::Stopped => false,
+            State::Pending | State::Trusted | State::Unreachable => true,
+        }
     }
 
     /// The verifier starts again: nothing is known of the time in between.
@@ -273,6 +294,7 @@ impl NodeRecord {
         started: Duration,
         now: Duration,
         timing: &Timing,
+        severities: &Severities,
     ) -> Step {
         // Not more than an interval, should the clock have been set back meanwhile.
         let regular = (started + timing.interval)
@@ -307,39 +329,33 @@ impl NodeRecord {
                 }
             }
             Outcome::Failed {
-                mut findings,
+                findings,
                 total,
+                unseen,
                 node,
                 algorithms,
             } => {
-                self.told = Told::Failed;
-                self.state = State::Failed;
-                self.operational = operational::INVALID_QUOTE;
-                self.findings_total = total;
-                bound(&mut findings);
-                self.reason = match findings.first() {
-                    Some(finding) if self.findings_total > 1 => format!(
-                        "{} (and {} more findings)",
-                        finding.explanation,
-                        self.findings_total - 1
-                    ),
-                    Some(finding) => finding.explanation.clone(),
-                    None => String::from("the evidence did not pass"),
+                let worst = if unseen > 0 {
+                    severities.highest()
+                } else {
+                    Severity::default()
                 };
-                self.severity_level = Some(EMERGENCY);
-                self.last_event_id = findings.first().map(|finding| finding.id.clone());
-                self.findings = findings;
+                let event = self.failed(findings, total, worst, severities);
                 self.node = node.unwrap_or_else(|| self.node.clone());
                 self.algorithms = algorithms.unwrap_or_else(|| self.algorithms.clone());
                 self.judged(now);
                 Step {
-                    wait: None,
-                    event: Some(Event::Failed),
+                    wait: self.tolerated.then_some(regular),
+                    event,
                 }
             }
             Outcome::Rebooted { node } => {
-                self.state = State::Pending;
-                self.reason = String::from("the host has booted again; asking for its whole list");
+                // What had failed stays so until its next verdict.
+                if self.state != State::Failed {
+                    self.state = State::Pending;
+                    self.reason =
+                        String::from("the host has booted again; asking for its whole list");
+                }
                 self.node = node;
                 self.retries = 0;
                 self.reboots += 1;
@@ -353,7 +369,7 @@ impl NodeRecord {
                     event: None,
                 }
             }
-            Outcome::NoAnswer { reason } => self.silent(&reason, timing),
+            Outcome::NoAnswer { reason } => self.silent(&reason, timing, severities),
         };
         self.due_at_ms = step.wait.map_or(0, |wait| milliseconds(now + wait));
         step
@@ -366,17 +382,85 @@ impl NodeRecord {
         self.judged_at_ms = milliseconds(now);
     }
 
-    fn silent(&mut self, reason: &str, timing: &Timing) -> Step {
+    /// The evidence did not pass. `worst` is the least severity that counts for it.
+    fn failed(
+        &mut self,
+        findings: Vec<Finding>,
+        total: u64,
+        worst: Severity,
+        severities: &Severities,
+    ) -> Option<Event> {
+        let rated = findings.into_iter().map(|finding| {
+            let severity = severities.rate(&finding.id, finding.recoverable);
+            (severity, finding)
+        });
+        let rated = bounded(rated.collect());
+        let worst = rated.first().map_or(worst, |(first, _)| worst.max(*first));
+        let labelled = rated.into_iter().map(|(severity, finding)| RatedFinding {
+            finding,
+            severity: Some(severities.label(severity).to_owned()),
+        });
+        let findings: Vec<_> = labelled.collect();
+        let again = self.state == State::Failed && self.told == Told::Failed;
+        if !again
+            || self
+                .severity_level
+                .is_none_or(|level| level < worst.level())
+        {
+            self.severity_level = Some(worst.level());
+            self.severity = Some(severities.label(worst).to_owned());
+            self.last_event_id = findings.first().map(|first| first.finding.id.clone());
+        }
+        let news = self.told != Told::Failed || findings.iter().any(|found| self.is_new(found));
+        self.told = Told::Failed;
+        self.state = State::Failed;
+        self.operational = operational::INVALID_QUOTE;
+        self.tolerated = worst < severities.highest();
+        self.findings = findings;
+        self.findings_total = total;
+        self.reason = self.why_failed();
+        news.then_some(Event::Failed)
+    }
+
+    /// Is there nothing like it among the findings of the last verdict?
+    pub(crate) fn is_new(&self, found: &RatedFinding) -> bool {
+        let like = |known: &RatedFinding| {
+            (&known.finding.id, &known.finding.place) == (&found.finding.id, &found.finding.place)
+        };
+        !self.findings.iter().any(like)
+    }
+
+    /// The first finding in a sentence.
+    fn why_failed(&self) -> String {
+        match self.findings.first() {
+            Some(first) if self.findings_total > 1 => format!(
+                "{} (and {} more findings)",
+                first.finding.explanation,
+                self.findings_total - 1
+            ),
+            Some(first) => first.finding.explanation.clone(),
+            None => String::from("the evidence did not pass"),
+        }
+    }
+
+    fn silent(&mut self, reason: &str, timing: &Timing, severities: &Severities) -> Step {
         let exhausted = self.retries >= timing.max_retries;
         self.retries = self.retries.saturating_add(1);
-        self.state = State::Unreachable;
-        self.reason = format!("{reason} (attempt {})", self.retries);
+        let reason = format!("{reason} (attempt {})", self.retries);
+        if self.state == State::Failed {
+            // Silence takes nothing back.
+            self.reason = format!("{}; since then: {reason}", self.why_failed());
+        } else {
+            self.state = State::Unreachable;
+            self.reason = reason;
+        }
         let mut event = None;
         if exhausted {
             self.operational = operational::FAILED;
             if self.told != Told::Unreachable {
                 self.told = Told::Unreachable;
-                self.severity_level = Some(EMERGENCY);
+                self.severity_level = Some(severities.highest().level());
+                self.severity = Some(severities.label(severities.highest()).to_owned());
                 self.last_event_id = Some(NOT_REACHABLE.to_owned());
                 event = Some(Event::Unreachable);
             }
@@ -434,7 +518,7 @@ impl NodeRecord {
         let every = format!("due every {} s", timing.interval.as_secs_f64());
         let state = self.shown_state(now, timing);
         let reason = match self.state {
-            State::Failed | State::Stopped => self.reason.clone(),
+            State::Failed | State::Stopped if !self.active() => self.reason.clone(),
             _ if state == STALE => {
                 format!("no verdict since the last one; {attested}, {every}")
             }
@@ -448,22 +532,38 @@ impl NodeRecord {
             ima_entries: self.ima_entries,
             runtime_policy: None,
             boot_policy: None,
+            severity: self.severity.clone(),
             findings: self.findings.clone(),
             findings_total: self.findings_total,
         }
     }
 }
 
-/// Keeps what a record may hold, from the first finding on.
-fn bound(findings: &mut Vec<Finding>) {
-    findings.truncate(MAX_FINDINGS);
+/// What a record may hold: when there are more, the first of each id go before the others of their
+/// severity.
+fn bounded(mut rated: Vec<(Severity, Finding)>) -> Vec<(Severity, Finding)> {
+    rated.sort_by_key(|(severity, _)| Reverse(*severity));
+    if rated.len() > MAX_FINDINGS {
+        let mut ids = BTreeSet::new();
+        let mut keyed: Vec<_> = rated
+            .into_iter()
+            .map(|(severity, finding)| (!ids.insert(finding.id.clone()), severity, finding))
+            .collect();
+        keyed.sort_by_key(|(repeated, severity, _)| (Reverse(*severity), *repeated));
+        keyed.truncate(MAX_FINDINGS);
+        rated = keyed
+            .into_iter()
+            .map(|(_, severity, finding)| (severity, finding))
+            .collect();
+    }
     let mut size = 0_usize;
-    let fitting = findings.iter().take_while(|finding| {
+    let fitting = rated.iter().take_while(|(_, finding)| {
         size += serde_json::to_string(finding).map_or(MAX_FINDINGS_SIZE, |text| text.len());
         size <= MAX_FINDINGS_SIZE
     });
     let fitting = fitting.count();
-    findings.truncate(fitting.max(1));
+    rated.truncate(fitting.max(1));
+    rated
 }
 
 /// Time since the Unix epoch.

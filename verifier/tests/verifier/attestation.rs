@@ -3,7 +3,12 @@ use std::time::Duration;
 use hyper::Method;
 use serde_json::json;
 
-use crate::stage::{Mode, Verifier, ZERO, enrolment, ima_enrolment, stage};
+use troth_core::finding::severity::SeverityRule;
+use troth_verifier::{ca::CaDirectory, config::VerifierConfig};
+
+use crate::stage::{
+    Agent, Listening, Mode, Verifier, ZERO, enrolment, ima_enrolment, policy_body, stage,
+};
 
 #[tokio::test]
 async fn good_node_becomes_trusted_and_stays_so() {
@@ -104,6 +109,78 @@ async fn failed_node_is_left_alone_until_it_is_reactivated() {
     assert_eq!(code, 200);
     verifier.until_state("a", "trusted").await;
     assert!(agent.queries()[asked].ends_with("partial=0&ima_ml_entry=0"));
+    verifier.stop().await;
+}
+
+#[tokio::test]
+async fn node_below_the_highest_severity_is_asked_on_and_recovers_by_itself() {
+    let root = tempfile::tempdir().unwrap();
+    let ca_dir = root.path().join("cv_ca");
+    CaDirectory::ensure(&ca_dir, &[]).unwrap();
+    let agent = Agent::new();
+    let listening = Listening::start(&agent, &ca_dir).await;
+    let rule = SeverityRule {
+        event_id: r"ima\..*".to_owned(),
+        severity_label: "warning".to_owned(),
+    };
+    let verifier = Verifier::with(VerifierConfig {
+        state_dir: root.path().into(),
+        severity_policy: vec![rule],
+        ..VerifierConfig::default()
+    })
+    .await;
+    agent.measure("/usr/bin/a");
+    let (code, answer) = verifier.enrol("a", ima_enrolment(&agent, &listening)).await;
+    assert_eq!(code, 200, "{answer}");
+    verifier.until_state("a", "trusted").await;
+
+    // An unlisted file: the finding stays as long as its entry is in the list.
+    agent.measure("/usr/bin/b");
+    let unlisted = "ima.validation.ima-ng.not_in_allowlist";
+    verifier.until_state("a", "failed").await;
+    let asked = agent.queries().len();
+    while agent.queries().len() < asked + 5 {
+        let status = verifier.status("a").await;
+        assert_eq!(status["troth"]["state"], "failed");
+        assert_eq!(
+            (&status["operational_state"], &status["attestation_status"]),
+            (&json!(9), &json!("FAIL"))
+        );
+        assert_eq!(
+            (&status["severity_level"], &status["last_event_id"]),
+            (&json!(2), &json!(unlisted))
+        );
+        assert_eq!(status["troth"]["severity"], "warning");
+        let finding = &status["troth"]["findings"][0];
+        assert_eq!(
+            (&finding["id"], &finding["severity"]),
+            (&json!(unlisted), &json!("warning"))
+        );
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+
+    // The policy allows the file: nobody has to reactivate the node.
+    let body = policy_body(&agent);
+    let (code, answer) = verifier
+        .call(Method::PUT, "/v2.6/allowlists/a", Some(body))
+        .await;
+    assert_eq!(code, 201, "{answer}");
+    let status = verifier.until_state("a", "trusted").await;
+    assert_eq!(
+        (
+            &status["operational_state"],
+            &status["troth"]["ima_entries"]
+        ),
+        (&json!(3), &json!(2))
+    );
+
+    // Another finding, of the highest severity: the node is left alone.
+    agent.set(Mode::StolenKey);
+    verifier
+        .until("a", |status| {
+            status["troth"]["severity"] == "emergency" && status["troth"]["due_at_ms"] == 0
+        })
+        .await;
     verifier.stop().await;
 }
 

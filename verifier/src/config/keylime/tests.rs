@@ -123,6 +123,31 @@ fn database_urls_are_sqlalchemys() {
 }
 
 #[test]
+fn severities_are_keylimes() {
+    let root = tempfile::tempdir().unwrap();
+    let text = r#"[verifier]
+severity_labels = ["low", "high"]
+severity_policy = [{"event_id": "ima\\..*", "severity_label": "low"},
+    {"event_id": ".*", "severity_label": "high"}]
+"#;
+    let files = [("etc/keylime/verifier.conf", text)];
+    let verifier: VerifierConfig = load(root.path(), &files).unwrap();
+    assert_eq!(verifier.severity_labels, ["low", "high"]);
+    let rules = verifier.severity_policy;
+    assert_eq!((rules.len(), &*rules[0].event_id), (2, r"ima\..*"));
+
+    let text = text.replace("severity_label\"", "label\"");
+    let files = [("etc/keylime/verifier.conf", &*text)];
+    let error = load::<VerifierConfig>(root.path(), &files)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("severity_policy: not a JSON list of rules"),
+        "{error}"
+    );
+}
+
+#[test]
 fn levels_are_pythons() {
     let root = tempfile::tempdir().unwrap();
     let files = [

@@ -19,6 +19,7 @@ use tokio::{
     time::timeout,
 };
 use troth_core::{
+    finding::severity::{Severities, SeverityError},
     identity::AgentId,
     policy::{PolicyError, SigningKey},
     wire::Enrolment,
@@ -96,6 +97,7 @@ impl Fleet {
         let (writer, writing) = Writer::start(store.clone());
         let shared = Shared {
             timing: Timing::new(config),
+            severities: Arc::new(severities(config)?),
             workers: Workers::new(config.max_workers),
             writer,
             request_timeout: config.request_timeout.0,
@@ -305,6 +307,18 @@ impl Fleet {
     }
 }
 
+/// How much findings matter here.
+fn severities(config: &VerifierConfig) -> Result<Severities, SeverityError> {
+    let severities = Severities::compile(&config.severity_labels, &config.severity_policy)?;
+    for label in severities.unknown_labels() {
+        tracing::warn!(
+            "severity_policy: {label:?} is not among severity_labels; findings of that rule rate \
+             the highest"
+        );
+    }
+    Ok(severities)
+}
+
 /// The configured key of signed runtime policies.
 fn signing_key(path: &Path) -> Result<SigningKey, FleetError> {
     let unusable = |reason| FleetError::SigningKey {
@@ -366,6 +380,9 @@ pub enum FleetError {
     /// A policy that nodes refer to, but which is not there.
     #[error("no stored policy has digest {0}")]
     PolicyMissing(String),
+    /// The configured severities.
+    #[error(transparent)]
+    Severity(#[from] SeverityError),
     /// The configured key of signed policies.
     #[error("runtime_policy_key: {}: {reason}", path.display())]
     SigningKey {

@@ -1,4 +1,7 @@
-use troth_core::appraise::Place;
+use troth_core::{
+    appraise::Place,
+    finding::severity::{LABELS, SeverityRule},
+};
 
 use super::*;
 
@@ -42,9 +45,40 @@ fn failed(count: usize) -> Outcome {
     Outcome::Failed {
         findings: vec![finding; count],
         total: u64::try_from(count).unwrap(),
+        unseen: 0,
         node: None,
         algorithms: None,
     }
+}
+
+fn failed_with(ids: &[&str]) -> Outcome {
+    let Outcome::Failed { findings, .. } = failed(1) else {
+        unreachable!()
+    };
+    let found = |id: &&str| Finding {
+        id: (*id).to_owned(),
+        ..findings[0].clone()
+    };
+    Outcome::Failed {
+        findings: ids.iter().map(found).collect(),
+        total: u64::try_from(ids.len()).unwrap(),
+        unseen: 0,
+        node: None,
+        algorithms: None,
+    }
+}
+
+/// IMA: warning; PCR values: error; all else: emergency.
+fn lenient() -> Severities {
+    let rule = |event_id: &str, severity_label: &str| SeverityRule {
+        event_id: event_id.to_owned(),
+        severity_label: severity_label.to_owned(),
+    };
+    let rules = [
+        rule(r"ima\..*", "warning"),
+        rule(r"pcr_validation\..*", "error"),
+    ];
+    Severities::compile(&LABELS.map(str::to_owned), &rules).unwrap()
 }
 
 fn silent() -> Outcome {
@@ -58,7 +92,13 @@ fn record() -> NodeRecord {
 }
 
 fn apply(record: &mut NodeRecord, outcome: Outcome) -> Step {
-    record.apply(outcome, T0, T0 + Duration::from_secs(1), &timing())
+    let all = Severities::compile(&LABELS.map(str::to_owned), &SeverityRule::defaults()).unwrap();
+    apply_rated(record, outcome, &all)
+}
+
+fn apply_rated(record: &mut NodeRecord, outcome: Outcome, severities: &Severities) -> Step {
+    let now = T0 + Duration::from_secs(1);
+    record.apply(outcome, T0, now, &timing(), severities)
 }
 
 #[test]
@@ -122,6 +162,7 @@ fn long_names_do_not_fill_the_record() {
     let outcome = Outcome::Failed {
         findings,
         total,
+        unseen: 0,
         node: None,
         algorithms: None,
     };
@@ -255,4 +296,190 @@ fn keylimes_pass_ends_when_the_verdict_is_stale_or_the_node_is_silent() {
     assert_eq!(word(&record, judged), "PENDING");
     record.stop();
     assert_eq!(word(&record, judged), "FAIL");
+}
+
+#[test]
+fn below_the_highest_severity_a_node_fails_is_asked_on_and_recovers_by_itself() {
+    let severities = lenient();
+    let mut record = record();
+    apply_rated(&mut record, trusted(), &severities);
+    let wait = Some(Duration::from_secs(9));
+    let step = |record: &mut NodeRecord, outcome| {
+        let step = apply_rated(record, outcome, &severities);
+        assert_eq!(step.wait, wait);
+        step.event
+    };
+    let failed = || failed_with(&["ima.pcr_mismatch"]);
+    assert_eq!(step(&mut record, failed()), Some(Event::Failed));
+    for _ in 0..3 {
+        assert!(record.active());
+        let status = record.status(T0, &timing());
+        assert_eq!(status.state, "failed");
+        assert_eq!(status.severity.as_deref(), Some("warning"));
+        assert_eq!(status.findings[0].severity.as_deref(), Some("warning"));
+        assert!(
+            status.reason.contains("due every 10 s"),
+            "{}",
+            status.reason
+        );
+        assert_eq!((record.operational, record.severity_level), (9, Some(2)));
+        assert_eq!(record.attestation_status(T0, &timing()), "FAIL");
+        assert_eq!(step(&mut record, failed()), None, "told once");
+    }
+    // Over a restart too.
+    let text = serde_json::to_string(&record).unwrap();
+    let mut record: NodeRecord = serde_json::from_str(&text).unwrap();
+    record.resume();
+    assert!(record.active() && record.state == State::Failed);
+    assert_eq!(step(&mut record, failed()), None);
+    assert_eq!(step(&mut record, trusted()), Some(Event::Recovered));
+    assert_eq!(record.status(T0, &timing()).state, "trusted");
+    assert_eq!((record.operational, record.findings.len()), (3, 0));
+}
+
+#[test]
+fn the_worst_finding_names_the_event_and_only_a_worse_one_replaces_it() {
+    let severities = lenient();
+    let mut record = record();
+    let event = |record: &mut NodeRecord, ids: &[&str]| {
+        let step = apply_rated(record, failed_with(ids), &severities);
+        let last = record.last_event_id.clone().unwrap();
+        (step.event, last, record.severity_level.unwrap())
+    };
+    let told = Some(Event::Failed);
+    let (ima, pcr) = ("ima.pcr_mismatch", "pcr_validation.invalid_pcr_7");
+    assert_eq!(event(&mut record, &[ima]), (told, ima.into(), 2));
+    assert_eq!(event(&mut record, &[ima, pcr]), (told, pcr.into(), 3));
+    assert_eq!(
+        record.findings[0].finding.id, pcr,
+        "the worst is shown first"
+    );
+    assert_eq!(event(&mut record, &[ima]), (None, pcr.into(), 3));
+    // After a good answer it begins anew.
+    apply_rated(&mut record, trusted(), &severities);
+    assert_eq!(event(&mut record, &[ima]), (told, ima.into(), 2));
+    let boot = "measured_boot.missing_log";
+    assert_eq!(event(&mut record, &[ima, boot]), (told, boot.into(), 6));
+    assert!(!record.active(), "the highest severity ends the polling");
+}
+
+#[test]
+fn what_stopped_the_check_or_was_not_seen_ends_the_polling() {
+    let severities = lenient();
+    let mut first = record();
+    let Outcome::Failed { mut findings, .. } = failed(1) else {
+        unreachable!()
+    };
+    findings[0].recoverable = false;
+    let outcome = |findings: &[Finding], unseen| Outcome::Failed {
+        findings: findings.to_vec(),
+        total: 1 + unseen,
+        unseen,
+        node: None,
+        algorithms: None,
+    };
+    assert_eq!(
+        apply_rated(&mut first, outcome(&findings, 0), &severities).wait,
+        None
+    );
+    assert_eq!(first.severity_level, Some(6));
+    findings[0].recoverable = true;
+    let mut second = record();
+    assert_eq!(
+        apply_rated(&mut second, outcome(&findings, 1), &severities).wait,
+        None
+    );
+    assert_eq!(second.severity.as_deref(), Some("emergency"));
+    let mut third = record();
+    assert!(
+        apply_rated(&mut third, outcome(&findings, 0), &severities)
+            .wait
+            .is_some()
+    );
+}
+
+#[test]
+fn silence_and_a_reboot_do_not_make_a_failed_node_look_better() {
+    let severities = lenient();
+    let mut record = record();
+    let failed = || failed_with(&["ima.pcr_mismatch"]);
+    apply_rated(&mut record, failed(), &severities);
+    let mut events = Vec::new();
+    for _ in 0..=timing().max_retries {
+        let step = apply_rated(&mut record, silent(), &severities);
+        assert!(step.wait.is_some());
+        events.extend(step.event);
+        let status = record.status(T0, &timing());
+        assert_eq!(
+            (status.state.as_str(), status.findings.len()),
+            ("failed", 1)
+        );
+        assert!(
+            status
+                .reason
+                .contains("PCR 10; since then: connection refused")
+        );
+    }
+    assert_eq!(events, [Event::Unreachable]);
+    assert_eq!(
+        record.last_event_id.as_deref(),
+        Some("internal.verifier.not_reachable")
+    );
+    let node = NodeState::default();
+    let step = apply_rated(&mut record, Outcome::Rebooted { node }, &severities);
+    assert_eq!(step.wait, Some(Duration::ZERO));
+    assert_eq!(record.status(T0, &timing()).state, "failed");
+    // It answers again, as badly as before: that is told, and is the event again.
+    let step = apply_rated(&mut record, failed(), &severities);
+    assert_eq!(step.event, Some(Event::Failed));
+    assert_eq!(record.last_event_id.as_deref(), Some("ima.pcr_mismatch"));
+    assert_eq!(
+        apply_rated(&mut record, trusted(), &severities).event,
+        Some(Event::Recovered)
+    );
+}
+
+#[test]
+fn a_record_of_an_earlier_version_is_read_and_stays_failed() {
+    let mut record = record();
+    apply(&mut record, failed(1));
+    let mut value = serde_json::to_value(&record).unwrap();
+    let members = value.as_object_mut().unwrap();
+    members.remove("tolerated").unwrap();
+    members.remove("severity").unwrap();
+    members["findings"][0]
+        .as_object_mut()
+        .unwrap()
+        .remove("severity")
+        .unwrap();
+    let record: NodeRecord = serde_json::from_value(value).unwrap();
+    assert!(!record.active());
+    assert_eq!(
+        record.status(T0, &timing()).findings[0].finding.id,
+        "ima.pcr_mismatch"
+    );
+}
+
+#[test]
+fn among_many_findings_every_id_is_kept() {
+    let mut record = record();
+    let mut ids = vec!["ima.pcr_mismatch"; 300];
+    ids.push("ima.quote_progress");
+    ids.push("pcr_validation.invalid_pcr_7");
+    apply_rated(&mut record, failed_with(&ids), &lenient());
+    let kept: Vec<_> = record
+        .findings
+        .iter()
+        .map(|f| f.finding.id.as_str())
+        .collect();
+    assert_eq!(kept.len(), 100);
+    assert_eq!(
+        kept[..3],
+        [
+            "pcr_validation.invalid_pcr_7",
+            "ima.pcr_mismatch",
+            "ima.quote_progress"
+        ]
+    );
+    assert_eq!(record.findings_total, 302);
 }
