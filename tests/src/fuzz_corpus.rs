@@ -14,6 +14,7 @@ fn fuzz() -> PathBuf {
 
 fn targets() -> impl Iterator<Item = troth_core::fuzz::Target> {
     let targets = troth_core::fuzz::TARGETS.iter();
+    let targets = targets.chain(troth_archive::fuzz::TARGETS);
     targets.chain(troth_daemon::fuzz::TARGETS).copied()
 }
 

@@ -111,6 +111,33 @@ impl fmt::Display for HashAlgorithm {
     }
 }
 
+/// A hash over what comes in pieces, such as a file that is never held whole.
+#[derive(Clone)]
+pub struct Hasher(digest::Context);
+
+impl Hasher {
+    /// A hash over nothing yet.
+    pub fn new(algorithm: HashAlgorithm) -> Self {
+        Self(digest::Context::new(algorithm.aws()))
+    }
+
+    /// Adds the next piece.
+    pub fn update(&mut self, piece: &[u8]) {
+        self.0.update(piece);
+    }
+
+    /// The hash over all pieces.
+    pub fn finish(self) -> Digest {
+        Digest::from_aws(&self.0.finish())
+    }
+}
+
+impl fmt::Debug for Hasher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Hasher")
+    }
+}
+
 /// A digest of up to 64 bytes. `Copy`, never on the heap. Prints as lower-case hex.
 #[derive(Clone, Copy, Eq, Hash, PartialEq)]
 pub struct Digest {
@@ -270,6 +297,9 @@ mod tests {
             let parts = algorithm.digest(&[&long[..100], &long[100..], b""]);
             assert_eq!(parts, algorithm.digest(&[&long]));
             assert_eq!(parts.as_bytes().len(), algorithm.size());
+            let mut hasher = Hasher::new(algorithm);
+            long.chunks(7).for_each(|piece| hasher.update(piece));
+            assert_eq!(hasher.finish(), parts);
             assert_eq!(
                 algorithm.digest(&[b"ab", b"c"]),
                 algorithm.digest(&[b"abc"])

@@ -25,7 +25,7 @@ pub use attest::{Attest, Attested, ClockInfo};
 pub use buffer::StructureError;
 pub use certify::{CertifyError, check_certification};
 pub use credential::{CredentialBlob, CredentialError, make_credential};
-pub use hash::{Digest, HashAlgorithm};
+pub use hash::{Digest, HashAlgorithm, Hasher};
 pub use pcr::{BIND_PCR, PcrBlobError, PcrMask, PcrMaskError, PcrValues};
 pub use public::{EccCurve, Name, ObjectAttributes, Public, PublicParms};
 pub use quote::{AttestationKey, Expected, KeyError, Quote, QuoteError, VerifiedQuote};
