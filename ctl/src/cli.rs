@@ -14,7 +14,10 @@ pub(crate) use self::{
         AcceptArgs, AddArgs, AgentCommand, ContactArgs, EkArgs, PolicyArgs, RemoveArgs, Until,
         UpdateArgs, WatchArgs,
     },
-    policy::{ImportCommand, Kind, PolicyCommand, PolicyCreateCommand, RuntimeArgs, ShowArgs},
+    policy::{
+        ImportCommand, Kind, ListArgs, PolicyCommand, PolicyCreateCommand, RuntimeArgs, ShowArgs,
+        TreeArgs,
+    },
 };
 use crate::{api::Endpoint, help};
 

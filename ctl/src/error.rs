@@ -136,6 +136,13 @@ pub(crate) enum Error {
         service: &'static str,
         url: String,
     },
+    /// The operator ended the command before it was done.
+    #[error("interrupted after {files} files; no policy was made")]
+    Interrupted {
+        files: usize,
+        /// Where their digests are now.
+        cache: Option<PathBuf>,
+    },
     /// The node's identity quote does not hold.
     #[error("agent {id}: the identity quote is not valid")]
     IdentityQuote { id: String, findings: Vec<Finding> },
@@ -220,6 +227,9 @@ pub(crate) enum Error {
         option: &'static str,
         source: ClientError,
     },
+    /// Files that should be in a policy and could not be read.
+    #[error("{}: {count} files or directories cannot be read; no policy was made", root.display())]
+    Unreadable { root: PathBuf, count: u64 },
     /// A node was removed to be enrolled anew, and that was refused.
     #[error("agent {id} was removed to be enrolled anew, which did not succeed: {source}")]
     UpdateLost {
@@ -391,6 +401,17 @@ impl Error {
                         .to_owned(),
                     _ => format!("check that it runs, and that {option} names its address"),
                 }
+            }
+            Self::Interrupted { cache, .. } => match cache {
+                Some(cache) => format!(
+                    "the same command goes on where it was: {} has what was read",
+                    cache.display()
+                ),
+                None => "with --cache FILE, the same command goes on where it was".to_owned(),
+            },
+            Self::Unreadable { .. } => {
+                "run it as a user who may read them (root), leave them out with --skip, or take                  what can be read with --ignore-unreadable"
+                    .to_owned()
             }
             Self::KeptPolicyUnknown { kind, .. } => format!(
                 "nothing is changed; say which it is with --{kind}-policy-name, give a new one, or \

@@ -54,6 +54,18 @@ Without options that is all that happens: of use when the agent registered a new
 A policy that many nodes use by name is changed for all of them with `trothctl policy import \
 --replace`.";
 
+pub(crate) const POLICY_CREATE_RUNTIME: &str = "\
+Print a runtime policy (Keylime's JSON) made from a system's files, packages or lists; sources may \
+be combined.
+
+--root reads regular files that belong to root, never follows symbolic links, and does not enter \
+other types of file systems. It leaves out /sys, /run, /proc, /lost+found, /dev, /media, /snap, \
+/mnt, /var, /tmp and /.snapshots. It needs no privilege beyond reading the files. With --cache, \
+what was read is kept when the command is interrupted, and is not read again until it changes.
+
+The kernel measures with the algorithm that its option ima_hash names: --algorithm must name the \
+same. With SOURCE_DATE_EPOCH in the environment, equal input gives equal text.";
+
 pub(crate) const POLICY_IMPORT: &str = "\
 Check a policy and have the verifier keep it under a name.
 

@@ -1,3 +1,5 @@
+/// Runtime policies made of a system's files, of packages, images and lists.
+mod create;
 /// Runtime policies from a web server, known by their checksum.
 mod download;
 /// Where a policy comes from: files, lists, texts of the command line.
@@ -13,7 +15,7 @@ pub(crate) use self::{
     stored::{replace_runtime, text},
 };
 use crate::{
-    cli::{Global, Kind, PolicyCommand, PolicyCreateCommand, RuntimeArgs},
+    cli::{Global, Kind, PolicyCommand, PolicyCreateCommand},
     config::Config,
     error::{Error, Exit},
     output::Output,
@@ -28,7 +30,7 @@ pub(crate) async fn run(
     let config = Config::load(global)?;
     match command {
         PolicyCommand::Create(PolicyCreateCommand::Runtime(args)) => {
-            create_runtime(&config, args, out).await
+            create::runtime(args, out).await
         }
         PolicyCommand::List { kind } => stored::list(&config, *kind, out).await,
         PolicyCommand::Show(args) => stored::show(&config, args, out).await,
@@ -45,22 +47,6 @@ impl Kind {
             Self::Boot => "boot",
         }
     }
-}
-
-async fn create_runtime(config: &Config, args: &RuntimeArgs, out: &Output) -> Result<Exit, Error> {
-    let options = RuntimeOptions {
-        allowlist: args.allowlist.as_ref(),
-        exclude: args.exclude.as_ref(),
-        ima_list: args.ima_list.as_ref(),
-        ..RuntimeOptions::default()
-    };
-    // clap demands one of the two sources.
-    let json = options.read(config).await?.unwrap_or_default().text;
-    match &args.output {
-        None => out.text(&json)?,
-        Some(path) => write_file(path, &json)?,
-    }
-    Ok(Exit::Success)
 }
 
 fn write_file(path: &Path, text: &str) -> Result<(), Error> {

@@ -1,6 +1,7 @@
 use std::path::PathBuf;
 
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{ArgGroup, Args, Subcommand, ValueEnum};
+use troth_core::tpm::HashAlgorithm;
 
 use crate::{
     help,
@@ -44,29 +45,89 @@ pub(crate) enum Kind {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum PolicyCreateCommand {
-    /// Print a runtime policy (Keylime's JSON) made from an IMA list or an allowlist
-    Runtime(RuntimeArgs),
+    /// Print a runtime policy (Keylime's JSON) made from a system's files, packages or lists
+    #[command(long_about = help::POLICY_CREATE_RUNTIME)]
+    Runtime(Box<RuntimeArgs>),
 }
 
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
+#[command(group(ArgGroup::new("sources").multiple(true).required(true)))]
 pub(crate) struct RuntimeArgs {
-    /// Allow exactly the files of this IMA measurement list; - is standard input
+    #[command(flatten, next_help_heading = "Files of a system")]
+    pub(crate) tree: TreeArgs,
+    #[command(flatten, next_help_heading = "Lists")]
+    pub(crate) lists: ListArgs,
+    /// Hash algorithm, by default that of --base-policy or of the lists, else sha256
+    #[arg(long, value_name = "NAME", value_parser = hash_algorithm, help_heading = "Result")]
+    pub(crate) algorithm: Option<HashAlgorithm>,
+    /// Write to this file instead of standard output
+    #[arg(long, short, value_name = "FILE", help_heading = "Result")]
+    pub(crate) output: Option<PathBuf>,
+}
+
+/// What is read of a system, and how.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct TreeArgs {
+    /// Allow the files below this directory, by default /: a running system, a mounted image or a
+    /// snapshot
+    #[arg(
+        long,
+        value_name = "DIR",
+        group = "sources",
+        num_args = 0..=1,
+        default_missing_value = "/"
+    )]
+    pub(crate) root: Option<PathBuf>,
+    /// Leave out this file or directory of it; repeat it for more
+    #[arg(long, value_name = "PATH", requires = "root")]
+    pub(crate) skip: Vec<PathBuf>,
+    /// Also files that do not belong to root
+    #[arg(long, requires = "root")]
+    pub(crate) all_owners: bool,
+    /// Keep digests in this file, and read only what has changed since
+    #[arg(long, value_name = "FILE", requires = "root")]
+    pub(crate) cache: Option<PathBuf>,
+    /// Succeed even if some files cannot be read; they are told all the same
+    #[arg(long, requires = "root")]
+    pub(crate) ignore_unreadable: bool,
+}
+
+/// What was written down before.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct ListArgs {
+    /// Begin with this runtime policy
+    #[arg(long, value_name = "FILE", group = "sources")]
+    pub(crate) base_policy: Option<PathBuf>,
+    /// Allow the files of this IMA measurement list; - is standard input
+    #[arg(long, value_name = "FILE", group = "sources")]
+    pub(crate) ima_list: Option<PathBuf>,
+    /// Allow the files of a flat allowlist: lines of `DIGEST PATH`; - is standard input
+    #[arg(long, value_name = "FILE", group = "sources")]
+    pub(crate) allowlist: Option<PathBuf>,
+    /// Regular expressions of paths to leave out, one a line
+    #[arg(long, value_name = "FILE")]
+    pub(crate) exclude: Option<PathBuf>,
+    /// Of the IMA list only the files, neither keys nor measured buffers
+    #[arg(long, requires = "ima_list")]
+    pub(crate) files_only: bool,
+    /// Accept the keys of this keyring unseen, * those of all; repeat it for more
+    #[arg(long, value_name = "KEYRING")]
+    pub(crate) ignored_keyring: Vec<String>,
+    /// Accept files that the holder of this key signed: certificate, public or private key, PEM or
+    /// DER; repeat it for more
     #[arg(
         long,
         value_name = "FILE",
-        conflicts_with = "allowlist",
-        required_unless_present = "allowlist"
+        alias = "add-ima-signature-verification-key"
     )]
-    pub(crate) ima_list: Option<PathBuf>,
-    /// Flat allowlist: lines of `DIGEST PATH`; - is standard input
-    #[arg(long, value_name = "FILE")]
-    pub(crate) allowlist: Option<PathBuf>,
-    /// Regular expressions of paths to leave out, one a line
-    #[arg(long, value_name = "FILE", requires = "allowlist")]
-    pub(crate) exclude: Option<PathBuf>,
-    /// Write to this file instead of standard output
-    #[arg(long, short, value_name = "FILE")]
-    pub(crate) output: Option<PathBuf>,
+    pub(crate) verification_key: Vec<PathBuf>,
+}
+
+fn hash_algorithm(name: &str) -> Result<HashAlgorithm, String> {
+    HashAlgorithm::from_name(name).ok_or_else(|| {
+        let names: Vec<_> = HashAlgorithm::ALL.map(HashAlgorithm::name).into();
+        format!("one of {}", names.join(", "))
+    })
 }
 
 #[derive(Debug, Args)]

@@ -136,10 +136,20 @@ pub(super) const EXAMPLES: &[(&str, &[Example])] = &[
     ),
     (
         "trothctl policy create runtime",
-        &[(
-            "From what runs on a host, to be edited",
-            "trothctl policy create runtime --ima-list web1.ima -o base.json",
-        )],
+        &[
+            (
+                "From what runs on a host, to be edited",
+                "trothctl policy create runtime --ima-list web1.ima -o base.json",
+            ),
+            (
+                "From all programs and libraries of this system",
+                "trothctl policy create runtime --root -o base.json",
+            ),
+            (
+                "From a snapshot, reading only what has changed since the last time",
+                "trothctl policy create runtime --root /.snapshots/12/snapshot --cache digests -o base.json",
+            ),
+        ],
     ),
     (
         "trothctl policy list",

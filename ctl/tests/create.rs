@@ -1,0 +1,357 @@
+//! `trothctl policy create runtime` as a process: files in, a policy out.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    os::unix::fs::{PermissionsExt, symlink},
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+};
+
+use serde_json::Value;
+
+/// Runs as the tests do; `args` follow `policy create runtime`.
+fn create(args: &[&str]) -> Output {
+    command(args).output().unwrap()
+}
+
+fn command(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_trothctl"));
+    command
+        .args(["policy", "create", "runtime"])
+        .args(args)
+        .env("SOURCE_DATE_EPOCH", "1700000000")
+        .env_remove("TROTH_CA_DIR")
+        .stdin(Stdio::null());
+    command
+}
+
+/// The digests of the policy that was printed, by name.
+fn digests(output: &Output) -> BTreeMap<String, Vec<String>> {
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{stderr}");
+    let policy: Value = serde_json::from_slice(&output.stdout).unwrap();
+    serde_json::from_value(policy["digests"].clone()).unwrap()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// `sha256sum` of a file, and of other algorithms.
+fn sum(program: &str, file: &Path) -> String {
+    let output = Command::new(program).arg(file).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    let hex = text.trim_start_matches('\\').split(' ').next();
+    hex.unwrap().to_owned()
+}
+
+fn write(root: &Path, path: &str, content: &[u8]) -> PathBuf {
+    let file = root.join(path);
+    fs::create_dir_all(file.parent().unwrap()).unwrap();
+    fs::write(&file, content).unwrap();
+    file
+}
+
+/// Makes all files look as if they had been there for a while: only such are kept in a cache.
+fn settle() {
+    std::thread::sleep(std::time::Duration::from_millis(2_100));
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+#[test]
+fn a_tree_gives_the_digests_of_its_regular_files() {
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path();
+    let large: Vec<u8> = (0..3_000_000_u32).map(|n| (n % 251) as u8).collect();
+    for (path, content) in [
+        ("usr/bin/tool", &b"#!/bin/sh\n"[..]),
+        ("usr/bin/with space", b"space"),
+        ("usr/lib/large", &large),
+        ("usr/lib/exact", &large[..256 << 10]),
+        ("usr/lib/empty", b""),
+        ("usr/lib/line\nbreak", b"newline"),
+        ("opt/skipped/file", b"skipped"),
+        ("var/lib/state", b"left out"),
+        ("usr/var/kept", b"only /var is left out"),
+    ] {
+        write(root, path, content);
+    }
+    symlink("tool", root.join("usr/bin/link")).unwrap();
+    symlink("/", root.join("usr/everything")).unwrap();
+    let status = Command::new("mkfifo").arg(root.join("usr/fifo")).status();
+    assert!(status.unwrap().success());
+    for (algorithm, program) in [
+        ("sha256", "sha256sum"),
+        ("sha1", "sha1sum"),
+        ("sha512", "sha512sum"),
+    ] {
+        let output = create(&[
+            "--root",
+            text(root),
+            "--all-owners",
+            "--algorithm",
+            algorithm,
+            "--skip",
+            "/opt/skipped",
+        ]);
+        let expected: BTreeMap<_, _> = [
+            ("/usr/bin/tool", "usr/bin/tool"),
+            ("/usr/bin/with_space", "usr/bin/with space"),
+            ("/usr/lib/large", "usr/lib/large"),
+            ("/usr/lib/exact", "usr/lib/exact"),
+            ("/usr/lib/empty", "usr/lib/empty"),
+            ("/usr/lib/line\nbreak", "usr/lib/line\nbreak"),
+            ("/usr/var/kept", "usr/var/kept"),
+        ]
+        .into_iter()
+        .map(|(name, path)| (name.to_owned(), vec![sum(program, &root.join(path))]))
+        .collect();
+        assert_eq!(digests(&output), expected);
+    }
+    let twice = [(); 2].map(|()| create(&["--root", text(root), "--all-owners"]).stdout);
+    assert_eq!(twice[0], twice[1], "equal input, equal text");
+}
+
+#[test]
+fn only_files_of_root_unless_all_are_asked_for() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("skipped: only root can give files away");
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path();
+    write(root, "bin/of-root", b"a");
+    let other = write(root, "bin/of-nobody", b"b");
+    std::os::unix::fs::chown(&other, Some(65534), None).unwrap();
+    let names = |output: &Output| digests(output).into_keys().collect::<Vec<_>>();
+    assert_eq!(names(&create(&["--root", text(root)])), ["/bin/of-root"]);
+    let all = create(&["--root", text(root), "--all-owners"]);
+    assert_eq!(names(&all), ["/bin/of-nobody", "/bin/of-root"]);
+}
+
+#[test]
+fn what_cannot_be_read_is_told_and_fails_unless_that_is_accepted() {
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path();
+    fs::set_permissions(root, PermissionsExt::from_mode(0o755)).unwrap();
+    write(root, "bin/readable", b"a");
+    let hidden = write(root, "bin/hidden", b"b");
+    fs::set_permissions(&hidden, PermissionsExt::from_mode(0o000)).unwrap();
+    // Root reads everything: become somebody else.
+    let mut arguments = vec!["--root", text(root), "--all-owners"];
+    let run = |arguments: &[&str]| {
+        let mut command = command(arguments);
+        if rustix::process::geteuid().is_root() {
+            let program = directory.path().join("../trothctl-of-somebody");
+            let program = program.with_extension(std::process::id().to_string());
+            fs::copy(env!("CARGO_BIN_EXE_trothctl"), &program).unwrap();
+            let mut other = Command::new(&program);
+            other.args(command.get_args()).stdin(Stdio::null());
+            std::os::unix::process::CommandExt::uid(&mut other, 65534);
+            command = other;
+            let output = command.output().unwrap();
+            fs::remove_file(&program).unwrap();
+            return output;
+        }
+        command.output().unwrap()
+    };
+    let refused = run(&arguments);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(
+        refused.stdout.is_empty(),
+        "half a policy looks like a whole one"
+    );
+    let told = stderr(&refused);
+    assert!(told.contains("/bin/hidden: Permission denied"), "{told}");
+    assert!(
+        told.contains("1 files or directories cannot be read"),
+        "{told}"
+    );
+    assert!(told.contains("--ignore-unreadable"), "{told}");
+    arguments.push("--ignore-unreadable");
+    let accepted = run(&arguments);
+    assert!(digests(&accepted).contains_key("/bin/readable"));
+    assert!(
+        stderr(&accepted).contains("/bin/hidden"),
+        "told all the same"
+    );
+}
+
+#[test]
+fn with_a_cache_only_what_changed_is_read_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path().join("root");
+    for number in 0..50 {
+        write(
+            &root,
+            &format!("bin/{number}"),
+            format!("program {number}").as_bytes(),
+        );
+    }
+    settle();
+    let cache = directory.path().join("cache");
+    let run = || {
+        create(&[
+            "--root",
+            text(&root),
+            "--all-owners",
+            "--cache",
+            text(&cache),
+        ])
+    };
+    let first = run();
+    assert_eq!(digests(&first).len(), 50);
+    let again = run();
+    assert!(
+        stderr(&again).contains("50 of them unchanged"),
+        "{}",
+        stderr(&again)
+    );
+    assert_eq!(first.stdout, again.stdout);
+    // Of the same size, with the old time: only the kernel's own time stamp tells.
+    let changed = root.join("bin/7");
+    let time = fs::metadata(&changed).unwrap().modified().unwrap();
+    fs::write(&changed, "program X").unwrap();
+    fs::File::options()
+        .write(true)
+        .open(&changed)
+        .unwrap()
+        .set_modified(time)
+        .unwrap();
+    let third = run();
+    assert!(
+        stderr(&third).contains("49 of them unchanged"),
+        "{}",
+        stderr(&third)
+    );
+    assert_eq!(digests(&third)["/bin/7"], [sum("sha256sum", &changed)]);
+    // A cache that was cut off is told and made anew.
+    let half = fs::read(&cache).unwrap();
+    fs::write(&cache, &half[..half.len() / 2]).unwrap();
+    let fourth = run();
+    assert!(
+        stderr(&fourth).contains("is damaged"),
+        "{}",
+        stderr(&fourth)
+    );
+    assert_eq!(fourth.stdout, third.stdout);
+}
+
+#[test]
+fn lists_a_base_policy_and_a_tree_combine_in_the_algorithm_of_the_lists() {
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path().join("root");
+    let tool = write(&root, "bin/tool", b"tool");
+    let lists = directory.path();
+    let (a, b) = ("aa".repeat(20), "bb".repeat(20));
+    let base = write(lists, "allow", format!("{a} /bin/base\n").as_bytes());
+    let base_policy = lists.join("base.json");
+    let made = create(&["--allowlist", text(&base), "-o", text(&base_policy)]);
+    assert!(
+        made.status.success() && made.stdout.is_empty(),
+        "{}",
+        stderr(&made)
+    );
+    let more = write(
+        lists,
+        "more",
+        format!("{b} /bin/more\n{b} /bin/base\n").as_bytes(),
+    );
+    let exclude = write(lists, "exclude", b"# temporary\n/tmp/.*\n");
+    let output = create(&[
+        "--base-policy",
+        text(&base_policy),
+        "--allowlist",
+        text(&more),
+        "--exclude",
+        text(&exclude),
+        "--root",
+        text(&root),
+        "--all-owners",
+        "--ignored-keyring",
+        ".ima",
+    ]);
+    let found = digests(&output);
+    assert_eq!(found["/bin/base"], [a, b.clone()]);
+    assert_eq!(found["/bin/more"], [b]);
+    assert_eq!(found["/bin/tool"], [sum("sha1sum", &tool)]);
+    let policy: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(policy["excludes"], serde_json::json!(["/tmp/.*"]));
+    assert_eq!(
+        policy["ima"]["ignored_keyrings"],
+        serde_json::json!([".ima"])
+    );
+    assert_eq!(policy["meta"]["timestamp"], "2023-11-14 22:13:20.000000");
+}
+
+#[test]
+fn an_interrupted_command_keeps_what_it_has_read() {
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path().join("root");
+    for number in 0..64 {
+        write(&root, &format!("bin/{number}"), b"small");
+    }
+    // Sparse, and longer than anybody waits.
+    let large = write(&root, "lib/large", b"");
+    fs::File::options()
+        .write(true)
+        .open(&large)
+        .unwrap()
+        .set_len(1 << 40)
+        .unwrap();
+    settle();
+    let cache = directory.path().join("cache");
+    let mut child = command(&[
+        "--root",
+        text(&root),
+        "--all-owners",
+        "--cache",
+        text(&cache),
+    ])
+    .stderr(Stdio::piped())
+    .stdout(Stdio::piped())
+    .spawn()
+    .unwrap();
+    // By the time that it is deep in the large file, the other threads have read the small ones.
+    let deep = || {
+        let open = fs::read_dir(format!("/proc/{}/fd", child.id())).ok()?;
+        let mut open = open.flatten();
+        let open = open.find(|entry| fs::read_link(entry.path()).is_ok_and(|to| to == large))?;
+        let info = open.path().to_str()?.replace("/fd/", "/fdinfo/");
+        let info = fs::read_to_string(info).ok()?;
+        let position = info.lines().next()?.strip_prefix("pos:")?.trim();
+        Some(position.parse::<u64>().ok()? > 256 << 20)
+    };
+    while deep() != Some(true) {
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    assert!(child.try_wait().unwrap().is_none());
+    let process = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(process, rustix::process::Signal::INT).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(output.stdout.is_empty());
+    assert!(
+        stderr(&output).contains("interrupted after 64 files"),
+        "{}",
+        stderr(&output)
+    );
+    fs::remove_file(&large).unwrap();
+    let again = create(&[
+        "--root",
+        text(&root),
+        "--all-owners",
+        "--cache",
+        text(&cache),
+    ]);
+    assert!(
+        stderr(&again).contains("64 of them unchanged"),
+        "{}",
+        stderr(&again)
+    );
+}
