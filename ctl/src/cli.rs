@@ -15,8 +15,8 @@ pub(crate) use self::{
         UpdateArgs, WatchArgs,
     },
     policy::{
-        ImportCommand, Kind, ListArgs, PolicyCommand, PolicyCreateCommand, RuntimeArgs, ShowArgs,
-        TreeArgs,
+        BootFormat, CreateBootArgs, ImportCommand, Kind, ListArgs, PolicyCommand,
+        PolicyCreateCommand, RuntimeArgs, ShowArgs, TreeArgs,
     },
 };
 use crate::{api::Endpoint, help};

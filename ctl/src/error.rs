@@ -245,6 +245,9 @@ pub(crate) enum Error {
         seconds: f64,
         nodes: String,
     },
+    /// No policy can be made from a file.
+    #[error("cannot make a policy from {}: {reason}", path.display())]
+    Create { path: PathBuf, reason: String },
     /// A file or standard output could not be written.
     #[error("cannot write {}: {source}", path.display())]
     WriteFile { path: PathBuf, source: io::Error },

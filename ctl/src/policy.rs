@@ -1,3 +1,5 @@
+/// Boot policies: made from logs, read from files.
+mod boot;
 /// Runtime policies made of a system's files, of packages, images and lists.
 mod create;
 /// Runtime policies from a web server, known by their checksum.
@@ -10,8 +12,9 @@ mod stored;
 use std::path::Path;
 
 pub(crate) use self::{
+    boot::boot,
     download::{Checksum, Url},
-    source::{RuntimeOptions, RuntimeText, boot, read_file, read_text, tpm},
+    source::{RuntimeOptions, RuntimeText, read_file, read_text, tpm},
     stored::{replace_runtime, text},
 };
 use crate::{
@@ -32,6 +35,7 @@ pub(crate) async fn run(
         PolicyCommand::Create(PolicyCreateCommand::Runtime(args)) => {
             create::runtime(args, out).await
         }
+        PolicyCommand::Create(PolicyCreateCommand::Boot(args)) => boot::create(args, out),
         PolicyCommand::List { kind } => stored::list(&config, *kind, out).await,
         PolicyCommand::Show(args) => stored::show(&config, args, out).await,
         PolicyCommand::Import(command) => stored::import(&config, command, out).await,

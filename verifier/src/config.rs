@@ -7,7 +7,10 @@ use std::{
 
 use serde::{Deserialize, de::DeserializeOwned};
 pub use tls::{CaSubject, CertificateFiles, TlsOptions};
-use troth_core::finding::severity::{self, SeverityRule};
+use troth_core::{
+    finding::severity::{self, SeverityRule},
+    policy::BootEngine,
+};
 use troth_daemon::config::{Component, Secret};
 pub use troth_daemon::seconds::Seconds;
 use zeroize::Zeroizing;
@@ -276,6 +279,12 @@ pub struct VerifierConfig {
     /// Which finding has which label: regular expressions for whole ids of findings, the first that
     /// matches counts. What none matches, and what stopped a check early, has the last label.
     pub severity_policy: Vec<SeverityRule>,
+    /// What judges the boot log by a refstate: `example` as Keylime's engine of this name;
+    /// `accept-all`: nothing, the log must replay; `reject-all`: every boot policy but `{}` fails.
+    pub measured_boot_policy_name: BootEngine,
+    /// `once`: a boot log that was judged good is judged again when it, the PCRs or the policy
+    /// change; `always`: with every answer. The verdict is the same.
+    pub measured_boot_evaluate: Evaluate,
     /// Checks on demand (`/verify/identity`, `/verify/evidence`) at a time, for anybody; each may
     /// hold 16 MiB of evidence. 0: none.
     pub max_evidence_checks: usize,
@@ -284,6 +293,17 @@ pub struct VerifierConfig {
     pub evidence_rate_limit: u32,
     /// Least level of what is logged, as `TROTH_LOG` has it, which wins. Default: `info`.
     pub log: Option<String>,
+}
+
+/// When a boot log is judged.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
+#[serde(rename_all = "snake_case")]
+pub enum Evaluate {
+    /// When it, the quoted PCRs or the policy are not what was judged good last.
+    #[default]
+    Once,
+    /// With every answer.
+    Always,
 }
 
 impl Default for VerifierConfig {
@@ -321,6 +341,8 @@ impl Default for VerifierConfig {
             runtime_policy_key: None,
             severity_labels: severity::LABELS.map(str::to_owned).to_vec(),
             severity_policy: SeverityRule::defaults(),
+            measured_boot_policy_name: BootEngine::default(),
+            measured_boot_evaluate: Evaluate::default(),
             max_evidence_checks: 2,
             evidence_rate_limit: 5,
             log: None,

@@ -1,7 +1,7 @@
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
-use super::{Finding, Place};
+use super::{Finding, Place, boot_policy};
 use crate::eventlog::{BootAggregate, EventLog, EventLogError, PcrMismatch};
 use crate::finding::Findings;
 use crate::policy::BootPolicy;
@@ -23,11 +23,11 @@ pub(super) fn check(
     findings: &mut Findings,
 ) -> Vec<BootAggregate> {
     let quoted = || crate::eventlog::quoted_boot_aggregates(quote);
-    match policy {
-        BootPolicy::None => return quoted(),
-        BootPolicy::Replay => {}
+    if *policy == BootPolicy::None {
+        return quoted();
     }
     let logged = LOGGED.into_iter().fold(PcrMask::default(), PcrMask::with);
+    let logged = policy.explained(logged);
     let missing = logged.difference(quote.pcrs().mask());
     if !missing.is_empty() {
         findings.push(|| missing_pcrs(missing, quote));
@@ -46,11 +46,16 @@ pub(super) fn check(
     };
     match EventLog::parse(&bytes) {
         Ok(log) => {
-            let log = log.verify(quote);
-            for mismatch in log.mismatches().iter().filter(|m| logged.contains(m.pcr)) {
+            let replayed = log.verify(quote);
+            for mismatch in replayed
+                .mismatches()
+                .iter()
+                .filter(|m| logged.contains(m.pcr))
+            {
                 findings.push(|| mismatched(mismatch));
             }
-            log.boot_aggregates()
+            boot_policy::check(policy, &log, &replayed, findings);
+            replayed.boot_aggregates()
         }
         Err(error) => {
             findings.push(|| unparsable(&error));

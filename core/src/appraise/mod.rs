@@ -11,6 +11,12 @@ mod accept;
 mod answer;
 /// Boot log against the quoted PCRs.
 mod boot;
+/// What the boot log shows, against the boot policy.
+mod boot_policy;
+/// The rules of Keylime's engine `example`.
+mod boot_refstate;
+/// The rules of a boot policy of ours.
+mod boot_rules;
 /// IMA entries against the runtime policy.
 mod files;
 /// PCR values against the TPM policy, and the binding of the agent's key.

@@ -17,6 +17,14 @@ macro_rules! event_types {
                     _ => None,
                 }
             }
+
+            /// From the TCG name.
+            pub fn from_name(name: &str) -> Option<Self> {
+                match name {
+                    $(stringify!($name) => Some(Self::$name),)*
+                    _ => None,
+                }
+            }
         }
     };
 }

@@ -12,6 +12,8 @@ mod document;
 mod dsse;
 /// Exclude patterns: Python regular expressions on two Rust engines.
 mod excludes;
+/// Regular expressions of Python's syntax that must match a whole text.
+mod pattern;
 /// Runtime policy (Keylime JSON, version 1), compiled.
 mod runtime;
 /// Reads runtime policy JSON, strictly, into either form.
@@ -19,7 +21,8 @@ mod schema;
 /// TPM policy: allowed PCR values and the mask of the quote.
 mod tpm;
 
-pub use boot::BootPolicy;
+pub use boot::{BootEngine, BootPolicy, BootRules, CreateError, Refstate};
+pub(crate) use boot::{refstate, rules};
 pub use digests::{AllowedDigests, DigestTable};
 pub use document::{
     Change, ChangeKind, DigestNames, PolicyDiff, PolicyDocument, SetChange, VerificationKeys,
@@ -86,10 +89,10 @@ pub enum PolicyError {
     /// The mask of a TPM policy.
     #[error("TPM policy mask: {0}")]
     Mask(#[from] PcrMaskError),
-    /// A boot policy with content.
+    /// JSON, but no boot policy of any form.
     #[error(
-        "boot policy {0:?} is not supported: use {{}} (the log must replay to the quoted PCRs) \
-         or no boot policy"
+        "{0:?} is no boot policy: use {{}} (the log must replay to the quoted PCRs), Keylime's \
+         reference state or a policy of ours"
     )]
     BootPolicy(String),
     /// A digest of a length that runtime policies do not have.

@@ -4,6 +4,8 @@
 
 /// Boot logs: captured ones, public ones, vectors.
 mod boot_log;
+/// Boot policies of all forms: made of logs, and judged by.
+mod boot_policy;
 /// Evidence that is kept, and judged again.
 mod bundled;
 /// What events say, and whether their digests vouch for it.

@@ -128,7 +128,7 @@ pub(crate) struct PolicyArgs {
     /// new name to keep that policy under
     #[arg(long, value_name = "NAME")]
     pub(crate) runtime_policy_name: Option<String>,
-    /// Boot policy: a file, {} to demand only that the boot log replays to the quoted PCRs, or
+    /// Boot policy: a file (TOML, or JSON as Keylime's refstate), {} to demand only that the boot log replays to the quoted PCRs, or
     /// `default` for the configured file
     #[arg(long, value_name = "FILE|{}", visible_alias = "mb-policy")]
     pub(crate) boot_policy: Option<String>,

@@ -48,6 +48,33 @@ pub(crate) enum PolicyCreateCommand {
     /// Print a runtime policy (Keylime's JSON) made from a system's files, packages or lists
     #[command(long_about = help::POLICY_CREATE_RUNTIME)]
     Runtime(Box<RuntimeArgs>),
+    /// Print a boot policy that allows the boot of a log, and no other
+    Boot(CreateBootArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CreateBootArgs {
+    /// TCG boot log, binary; - is standard input [default: this host's]
+    #[arg(long, short, value_name = "FILE")]
+    pub(crate) event_log: Option<PathBuf>,
+    /// Which kind of policy
+    #[arg(long, value_enum, default_value_t = BootFormat::Troth)]
+    pub(crate) format: BootFormat,
+    /// The host boots without Secure Boot, and shall
+    #[arg(long, short = 'i')]
+    pub(crate) without_secureboot: bool,
+    /// Write to this file instead of standard output
+    #[arg(long, short, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
+}
+
+/// Forms of a boot policy.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+pub(crate) enum BootFormat {
+    /// A policy of ours, in TOML
+    Troth,
+    /// Keylime's reference state, JSON
+    Keylime,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -184,7 +211,7 @@ pub(crate) struct ImportRuntimeArgs {
 pub(crate) struct ImportBootArgs {
     /// Name of the policy
     pub(crate) name: String,
-    /// A file, or {}
+    /// A file (TOML, or JSON as Keylime's refstate), or {}
     #[arg(value_name = "FILE|{}")]
     pub(crate) policy: String,
     /// Replace a policy of this name, for all nodes that use it

@@ -198,6 +198,19 @@ pub(super) const EXAMPLES: &[(&str, &[Example])] = &[
         )],
     ),
     (
+        "trothctl policy create boot",
+        &[
+            (
+                "Allow what this host booted, and nothing else",
+                "trothctl policy create boot -o web.toml",
+            ),
+            (
+                "A refstate for Keylime's verifier, of another host's log",
+                "trothctl policy create boot --event-log web1.bios --format keylime -o web1.json",
+            ),
+        ],
+    ),
+    (
         "trothctl policy remove",
         &[(
             "A policy that no node uses any more",

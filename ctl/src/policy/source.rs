@@ -4,7 +4,7 @@ use std::{
 };
 
 use base64::{Engine, prelude::BASE64_STANDARD};
-use troth_core::policy::{BootPolicy, Envelope, PolicyError, RuntimePolicy, SigningKey};
+use troth_core::policy::{Envelope, PolicyError, RuntimePolicy, SigningKey};
 
 use super::download::{Checksum, Url};
 use crate::{config::Config, error::Error, output::now_ms};
@@ -129,28 +129,6 @@ impl RuntimeSource<'_> {
             Self::Url(url, _) => url.as_str().to_owned(),
         }
     }
-}
-
-/// The text of a boot policy that is given as `{...}`, as a file, or as `default`.
-pub(crate) fn boot(argument: &str, config: &Config) -> Result<String, Error> {
-    let text = match argument {
-        "default" => match &config.mb_refstate {
-            Some(path) => read_text(path)?,
-            None => {
-                return Err(Error::Option {
-                    option: "--boot-policy default",
-                    reason: "mb_refstate is not configured".to_owned(),
-                });
-            }
-        },
-        text if text.trim_start().starts_with('{') => text.to_owned(),
-        path => read_text(Path::new(path))?,
-    };
-    BootPolicy::parse(Some(&text)).map_err(|source| Error::Policy {
-        what: format!("boot policy {argument}"),
-        source,
-    })?;
-    Ok(text)
 }
 
 /// The text of a TPM policy that is given as JSON or as a file.

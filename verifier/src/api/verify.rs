@@ -8,7 +8,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use troth_core::{
     appraise::{AcceptedAlgorithms, Finding, Policies, appraise_evidence, appraise_quote},
     identity::check_ak,
-    policy::{BootPolicy, RuntimePolicy, TpmPolicy},
+    policy::{BootEngine, BootPolicy, RuntimePolicy, TpmPolicy},
     tpm::{AttestationKey, Public},
     wire::QuoteResponse,
 };
@@ -29,6 +29,8 @@ const MAX_EVIDENCE: usize = 16 << 20;
 pub(super) struct OnDemand {
     slots: Arc<Semaphore>,
     limit: SourceLimit,
+    /// What judges refstates.
+    engine: BootEngine,
 }
 
 /// The body of a `POST /verify/evidence`. Typed, as a tree of JSON values would take many times
@@ -111,6 +113,7 @@ impl OnDemand {
         Self {
             slots: Arc::new(Semaphore::new(config.max_evidence_checks)),
             limit: SourceLimit::new(config.evidence_rate_limit),
+            engine: config.measured_boot_policy_name,
         }
     }
 
@@ -155,7 +158,8 @@ impl OnDemand {
     pub(super) async fn evidence(&self, source: IpAddr, body: Incoming) -> Reply {
         let slot = self.enter(source)?;
         let body = read_body(body, MAX_EVIDENCE).await?;
-        let verdict = check(slot, move || judge(&body)).await??;
+        let engine = self.engine;
+        let verdict = check(slot, move || judge(&body, engine)).await??;
         let malformed = |failure: &Failure| failure.id.starts_with("default.missing_");
         Ok(if verdict.failures.iter().any(malformed) {
             rest::envelope(StatusCode::BAD_REQUEST, "Bad Request", verdict)
@@ -178,7 +182,7 @@ async fn check<T: Send + 'static>(
 }
 
 /// Judges the body of a `POST /verify/evidence`.
-fn judge(body: &[u8]) -> Result<Verdict, Refusal> {
+fn judge(body: &[u8], engine: BootEngine) -> Result<Verdict, Refusal> {
     let Request { kind, data } = serde_json::from_slice(body)
         .map_err(|error| Refusal::bad_request(format!("body: {error}")))?;
     let missing = |name| Refusal::bad_request(format!("missing parameter '{name}'"));
@@ -195,7 +199,7 @@ fn judge(body: &[u8]) -> Result<Verdict, Refusal> {
         }
         _ => return Err(Refusal::bad_request("invalid evidence type")),
     }
-    let failures = tpm_failures(&evidence)?;
+    let failures = tpm_failures(&evidence, engine)?;
     let valid = failures.is_empty();
     Ok(Verdict {
         valid,
@@ -208,7 +212,7 @@ fn judge(body: &[u8]) -> Result<Verdict, Refusal> {
 }
 
 /// What is wrong with the evidence of a TPM; an error is about the policies that came with it.
-fn tpm_failures(sent: &Evidence) -> Result<Vec<Failure>, Refusal> {
+fn tpm_failures(sent: &Evidence, engine: BootEngine) -> Result<Vec<Failure>, Refusal> {
     let required = [
         ("quote", text(&sent.quote)),
         ("nonce", text(&sent.nonce)),
@@ -233,7 +237,7 @@ fn tpm_failures(sent: &Evidence) -> Result<Vec<Failure>, Refusal> {
     let tpm = tpm_policy(tpm.unwrap_or("{}")).map_err(unusable("tpm_policy"))?;
     let runtime = runtime.map(|text| RuntimePolicy::compile_text(text.as_bytes()));
     let runtime = runtime.transpose().map_err(unusable("runtime_policy"))?;
-    let boot = BootPolicy::parse(boot).map_err(unusable("mb_policy"))?;
+    let boot = BootPolicy::parse_for(boot, engine).map_err(unusable("mb_policy"))?;
     let ak = match attestation_key(ak) {
         Ok(ak) => ak,
         Err(reason) => {

@@ -12,7 +12,8 @@ const PUSH: &str = "nodes are asked (pull mode); agents that push are not served
 const REVOCATIONS: &str = "nobody is notified yet; `trothctl agent watch` shows what changes";
 const AUTHORIZATION: &str = "there is one rule: a client certificate of the CA is an operator's";
 const MIGRATE: &str = "tables are made and upgraded at every start";
-const BOOT_POLICY: &str = "a boot policy is given with each node, see `trothctl agent add`";
+const BOOT_ENGINES: &str = "a refstate is judged as by `example`; what else a boot must be is said in a boot \
+                            policy, see docs/boot-policy.md";
 const WORKERS: &str = "work is spread over all cores; max_workers in verifier.toml is a number of \
                        threads";
 const PINNED: &str = "an agent is known by the certificate that it registered";
@@ -104,9 +105,19 @@ pub(super) static VERIFIER: Keylime = Keylime {
             Kind::Integer,
         ),
         O::option("request_timeout", "60.0", "request_timeout", Kind::Seconds),
-        O::dropped("measured_boot_policy_name", "accept-all", BOOT_POLICY),
-        O::dropped("measured_boot_imports", "[]", BOOT_POLICY),
-        O::dropped("measured_boot_evaluate", "once", BOOT_POLICY),
+        O::option(
+            "measured_boot_policy_name",
+            "accept-all",
+            "measured_boot_policy_name",
+            Kind::Custom(boot_engine),
+        ),
+        O::dropped("measured_boot_imports", "[]", BOOT_ENGINES),
+        O::option(
+            "measured_boot_evaluate",
+            "once",
+            "measured_boot_evaluate",
+            Kind::Text,
+        ),
         O::option(
             "severity_labels",
             r#"["info", "notice", "warning", "error", "critical", "alert", "emergency"]"#,
@@ -371,6 +382,13 @@ fn database_url(text: &str, base: &Base) -> Result<Option<Value>, String> {
         }
     };
     Ok(Some(Value::String(url)))
+}
+
+/// `accept-all` is what Keylime's file comes with, so it is nobody's choice: here it is said in
+/// verifier.toml.
+fn boot_engine(text: &str, _: &Base) -> Result<Option<Value>, String> {
+    let chosen = !matches!(text, "" | "accept-all");
+    Ok(chosen.then(|| Value::String(text.to_owned())))
 }
 
 /// `SIZE,OVERFLOW`: together the most connections that Keylime opens.

@@ -6,7 +6,7 @@ use std::{
 use aws_lc_rs::digest::{SHA256, digest};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use troth_core::policy::{
-    BootPolicy, Envelope, PolicyError, RuntimePolicy, SigningKey, SigningKeyError,
+    BootEngine, BootPolicy, Envelope, PolicyError, RuntimePolicy, SigningKey, SigningKeyError,
 };
 
 use crate::store::{NewPolicy, PolicyKind};
@@ -137,14 +137,17 @@ impl Signatures {
 #[derive(Debug)]
 pub(super) struct PolicyCache {
     signatures: Signatures,
+    /// What judges refstates.
+    engine: BootEngine,
     compiled: Mutex<HashMap<String, Weak<RuntimePolicy>>>,
 }
 
 impl PolicyCache {
     /// Stored policies were checked when they came; `signatures` is about those to come.
-    pub(super) fn new(signatures: Signatures) -> Self {
+    pub(super) fn new(signatures: Signatures, engine: BootEngine) -> Self {
         Self {
             signatures,
+            engine,
             compiled: Mutex::default(),
         }
     }
@@ -159,8 +162,13 @@ impl PolicyCache {
     ) -> Result<Compiled, PolicyError> {
         match kind {
             PolicyKind::Runtime => self.runtime(digest, text).map(Compiled::Runtime),
-            PolicyKind::Boot => BootPolicy::parse(Some(text)).map(Compiled::Boot),
+            PolicyKind::Boot => self.boot(text).map(Compiled::Boot),
         }
+    }
+
+    /// The boot policy of `text`.
+    pub(super) fn boot(&self, text: &str) -> Result<BootPolicy, PolicyError> {
+        BootPolicy::parse_for(Some(text), self.engine)
     }
 
     fn runtime(&self, digest: &str, text: &str) -> Result<Arc<RuntimePolicy>, PolicyError> {

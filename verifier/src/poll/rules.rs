@@ -17,7 +17,7 @@ use troth_daemon::{
 
 use super::{
     node::Shared,
-    policies::{Compiled, Named},
+    policies::{Compiled, Named, PolicyCache},
 };
 
 /// An enrolment, checked and compiled: everything a judgement needs beyond the evidence.
@@ -39,6 +39,7 @@ pub(super) struct Rules {
 pub(super) fn rules(
     enrolment: &Enrolment,
     named: Named,
+    policies: &PolicyCache,
     identity: &Identity,
     mtls_only: bool,
 ) -> Result<Rules, NodeError> {
@@ -60,7 +61,7 @@ pub(super) fn rules(
     let named = match enrolment.mb_policy.as_deref() {
         // Stored before boot policies had names.
         Some(text) => {
-            let boot = BootPolicy::parse(Some(text)).map_err(|source| NodeError::Policy {
+            let boot = policies.boot(text).map_err(|source| NodeError::Policy {
                 member: "mb_policy",
                 source,
             })?;

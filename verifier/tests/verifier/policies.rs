@@ -321,12 +321,16 @@ async fn unusable_boot_policies_are_refused_with_the_reason() {
     for (body, reason) in [
         (json!({}), "mb_policy is missing"),
         (json!({ "mb_policy": "{" }), "is not JSON"),
-        (json!({ "mb_policy": "null" }), "is not supported"),
+        (json!({ "mb_policy": "null" }), "is no boot policy"),
         (json!({ "mb_policy": {} }), "body"),
-        // Nothing would read it: better no policy than one that looks like one.
+        // Better no policy than one that looks like one.
         (
             json!({ "mb_policy": "{\"kernels\": []}" }),
-            "is not supported",
+            "missing field `scrtm_and_bios`",
+        ),
+        (
+            json!({ "mb_policy": "{\"version\": 1, \"othrs\": \"deny\"}" }),
+            "unknown key `othrs`; did you mean `others`? at line 1 column 22",
         ),
     ] {
         let path = "/v2.6/mbpolicies/x";

@@ -25,6 +25,18 @@ impl Guid {
         bytes.swap(6, 7);
         Self(bytes)
     }
+
+    /// From its text, in letters of either case.
+    pub fn parse(text: &str) -> Option<Self> {
+        let mut sizes = text.split('-').map(str::len);
+        let shaped = [8, 4, 4, 4, 12]
+            .into_iter()
+            .all(|size| sizes.next() == Some(size));
+        let digits = text.replace('-', "");
+        let hex = digits.bytes().all(|digit| digit.is_ascii_hexdigit());
+        let digits = (shaped && sizes.next().is_none() && hex).then_some(digits)?;
+        u128::from_str_radix(&digits, 16).ok().map(Self::from_u128)
+    }
 }
 
 impl fmt::Display for Guid {
@@ -54,6 +66,8 @@ mod tests {
     fn text_is_mixed_endian() {
         let text = "8be4df61-93ca-11d2-aa0d-00e098032b8c";
         assert_eq!(Guid::GLOBAL.to_string(), text);
+        assert_eq!(Guid::parse(&text.to_uppercase()), Some(Guid::GLOBAL));
+        assert_eq!(Guid::parse(&text.replace('-', "")), None);
         assert_eq!(Guid::GLOBAL.0[..6], [0x61, 0xdf, 0xe4, 0x8b, 0xca, 0x93]);
     }
 }

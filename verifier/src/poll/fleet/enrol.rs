@@ -33,10 +33,10 @@ impl Fleet {
         aws_lc_rs::rand::fill(&mut generation).map_err(|_| EnrolError::Random)?;
         // The databases have signed integers.
         let generation = u64::from_be_bytes(generation) >> 1;
-        let identity = Arc::clone(&self.identity);
+        let (policies, identity) = (Arc::clone(&self.policies), Arc::clone(&self.identity));
         let mtls_only = self.mtls_only;
         let check = move || {
-            let rules = rules(&enrolment, named, &identity, mtls_only)?;
+            let rules = rules(&enrolment, named, &policies, &identity, mtls_only)?;
             Ok::<_, NodeError>((enrolment, rules))
         };
         let (enrolment, rules) = self.shared.workers.run(check).await??;

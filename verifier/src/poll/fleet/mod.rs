@@ -111,7 +111,10 @@ impl Fleet {
             policy_generation: AtomicU64::new(generation),
             shared,
             store,
-            policies: Arc::new(PolicyCache::new(signatures)),
+            policies: Arc::new(PolicyCache::new(
+                signatures,
+                config.measured_boot_policy_name,
+            )),
             identity: Arc::new(identity),
             writing: Mutex::new(Some(writing)),
             verifier_id: config.uuid.clone(),
@@ -209,8 +212,15 @@ impl Fleet {
             generation: row.generation,
             enrolment: enrolment.as_ref().cloned().unwrap_or_default(),
         };
-        let checked = enrolment
-            .and_then(|enrolment| Ok(rules(&enrolment, named?, &self.identity, self.mtls_only)?));
+        let checked = enrolment.and_then(|enrolment| {
+            Ok(rules(
+                &enrolment,
+                named?,
+                &self.policies,
+                &self.identity,
+                self.mtls_only,
+            )?)
+        });
         let error = match (checked, record) {
             (Ok(rules), Ok(mut record)) => {
                 record.resume();

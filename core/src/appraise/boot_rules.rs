@@ -1,0 +1,531 @@
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use super::Place;
+use super::boot_policy::{Wrong, describe, shown_text};
+use super::boot_refstate::Reason;
+use crate::eventlog::content::{
+    Content, Guid, IplKind, Measured, Signature, Variable, VariableValue,
+};
+use crate::eventlog::{Event, EventLog, EventType, ReplayedLog};
+use crate::policy::rules::{
+    Allowed, BootRules, Called, Component, Key, SecureBoot, generation, is_action,
+};
+use crate::tpm::{Digest, HashAlgorithm, PcrMask};
+
+/// Most allowed values in a finding.
+const SHOWN: usize = 16;
+/// Name of separators where the order of events is given.
+const SEPARATOR: &str = "separator";
+/// Name of texts that every firmware measures.
+const ACTION: &str = "action";
+/// Name of the events that tell of a section of a unified kernel image, before its content.
+const SECTION_NAME: &str = "section-name";
+/// Judges the events that the quote vouches for: each must be accounted for by a rule, and each
+/// rule by its events.
+pub(super) fn judge(
+    rules: &BootRules,
+    log: &EventLog<'_>,
+    replayed: &ReplayedLog<'_>,
+) -> Vec<Wrong> {
+    let bank = replayed.replayed().bank();
+    let scope = scope(rules, replayed.explained);
+    let events = || {
+        log.unverified_events().filter(move |event| {
+            let pcr = u8::try_from(event.pcr).unwrap_or(u8::MAX);
+            event.kind != EventType::EV_NO_ACTION && scope.contains(pcr)
+        })
+    };
+    let mut judge = Judge {
+        rules,
+        bank,
+        authorities: events()
+            .filter_map(|event| authority(&event, bank))
+            .collect(),
+        counts: vec![0; rules.components.len()],
+        seen: BTreeMap::new(),
+        secure_boot: Vec::new(),
+        wrong: Vec::new(),
+    };
+    for event in events() {
+        judge.event(event);
+    }
+    judge.finish(scope)
+}
+
+/// PCRs whose events are judged. Those that the log does not explain have findings already.
+fn scope(rules: &BootRules, explained: PcrMask) -> PcrMask {
+    let all = explained.iter();
+    all.filter(|pcr| !rules.others || rules.listed >> pcr & 1 == 1)
+        .fold(PcrMask::default(), PcrMask::with)
+}
+
+struct Judge<'r, 'l> {
+    rules: &'r BootRules,
+    bank: HashAlgorithm,
+    /// What let images run.
+    authorities: Vec<Signature<'l>>,
+    /// Events of each component.
+    counts: Vec<u32>,
+    /// Events of each PCR, with the names that account for them.
+    seen: BTreeMap<u8, Vec<Seen<'r, 'l>>>,
+    /// Variables of Secure Boot that were judged.
+    secure_boot: Vec<&'static str>,
+    wrong: Vec<Wrong>,
+}
+
+struct Seen<'r, 'l> {
+    event: Event<'l>,
+    /// `None`: nothing accounts for it.
+    name: Option<Cow<'r, str>>,
+}
+
+impl<'r, 'l> Judge<'r, 'l> {
+    fn event(&mut self, event: Event<'l>) {
+        let name = self.account(&event);
+        let pcr = u8::try_from(event.pcr).unwrap_or(u8::MAX);
+        self.seen.entry(pcr).or_default().push(Seen { event, name });
+    }
+
+    /// The name of what accounts for an event.
+    fn account(&mut self, event: &Event<'l>) -> Option<Cow<'r, str>> {
+        // What has no digest of the quoted bank was measured into no quoted PCR.
+        let digest = event.digests.get(self.bank)?;
+        if event.pcr < 8 && event.kind == EventType::EV_SEPARATOR && self.is_separator(event) {
+            return Some(SEPARATOR.into());
+        }
+        if event.kind == EventType::EV_EFI_ACTION && is_action(event, self.bank) {
+            return Some(ACTION.into());
+        }
+        if event.pcr == 7
+            && let Some(secure_boot) = &self.rules.secure_boot
+            && let Some(name) = self.variable(secure_boot, event)
+        {
+            return Some(name.into());
+        }
+        let measured = Words::of(event, self.bank);
+        if event.pcr == 11 && measured.is_section_name {
+            return Some(SECTION_NAME.into());
+        }
+        let rules = self.rules;
+        for (component, count) in rules.components.iter().zip(&mut self.counts) {
+            if *count < component.max
+                && measured.are(component, event)
+                && allows(&component.allowed, digest, &measured, &self.authorities)
+            {
+                *count += 1;
+                return Some(component.name.as_str().into());
+            }
+        }
+        None
+    }
+
+    fn is_separator(&self, event: &Event<'_>) -> bool {
+        matches!(
+            event.believed(self.bank),
+            Some(Content::Separator(0 | u32::MAX))
+        )
+    }
+
+    /// Judges a variable of Secure Boot; `None` for one that the table says nothing of.
+    fn variable(&mut self, rules: &SecureBoot, event: &Event<'l>) -> Option<&'static str> {
+        let Some(Content::Variable(variable)) = event.believed(self.bank) else {
+            return None;
+        };
+        match event.kind {
+            EventType::EV_EFI_VARIABLE_DRIVER_CONFIG => self.state(rules, &variable, event),
+            EventType::EV_EFI_VARIABLE_AUTHORITY => self.authority(rules, &variable, event),
+            _ => None,
+        }
+    }
+
+    fn state(
+        &mut self,
+        rules: &SecureBoot,
+        variable: &Variable<'l>,
+        event: &Event<'l>,
+    ) -> Option<&'static str> {
+        let named = |guid, name| variable.guid == guid && variable.name.is(name);
+        if named(Guid::GLOBAL, "SecureBoot") {
+            self.secure_boot.push("SecureBoot");
+            let word = |on| if on { "on" } else { "off" };
+            if variable.value != VariableValue::Boolean(rules.enabled) {
+                let expected = vec![word(rules.enabled).to_owned()];
+                self.wrong(
+                    event,
+                    "Secure Boot",
+                    expected,
+                    "is not in the state it has to be in",
+                );
+            }
+            return Some("SecureBoot");
+        }
+        let name = [
+            (Guid::GLOBAL, "PK"),
+            (Guid::GLOBAL, "KEK"),
+            (Guid::SECURITY_DATABASE, "db"),
+            (Guid::SECURITY_DATABASE, "dbx"),
+        ]
+        .into_iter()
+        .find(|(guid, name)| named(*guid, name))
+        .map(|(_, name)| name)?;
+        // What cannot be read may be allowed by its digest.
+        let VariableValue::SignatureLists(lists) = variable.value else {
+            return None;
+        };
+        self.secure_boot.push(name);
+        let allowed = rules.allowed.iter().find(|(allowed, _)| *allowed == name);
+        if let Some((_, allowed)) = allowed {
+            let stranger = lists
+                .signatures()
+                .find(|(kind, key)| !allowed.iter().any(|one| one.is(Some(*kind), key)));
+            if let Some((_, key)) = stranger {
+                let explanation = format!("has a key that is not allowed: {}", which(&key));
+                self.wrong(event, name, key_list(allowed), &explanation);
+            }
+        }
+        if name == "dbx" && !rules.dbx_at_least.is_empty() {
+            let there: Vec<_> = lists.signatures().collect();
+            let missing: Vec<_> = missing(&rules.dbx_at_least, &there);
+            if !missing.is_empty() {
+                let explanation = format!("lacks {} of the revocations", missing.len());
+                let expected = missing
+                    .iter()
+                    .take(SHOWN)
+                    .map(|key| key.describe())
+                    .collect();
+                self.wrong(event, name, expected, &explanation);
+            }
+        }
+        Some(name)
+    }
+
+    fn authority(
+        &mut self,
+        rules: &SecureBoot,
+        variable: &Variable<'l>,
+        event: &Event<'l>,
+    ) -> Option<&'static str> {
+        match variable.value {
+            VariableValue::Sbat(text) => {
+                self.secure_boot.push("SbatLevel");
+                let text = text.decode().unwrap_or_default();
+                let expected: Vec<_> = rules
+                    .sbat
+                    .iter()
+                    .filter(|(component, least)| {
+                        generation(&text, component).is_none_or(|got| got < **least)
+                    })
+                    .map(|(component, least)| format!("{component} {least} or later"))
+                    .collect();
+                if !expected.is_empty() {
+                    self.wrong(event, "SbatLevel", expected, "is older than it has to be");
+                }
+                Some("SbatLevel")
+            }
+            VariableValue::Authority(signature) => {
+                let components = self.rules.components.iter();
+                let signers = components.flat_map(|component| &component.allowed.signers);
+                let allowed: Vec<_> = rules.authorities.iter().flatten().chain(signers).collect();
+                let open = rules.authorities.is_none() && allowed.is_empty();
+                if !open && !allowed.iter().any(|key| key.is(None, &signature)) {
+                    let expected = allowed
+                        .iter()
+                        .take(SHOWN)
+                        .map(|key| key.describe())
+                        .collect();
+                    let explanation = format!(
+                        "let an image run by a key that is not allowed: {}",
+                        which(&signature)
+                    );
+                    self.wrong(event, "Secure Boot", expected, &explanation);
+                }
+                Some("authority")
+            }
+            _ => None,
+        }
+    }
+
+    fn wrong(&mut self, event: &Event<'l>, component: &str, expected: Vec<String>, reason: &str) {
+        let reason = Reason {
+            component: component.to_owned(),
+            expected,
+            explanation: reason.to_owned(),
+        };
+        self.wrong.push(Wrong::event(event, self.bank, reason));
+    }
+
+    /// What no rule accounts for, what is missing, and what is not in order.
+    fn finish(mut self, scope: PcrMask) -> Vec<Wrong> {
+        let mut named = Vec::new();
+        for (pcr, seen) in std::mem::take(&mut self.seen) {
+            let order = self.rules.order.get(&pcr).map(Vec::as_slice);
+            let before = self.wrong.len();
+            for (position, one) in seen.iter().enumerate() {
+                if one.name.is_some() {
+                    continue;
+                }
+                let wanted = order.and_then(|order| order.get(position));
+                let wanted = match wanted {
+                    // Only what is there nowhere can be what was expected here.
+                    Some(name) => self.unmet(pcr, &one.event).find(|c| c.name == *name),
+                    None => None,
+                }
+                .or_else(|| self.unmet(pcr, &one.event).next());
+                named.extend(wanted.map(|component| (pcr, component.name.as_str())));
+                let wrong = self.unaccounted(&one.event, wanted);
+                self.wrong.push(wrong);
+            }
+            if let Some(order) = order
+                && self.wrong.len() == before
+            {
+                self.wrong
+                    .extend(out_of_order(pcr, order, &seen, self.bank));
+            }
+        }
+        for pcr in scope.iter() {
+            self.missing(pcr, &named);
+        }
+        if let Some(rules) = &self.rules.secure_boot
+            && scope.contains(7)
+        {
+            let wanted = [
+                ("SecureBoot", true),
+                ("dbx", !rules.dbx_at_least.is_empty()),
+                ("SbatLevel", !rules.sbat.is_empty()),
+            ];
+            for (name, wanted) in wanted {
+                if wanted && !self.secure_boot.contains(&name) {
+                    self.wrong.push(Wrong::missing(7, name, "was not measured"));
+                }
+            }
+        }
+        self.wrong
+    }
+
+    /// Components that have less events than they need, and of whose kind the event is.
+    fn unmet(&self, pcr: u8, event: &Event<'l>) -> impl Iterator<Item = &'r Component> {
+        let measured = Words::of(event, self.bank);
+        let components = self.rules.components.iter().zip(&self.counts);
+        components
+            .filter(|(component, count)| **count < component.min)
+            .map(|(component, _)| component)
+            .filter(move |component| {
+                component.pcrs >> pcr & 1 == 1 && measured.are(component, event)
+            })
+            .collect::<Vec<_>>()
+            .into_iter()
+    }
+
+    fn unaccounted(&self, event: &Event<'l>, wanted: Option<&Component>) -> Wrong {
+        let reason = match wanted {
+            Some(component) => Reason {
+                component: component.name.clone(),
+                expected: allowed_list(component),
+                explanation: format!(
+                    "is not what it has to be: event {} is the first that no rule accounts for \
+                     in its place",
+                    event.index
+                ),
+            },
+            None => Reason {
+                component: format!("event {}", event.index),
+                expected: Vec::new(),
+                explanation: "is an event that nobody allowed".to_owned(),
+            },
+        };
+        Wrong::event(event, self.bank, reason)
+    }
+
+    /// Components of a PCR that were not there; `named` were told of with another event already.
+    fn missing(&mut self, pcr: u8, named: &[(u8, &str)]) {
+        let components = self.rules.components.iter().zip(&self.counts);
+        for (component, count) in components {
+            // One that may be in several PCRs is missing in the first of them.
+            let first = component.pcrs.trailing_zeros() == u32::from(pcr);
+            let told = named
+                .iter()
+                .any(|(pcr, name)| component.pcrs >> pcr & 1 == 1 && *name == component.name);
+            if !first || *count >= component.min || told {
+                continue;
+            }
+            let explanation = match count {
+                0 => "was not measured".to_owned(),
+                count => format!("was measured {count} times instead of {}", component.min),
+            };
+            let mut wrong = Wrong::missing(pcr, &component.name, &explanation);
+            wrong.expected = allowed_list(component);
+            self.wrong.push(wrong);
+        }
+    }
+}
+
+/// The first event that is not the one whose turn it is.
+fn out_of_order(
+    pcr: u8,
+    order: &[String],
+    seen: &[Seen<'_, '_>],
+    bank: HashAlgorithm,
+) -> Option<Wrong> {
+    let names = seen
+        .iter()
+        .map(|one| one.name.as_deref().unwrap_or_default());
+    let at = names.zip(order).position(|(got, wanted)| got != *wanted);
+    let at = at.or_else(|| {
+        let shorter = seen.len().min(order.len());
+        (seen.len() != order.len()).then_some(shorter)
+    })?;
+    let wanted = order.get(at).map(|name| shown_text(name));
+    match seen.get(at) {
+        Some(one) => Some(Wrong {
+            place: Place::BootEvent {
+                event: one.event.index,
+                pcr,
+            },
+            component: one.name.as_deref().unwrap_or_default().to_owned(),
+            explanation: match &wanted {
+                Some(wanted) => format!("comes where {wanted} has to come first"),
+                None => "comes after the last event that is allowed".to_owned(),
+            },
+            expected: wanted.into_iter().collect(),
+            got: Some(describe(&one.event, bank)),
+        }),
+        None => Some(Wrong {
+            expected: wanted.iter().cloned().collect(),
+            ..Wrong::missing(pcr, &wanted.unwrap_or_default(), "was not measured")
+        }),
+    }
+}
+
+/// What an event says that its digest vouches for.
+struct Words<'l> {
+    text: Option<Cow<'l, str>>,
+    is_section_name: bool,
+    /// What it calls itself, which nothing vouches for.
+    called: Option<Cow<'l, str>>,
+    is_command_line: bool,
+}
+
+impl<'l> Words<'l> {
+    fn of(event: &Event<'l>, bank: HashAlgorithm) -> Self {
+        let mut words = Self {
+            text: None,
+            is_section_name: false,
+            called: None,
+            is_command_line: false,
+        };
+        // Texts are in these alone: the data of others need not be decoded and hashed.
+        let (ipl, text) = match event.kind {
+            EventType::EV_IPL => match event.content() {
+                Content::Ipl(ipl) => (Some(ipl.kind), Some(ipl.argument())),
+                _ => return words,
+            },
+            EventType::EV_EVENT_TAG => match event.content() {
+                Content::Tag(tag) => (None, tag.text),
+                _ => return words,
+            },
+            _ => match event.content() {
+                Content::Text(text) => (None, Some(text)),
+                _ => return words,
+            },
+        };
+        let text = text.and_then(|text| text.decode());
+        let measured = event.measured(bank);
+        let vouched = matches!(measured, Measured::Data | Measured::Part(_));
+        words.is_section_name = ipl == Some(IplKind::Section) && measured == Measured::Data;
+        words.is_command_line =
+            matches!(ipl, Some(IplKind::KernelCommandLine | IplKind::CommandLine));
+        words.called = text.clone();
+        words.text = text.filter(|_| vouched);
+        words
+    }
+
+    /// Is it an event of this component's kind?
+    fn are(&self, component: &Component, event: &Event<'_>) -> bool {
+        component.pcrs.checked_shr(event.pcr).unwrap_or(0) & 1 == 1
+            && (component.events.is_empty() || component.events.contains(&event.kind))
+            && match &component.called {
+                None => true,
+                Some(Called::CommandLine) => self.is_command_line,
+                Some(Called::Name(name)) => self.called.as_deref() == Some(name),
+            }
+    }
+}
+
+fn allows(
+    allowed: &Allowed,
+    digest: Digest,
+    words: &Words<'_>,
+    authorities: &[Signature<'_>],
+) -> bool {
+    let text = words.text.as_deref();
+    let signed = |signer: &Key| authorities.iter().any(|one| signer.is(None, one));
+    allowed.any
+        || allowed.digests.contains(&digest)
+        || text.is_some_and(|text| allowed.text.iter().any(|pattern| pattern.matches(text)))
+        || allowed.signers.iter().any(signed)
+}
+
+/// The key that let an image run, if the event tells of one.
+fn authority<'l>(event: &Event<'l>, bank: HashAlgorithm) -> Option<Signature<'l>> {
+    if event.pcr != 7 || event.kind != EventType::EV_EFI_VARIABLE_AUTHORITY {
+        return None;
+    }
+    match event.believed(bank)? {
+        Content::Variable(Variable {
+            value: VariableValue::Authority(signature),
+            ..
+        }) => Some(signature),
+        _ => None,
+    }
+}
+
+/// Keys that are not there. Most are digests, which are looked up.
+fn missing<'k>(wanted: &'k [Key], there: &[(Guid, Signature<'_>)]) -> Vec<&'k Key> {
+    let digests: std::collections::HashSet<_> = there.iter().map(|(_, key)| key.data).collect();
+    let is_there = |key: &&Key| {
+        let candidate = key
+            .digest()
+            .is_none_or(|digest| digests.contains(digest.as_bytes()));
+        // A digest that is none of the entries may still be one of a certificate.
+        (candidate || there.iter().any(|(kind, _)| *kind != Guid::CERT_SHA256))
+            && there.iter().any(|(kind, one)| key.is(Some(*kind), one))
+    };
+    wanted.iter().filter(|key| !is_there(key)).collect()
+}
+
+fn allowed_list(component: &Component) -> Vec<String> {
+    let allowed = &component.allowed;
+    let mut digests: Vec<_> = allowed.digests.iter().map(Digest::to_string).collect();
+    digests.sort_unstable();
+    let text = allowed
+        .text
+        .iter()
+        .map(|pattern| shown_text(pattern.source()));
+    let signers = allowed
+        .signers
+        .iter()
+        .map(|key| format!("signed by {}", key.describe()));
+    digests
+        .into_iter()
+        .chain(text)
+        .chain(signers)
+        .take(SHOWN)
+        .collect()
+}
+
+fn key_list(keys: &[Key]) -> Vec<String> {
+    keys.iter().take(SHOWN).map(Key::describe).collect()
+}
+
+/// Which key it is, for people.
+fn which(key: &Signature<'_>) -> String {
+    match crate::policy::rules::subject(key.data) {
+        Some(subject) => shown_text(&subject),
+        None => format!(
+            "SHA-256 {}, owner {}",
+            HashAlgorithm::Sha256.digest(&[key.data]),
+            key.owner
+        ),
+    }
+}

@@ -1,0 +1,73 @@
+use std::path::{Path, PathBuf};
+
+use troth_core::{
+    eventlog::EventLog,
+    policy::{BootPolicy, BootRules, Refstate},
+};
+
+use super::{
+    source::{read_file, read_text},
+    write_file,
+};
+use crate::{
+    cli::{BootFormat, CreateBootArgs},
+    config::Config,
+    error::{Error, Exit},
+    output::Output,
+};
+
+/// The log of this host's firmware, as the kernel shows it.
+const EVENT_LOG: &str = "/sys/kernel/security/tpm0/binary_bios_measurements";
+
+/// The text of a boot policy that is given as `{...}`, as a file of JSON or TOML, or as `default`;
+/// JSON, as the verifier takes it.
+pub(crate) fn boot(argument: &str, config: &Config) -> Result<String, Error> {
+    let text = match argument {
+        "default" => match &config.mb_refstate {
+            Some(path) => read_text(path)?,
+            None => {
+                return Err(Error::Option {
+                    option: "--boot-policy default",
+                    reason: "mb_refstate is not configured".to_owned(),
+                });
+            }
+        },
+        text if text.trim_start().starts_with('{') => text.to_owned(),
+        path => read_text(Path::new(path))?,
+    };
+    let unusable = |source| Error::Policy {
+        what: format!("boot policy {argument}"),
+        source,
+    };
+    if text.trim_start().starts_with(['{', '[']) || text.trim() == "null" {
+        BootPolicy::parse(Some(&text)).map_err(unusable)?;
+        return Ok(text);
+    }
+    let rules = BootRules::from_toml(&text).map_err(unusable)?;
+    Ok(rules.to_json())
+}
+
+/// Makes a policy of a boot log and prints or saves it.
+pub(super) fn create(args: &CreateBootArgs, out: &Output) -> Result<Exit, Error> {
+    let path = args.event_log.clone();
+    let path = path.unwrap_or_else(|| PathBuf::from(EVENT_LOG));
+    let bytes = read_file(&path)?;
+    let log = EventLog::parse(&bytes).map_err(|error| Error::Create {
+        path: path.clone(),
+        reason: error.to_string(),
+    })?;
+    let without = args.without_secureboot;
+    let made = match args.format {
+        BootFormat::Keylime => Refstate::json_from_log(&log, without).map(|json| json + "\n"),
+        BootFormat::Troth => BootRules::from_log(&log, None, without).map(|rules| rules.to_toml()),
+    };
+    let text = made.map_err(|error| Error::Create {
+        path,
+        reason: error.to_string(),
+    })?;
+    match &args.output {
+        None => out.text(&text)?,
+        Some(path) => write_file(path, &text)?,
+    }
+    Ok(Exit::Success)
+}
