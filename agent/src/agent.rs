@@ -20,7 +20,7 @@ use troth_daemon::{
 
 use crate::{
     config::{Config, InvalidConfig},
-    evidence::{Collector, bootlog::BootLog, ima::ImaList},
+    evidence::{Collector, bootlog::BootLog, ima::ImaList, userspace::UserspaceLog},
     http::Api,
     identity::{
         ak::{self, AkError, Keys},
@@ -270,6 +270,7 @@ async fn prepare(config: &Config, tpm: &TpmHandle) -> Result<Service, AgentError
         transport,
         ImaList::new(config.ima_ml_path.clone()),
         BootLog::new(config.measuredboot_ml_path.clone()),
+        UserspaceLog::new(config.userspace_ml_path.clone()),
     );
     let api = Api::new(id.clone(), template, versions, collector);
     let renewal = served.map(|served| Renewal {

@@ -104,6 +104,8 @@ pub struct Config {
     pub ima_ml_path: PathBuf,
     /// The firmware's event log.
     pub measuredboot_ml_path: PathBuf,
+    /// systemd's log of what user space measured.
+    pub userspace_ml_path: PathBuf,
     /// First wait before the registrar is asked again, milliseconds; doubles with each try.
     pub exponential_backoff_initial_delay: u64,
     /// Longest wait, milliseconds.
@@ -170,6 +172,7 @@ impl Default for Config {
             tpm_signing_alg: None,
             ima_ml_path: "/sys/kernel/security/ima/ascii_runtime_measurements".into(),
             measuredboot_ml_path: "/sys/kernel/security/tpm0/binary_bios_measurements".into(),
+            userspace_ml_path: "/run/log/systemd/tpm2-measure.log".into(),
             exponential_backoff_initial_delay: 1000,
             exponential_backoff_max_delay: 300_000,
             exponential_backoff_max_retries: None,

@@ -9,7 +9,7 @@ use base64::engine::general_purpose::STANDARD;
 
 use crate::appraise::{AcceptedAlgorithms, Challenge, NodeState, Policies};
 use crate::bundle::{Bundle, Outcome};
-use crate::eventlog::{Event, EventLog, Measured};
+use crate::eventlog::{Event, EventLog, Measured, UserspaceLog};
 use crate::identity::{
     AgentId, Expiry, Trust, TrustAnchors, certificate_matches_key, certificate_quirks, certify_ek,
     check_ak, check_ek, ek_certificate_chain, normalise_ek_certificate,
@@ -46,6 +46,7 @@ pub const TARGETS: &[Target] = &[
     ("runtime_policy", runtime_policy),
     ("signature", signature),
     ("tpm_policy", tpm_policy),
+    ("userspace_log", userspace_log),
 ];
 
 /// A flat allowlist, and an exclude file after a line `---`: what converts also compiles.
@@ -372,6 +373,18 @@ pub fn tpm_policy(data: &[u8]) {
         assert_eq!(TpmPolicy::parse(&policy.to_json()), Ok(policy));
     }
     let _ = BootPolicy::parse(Some(&text));
+}
+
+/// systemd's log of what user space measured.
+pub fn userspace_log(data: &[u8]) {
+    if let Ok(log) = UserspaceLog::parse(data) {
+        for one in log.unverified_measurements() {
+            let _ = one
+                .digests
+                .iter()
+                .any(|(bank, _)| one.vouches_for_text(*bank));
+        }
+    }
 }
 
 #[cfg(test)]

@@ -35,6 +35,14 @@ pub struct AgentVersion {
     /// All versions served, ascending.
     #[serde(default)]
     pub supported_versions: Vec<String>,
+    /// What it serves beyond Keylime's API; other agents serve nothing.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub extensions: Vec<String>,
+}
+
+impl AgentVersion {
+    /// The extension by which a quote comes with systemd's log of what user space measured.
+    pub const USERSPACE_LOG: &str = "userspace_ml";
 }
 
 /// `GET /version` of a registrar or verifier.
@@ -153,6 +161,10 @@ pub struct QuoteResponse {
     /// base64 of the boot log.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mb_measurement_list: Option<String>,
+    /// base64 of systemd's log of what user space measured: Troth's own, asked for with
+    /// `userspace_ml=1`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub userspace_measurement_list: Option<String>,
     /// Boot time, Unix seconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boottime: Option<u64>,

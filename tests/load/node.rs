@@ -224,6 +224,7 @@ fn version() -> AgentVersion {
     AgentVersion {
         supported_version: "2.6".to_owned(),
         supported_versions: versions.map(str::to_owned).to_vec(),
+        extensions: Vec::new(),
     }
 }
 

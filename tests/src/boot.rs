@@ -12,6 +12,9 @@ use crate::tpm::{Bank, Swtpm, TpmClient};
 /// The PCR that Linux extends for IMA.
 const IMA_PCR: u32 = 10;
 
+/// The PCR that systemd extends with the phases of a boot.
+const PHASES_PCR: u32 = 11;
+
 /// EV_NO_ACTION (TCG PC Client Platform Firmware Profile, 10.4.1): logged, never extended.
 const EV_NO_ACTION: u32 = 3;
 
@@ -123,6 +126,23 @@ impl Machine {
     /// cannot keep it out of the TPM.
     pub fn run_program_unseen(&self, path: &str, content: &[u8]) -> Result<()> {
         self.measure(&Entry::new(path, content)?)
+    }
+
+    /// Does what systemd-pcrextend does when a phase of the boot is reached: PCR 11 of every bank,
+    /// then a record in its log, which is locked meanwhile.
+    pub fn reach_phase(&self, phase: &str) -> Result<()> {
+        let mut log = File::options().append(true).open(self.userspace_log())?;
+        log.lock()?;
+        let digests = Bank::ALL.map(|bank| (bank, hash(bank, phase.as_bytes())));
+        self.tpm.client().extend(PHASES_PCR, &digests)?;
+        let digests = digests
+            .map(|(bank, digest)| json!({"hashAlg": bank.name(), "digest": hex::encode(digest)}));
+        let record = json!({
+            "pcr": PHASES_PCR, "digests": digests, "content_type": "systemd",
+            "content": {"string": phase, "eventType": "phase"},
+        });
+        log.write_all(format!("\u{1e}{record}\n").as_bytes())?;
+        Ok(())
     }
 
     fn measure(&self, entry: &Entry) -> Result<()> {

@@ -427,11 +427,12 @@ impl Agent {
             "state_dir = {state:?}\nuuid = {:?}\nport = {port}\nregistrar_ip = \"127.0.0.1\"\n\
              registrar_port = {registrar_port}\ntrusted_client_ca = [{:?}]\ntcti = {tcti:?}\n\
              tpm_encryption_alg = {key:?}\nima_ml_path = {:?}\nmeasuredboot_ml_path = {:?}\n\
-             exponential_backoff_initial_delay = 100\n",
+             userspace_ml_path = {:?}\nexponential_backoff_initial_delay = 100\n",
             options.id,
             ca_dir.join("cacert.crt"),
             machine.ima_list(),
             machine.boot_log(),
+            machine.userspace_log(),
         );
         if let Some(port) = options.contact_port {
             text.push_str(&format!("contact_port = {port}\n"));

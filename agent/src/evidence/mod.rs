@@ -5,6 +5,8 @@
 pub mod bootlog;
 /// The kernel's IMA list, read from where the last reader stopped.
 pub mod ima;
+/// systemd's log of what user space measured.
+pub mod userspace;
 
 use std::{fs, io, sync::Arc, time::SystemTime};
 
@@ -17,6 +19,7 @@ use crate::{
 };
 use bootlog::BootLog;
 use ima::{ImaList, Reader};
+use userspace::UserspaceLog;
 
 /// What a verifier asks for.
 #[derive(Clone, Debug)]
@@ -29,6 +32,8 @@ pub struct Request {
     pub with_key: bool,
     /// Send the logs, the IMA list from this entry on.
     pub logs_from: Option<u64>,
+    /// Send systemd's log too.
+    pub with_userspace_log: bool,
 }
 
 /// One quote and the logs that explain it.
@@ -42,6 +47,8 @@ pub struct Snapshot {
     pub ima: Option<Reader>,
     /// base64 of the boot log.
     pub boot_log: Option<Bytes>,
+    /// base64 of systemd's log.
+    pub userspace_log: Option<String>,
     /// When the kernel booted, Unix seconds.
     pub boottime: Option<u64>,
 }
@@ -74,6 +81,7 @@ pub struct Collector {
     transport: Arc<TransportKey>,
     ima: Arc<ImaList>,
     boot_log: Arc<BootLog>,
+    userspace_log: Arc<UserspaceLog>,
     boottime: Option<u64>,
 }
 
@@ -85,6 +93,7 @@ impl Collector {
         transport: Arc<TransportKey>,
         ima: ImaList,
         boot_log: BootLog,
+        userspace_log: UserspaceLog,
     ) -> Self {
         let boottime = boot_time();
         Self {
@@ -93,6 +102,7 @@ impl Collector {
             transport,
             ima: Arc::new(ima),
             boot_log: Arc::new(boot_log),
+            userspace_log: Arc::new(userspace_log),
             boottime,
         }
     }
@@ -120,11 +130,14 @@ impl Collector {
                 .then(|| self.transport.public_pem().to_owned()),
             ima: None,
             boot_log: None,
+            userspace_log: None,
             boottime: None,
         };
         if let Some(from) = request.logs_from {
             let with_boot_log = request.mask.contains(0);
             let (ima, boot_log) = (Arc::clone(&self.ima), Arc::clone(&self.boot_log));
+            let userspace = request.with_userspace_log;
+            let userspace = userspace.then(|| Arc::clone(&self.userspace_log));
             let logs = tokio::task::spawn_blocking(move || {
                 let ima = ima
                     .read_from(from)
@@ -136,9 +149,10 @@ impl Collector {
                 } else {
                     None
                 };
-                Ok::<_, EvidenceError>((ima, boot_log))
+                let userspace = userspace.and_then(|log| log.base64());
+                Ok::<_, EvidenceError>((ima, boot_log, userspace))
             });
-            (snapshot.ima, snapshot.boot_log) =
+            (snapshot.ima, snapshot.boot_log, snapshot.userspace_log) =
                 logs.await.map_err(|_| EvidenceError::Interrupted)??;
             snapshot.boottime = self.boottime;
         }

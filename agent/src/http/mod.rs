@@ -100,6 +100,7 @@ impl Api {
         success(&AgentVersion {
             supported_version: versions.last().cloned().unwrap_or_default(),
             supported_versions: versions,
+            extensions: vec![AgentVersion::USERSPACE_LOG.to_owned()],
         })
     }
 
@@ -126,6 +127,7 @@ impl Api {
                 mask,
                 with_key: true,
                 logs_from: None,
+                with_userspace_log: false,
             },
         )
         .await
@@ -138,6 +140,7 @@ impl Api {
                 mask: query.mask()?,
                 with_key: !query.partial()?,
                 logs_from: Some(query.ima_entry()),
+                with_userspace_log: query.userspace_log(),
             })
         });
         match request {
@@ -162,6 +165,7 @@ impl Api {
             enc_alg: version.key_name(self.0.ak.kind).to_owned(),
             sign_alg: self.0.ak.scheme.name().to_owned(),
             pubkey: snapshot.pubkey,
+            userspace_measurement_list: snapshot.userspace_log,
             boottime: snapshot.boottime,
             ..QuoteResponse::default()
         };

@@ -124,6 +124,11 @@ impl Query {
             .and_then(|text| text.parse().ok())
             .unwrap_or(0)
     }
+
+    /// Is systemd's log wanted? Troth's own: Keylime's verifier does not ask for it.
+    pub(super) fn userspace_log(&self) -> bool {
+        self.get("userspace_ml") == Some("1")
+    }
 }
 
 fn decode(text: &str) -> Result<String, QueryError> {

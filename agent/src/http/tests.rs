@@ -14,7 +14,7 @@ use troth_daemon::config::Secret;
 
 use super::*;
 use crate::{
-    evidence::{bootlog::BootLog, ima::ImaList},
+    evidence::{bootlog::BootLog, ima::ImaList, userspace::UserspaceLog},
     identity::{ak, transport::TransportKey},
     tpm::{
         Actor, KeyKind,
@@ -61,6 +61,7 @@ async fn agent() -> Agent {
         Arc::new(transport),
         ImaList::new(ima.clone()),
         BootLog::new(directory.path().join("boot")),
+        UserspaceLog::new(directory.path().join("userspace")),
     );
     let id = AgentId::new("d432fbb3-d2f1-4a97-9ef7-75bd81c00000").unwrap();
     let api = Api::new(id, template, ApiVersion::ALL.to_vec(), collector);
@@ -131,6 +132,7 @@ async fn version_and_info() {
         body["results"]["supported_versions"],
         json!(["2.1", "2.2", "2.3", "2.4", "2.5", "2.6"])
     );
+    assert_eq!(body["results"]["extensions"], json!(["userspace_ml"]));
     let (_, body) = agent.get("/v2.6/agent/info").await;
     assert_eq!(
         body["results"]["agent_uuid"],
@@ -200,6 +202,25 @@ async fn a_host_without_logs_says_nothing_of_them() {
         "mb_measurement_list",
     ] {
         assert!(body["results"].get(absent).is_none(), "{absent}");
+    }
+}
+
+#[tokio::test]
+async fn systemds_log_comes_to_who_asks_for_it() {
+    let agent = agent().await;
+    let integrity = "/v2.6/quotes/integrity?nonce=n&mask=1&partial=1";
+    let asked = format!("{integrity}&userspace_ml=1");
+    let member = "userspace_measurement_list";
+    let (_, body) = agent.get(&asked).await;
+    assert!(body["results"].get(member).is_none(), "there is none");
+    let log = "\u{1e}{}\n";
+    fs::write(agent.directory.path().join("userspace"), log).unwrap();
+    let (_, body) = agent.get(&asked).await;
+    assert_eq!(body["results"][member], STANDARD.encode(log));
+    for other in [integrity, &format!("{integrity}&userspace_ml=0")] {
+        let (status, body) = agent.get(other).await;
+        assert_eq!(status, 200);
+        assert!(body["results"].get(member).is_none(), "{other}");
     }
 }
 

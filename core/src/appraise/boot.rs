@@ -2,7 +2,10 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
 use super::{Finding, Place, boot_policy};
-use crate::eventlog::{BootAggregate, EventLog, EventLogError, PcrMismatch};
+use crate::eventlog::{
+    BootAggregate, EventLog, EventLogError, PcrMismatch, ReplayedLog, UserspaceLog,
+    UserspaceLogError, named_pcr,
+};
 use crate::finding::Findings;
 use crate::policy::BootPolicy;
 use crate::tpm::{PcrMask, VerifiedQuote};
@@ -12,8 +15,11 @@ use crate::wire::QuoteResponse;
 ///
 /// Not among them are those that systemd goes on extending from user space, in a log of its own:
 /// 9 (NvPCRs, with the initrds), 11 (boot phases), 15 (machine id, volume keys, file systems).
-/// The firmware's log alone cannot explain them, so they never fail a node.
+/// The firmware's log alone cannot explain them: without the other one they never fail a node.
 const LOGGED: [u8; 12] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 12, 13, 14];
+
+/// PCRs that the firmware's log and systemd's must explain together.
+const USER_SPACE: [u8; 3] = [9, 11, 15];
 
 /// The boot log, if the policy wants it. Returns what the kernel's `boot_aggregate` may be.
 pub(super) fn check(
@@ -46,13 +52,21 @@ pub(super) fn check(
     };
     match EventLog::parse(&bytes) {
         Ok(log) => {
-            let replayed = log.verify(quote);
+            let userspace = userspace_log(evidence, findings);
+            // A torn log may lack what was measured, which is no sign of an attack.
+            let joined = userspace.as_ref().is_some_and(|log| !log.is_torn());
+            let mask = policy.mask();
+            let user_space = USER_SPACE
+                .into_iter()
+                .filter(|pcr| joined && mask.contains(*pcr));
+            let logged = user_space.fold(logged, PcrMask::with);
+            let replayed = log.verify_joined(quote, userspace.as_ref());
             for mismatch in replayed
                 .mismatches()
                 .iter()
                 .filter(|m| logged.contains(m.pcr))
             {
-                findings.push(|| mismatched(mismatch));
+                findings.push(|| mismatched(mismatch, &replayed));
             }
             boot_policy::check(policy, &log, &replayed, findings);
             replayed.boot_aggregates()
@@ -64,15 +78,35 @@ pub(super) fn check(
     }
 }
 
-fn mismatched(mismatch: &PcrMismatch) -> Finding {
+/// systemd's log, if the agent sent it: not every host has one, nor does every agent send it.
+fn userspace_log(evidence: &QuoteResponse, findings: &mut Findings) -> Option<UserspaceLog> {
+    let text = evidence.userspace_measurement_list.as_deref()?;
+    let Ok(bytes) = STANDARD.decode(text) else {
+        findings.push(|| unusable_userspace_log("is not base64"));
+        return None;
+    };
+    match UserspaceLog::parse(&bytes) {
+        Ok(log) => Some(log),
+        Err(error) => {
+            findings.push(|| unparsable_userspace_log(&error));
+            None
+        }
+    }
+}
+
+fn mismatched(mismatch: &PcrMismatch, log: &ReplayedLog<'_>) -> Finding {
     let pcr = mismatch.pcr;
+    let divergence = log.divergence(pcr, &mismatch.quoted);
     Finding {
         id: format!("measured_boot.invalid_pcr_{pcr}"),
         recoverable: true,
         place: Place::Pcr(pcr),
         expected: vec![mismatch.replayed.to_string()],
         got: Some(mismatch.quoted.to_string()),
-        explanation: format!("The boot log does not replay to the quoted value of PCR {pcr}."),
+        explanation: format!(
+            "The boot log does not replay to the quoted value of {}. {divergence}",
+            named_pcr(pcr)
+        ),
         action: format!(
             "Something extended PCR {pcr} that the log does not tell of, or the log was changed. \
              Reboot the node; if the finding stays, look for a firmware update, else treat the \
@@ -136,5 +170,23 @@ fn unparsable(error: &EventLogError) -> Finding {
                  changed on the way, one that does not should be reported with the firmware's \
                  version."
                 .to_owned(),
+    }
+}
+
+fn unparsable_userspace_log(error: &UserspaceLogError) -> Finding {
+    unusable_userspace_log(&format!("does not parse: {error}"))
+}
+
+fn unusable_userspace_log(reason: &str) -> Finding {
+    Finding {
+        id: "measured_boot.parser.userspace_log".to_owned(),
+        recoverable: true,
+        place: Place::BootLog,
+        expected: Vec::new(),
+        got: None,
+        explanation: format!("systemd's log of what user space measured {reason}."),
+        action: "Look at /run/log/systemd/tpm2-measure.log on the node, and at its systemd's \
+                 version: the log is in memory, and a reboot begins it anew."
+            .to_owned(),
     }
 }

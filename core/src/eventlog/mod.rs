@@ -7,21 +7,33 @@
 
 /// What an event's data say, and whether its digest vouches for them.
 pub mod content;
+/// Where a log and a quoted PCR part.
+mod diverge;
 /// Event types by their TCG names.
 mod kind;
 /// The two binary formats: crypto-agile and SHA-1.
 mod parse;
 /// Names of PCRs.
 mod pcr;
+/// What firmware is known to log otherwise than it measures.
+mod quirk;
 /// Replay of one bank, comparison with a quote, boot aggregates.
 mod replay;
+/// systemd's log of what user space measured.
+mod userspace;
 
 pub use content::{Content, Measured};
+pub use diverge::{Divergence, Step};
 pub use kind::EventType;
 pub use parse::{EventLog, EventLogError, LogProblem, MAX_LOG};
+pub(crate) use pcr::named_pcr;
 pub use pcr::pcr_name;
+pub use quirk::Quirk;
 pub(crate) use replay::quoted_boot_aggregates;
 pub use replay::{BootAggregate, PcrMismatch, ReplayedLog};
+pub use userspace::{
+    MAX_USERSPACE_LOG, Measurement, Register, UserspaceLog, UserspaceLogError, UserspaceLogProblem,
+};
 
 use crate::tpm::{Digest, HashAlgorithm};
 

@@ -23,6 +23,7 @@ pub struct EventLog<'l> {
     banks: Vec<(u16, usize)>,
     crypto_agile: bool,
     startup_locality: Option<u8>,
+    padding: usize,
 }
 
 /// Where an event is in the log.
@@ -103,8 +104,14 @@ impl<'l> EventLog<'l> {
             banks: vec![(HashAlgorithm::Sha1.id(), SHA1_SIZE)],
             crypto_agile: false,
             startup_locality: None,
+            padding: 0,
         };
         while reader.at < bytes.len() {
+            // Some firmware fills what is left of its buffer.
+            if is_padding(&bytes[reader.at..]) {
+                log.padding = bytes.len() - reader.at;
+                break;
+            }
             let record = if log.crypto_agile {
                 reader.event2(&log.banks)?
             } else {
@@ -147,6 +154,11 @@ impl<'l> EventLog<'l> {
         self.startup_locality
     }
 
+    /// Bytes behind the last event that are none, all 0 or all 0xff.
+    pub fn padding(&self) -> usize {
+        self.padding
+    }
+
     /// Number of events, the header included.
     pub fn len(&self) -> usize {
         self.events.len()
@@ -172,6 +184,14 @@ impl<'l> EventLog<'l> {
             data: &self.bytes[record.data.clone()],
         })
     }
+}
+
+/// No event begins with eight such bytes: that would be PCR 0 and the reserved type 0, or a PCR
+/// that no TPM has and a type of all ones.
+fn is_padding(rest: &[u8]) -> bool {
+    let fill = rest.first_chunk::<8>();
+    let fill = fill.and_then(|start| [[0; 8], [0xff; 8]].into_iter().find(|fill| fill == start));
+    fill.is_some_and(|[fill, ..]| rest.iter().all(|byte| *byte == fill))
 }
 
 /// Little-endian reading with a position for errors.

@@ -23,3 +23,11 @@ pub fn pcr_name(pcr: u8) -> Option<&'static str> {
         _ => return None,
     })
 }
+
+/// A PCR as messages name it: `PCR 7 (secure-boot-policy)`.
+pub(crate) fn named_pcr(pcr: u8) -> String {
+    match pcr_name(pcr) {
+        Some(name) => format!("PCR {pcr} ({name})"),
+        None => format!("PCR {pcr}"),
+    }
+}

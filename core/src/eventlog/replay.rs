@@ -1,4 +1,5 @@
-use super::{Event, EventLog, EventType};
+use super::quirk::with_locality;
+use super::{Event, EventLog, EventType, Measurement, Quirk, UserspaceLog};
 use crate::tpm::{Digest, HashAlgorithm, PcrMask, PcrValues, VerifiedQuote};
 
 /// PCRs that a boot log can speak of. 10 belongs to IMA, 16 and 23 to applications, 17 to 22 to
@@ -6,7 +7,7 @@ use crate::tpm::{Digest, HashAlgorithm, PcrMask, PcrValues, VerifiedQuote};
 const LOG_PCRS: [u8; 15] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 14, 15];
 /// What systemd extends some PCRs with, once, when the operating system takes over
 /// (systemd-pcrosseparator.service); the firmware's log does not tell of it.
-const OS_SEPARATOR: &[u8] = b"os-separator";
+pub(super) const OS_SEPARATOR: &[u8] = b"os-separator";
 /// The PCRs that it extends so: 0 to 7, 9, 12 to 14.
 const OS_SEPARATED: u32 = 0x72ff;
 /// Number of PCRs that start at zero and are never reset (PC Client profile).
@@ -15,10 +16,15 @@ const STATIC_PCRS: u8 = 16;
 /// A log compared with a verified quote. Made by [`EventLog::verify`] alone.
 #[derive(Debug)]
 pub struct ReplayedLog<'q> {
-    /// Quoted PCRs whose replayed value is the quoted one, or becomes it by systemd's separator.
+    /// Quoted PCRs whose replayed value is the quoted one, or becomes it by what user space
+    /// measured, by systemd's separator or by a known quirk of firmware.
     pub explained: PcrMask,
     log: &'q EventLog<'q>,
+    userspace: Option<&'q UserspaceLog>,
+    /// How many of the user space log's measurements of each PCR the quote covers.
+    covered: [usize; STATIC_PCRS as usize],
     mismatches: Vec<PcrMismatch>,
+    quirks: Vec<(u8, Quirk)>,
     replayed: PcrValues,
     quote: &'q VerifiedQuote,
 }
@@ -28,7 +34,8 @@ pub struct ReplayedLog<'q> {
 pub struct PcrMismatch {
     /// The PCR.
     pub pcr: u8,
-    /// What the log replays to.
+    /// What the firmware's log replays to, with all of user space's measurements where there is a
+    /// log of them.
     pub replayed: Digest,
     /// What the TPM says.
     pub quoted: Digest,
@@ -52,13 +59,7 @@ impl<'l> EventLog<'l> {
     pub fn replay(&self, bank: HashAlgorithm) -> PcrValues {
         let mut values: [Digest; STATIC_PCRS as usize] =
             std::array::from_fn(|_| Digest::zero(bank));
-        if let Some(locality) = self.startup_locality() {
-            let mut initial = [0; 64];
-            initial[bank.size() - 1] = locality;
-            if let Some(initial) = Digest::from_slice(&initial[..bank.size()]) {
-                values[0] = initial;
-            }
-        }
+        values[0] = self.start(0, bank);
         for event in self.unverified_events() {
             if event.kind == EventType::EV_NO_ACTION {
                 continue;
@@ -77,43 +78,62 @@ impl<'l> EventLog<'l> {
         pcrs
     }
 
-    /// Compares the log with the quoted PCRs 0 to 9 and 11 to 15, in the quote's bank.
-    ///
-    /// On hosts booted through systemd-stub, recent systemd extends most of these PCRs once more,
-    /// with a constant that seals what was measured before the operating system. A PCR whose
-    /// quoted value differs by exactly this is explained too: the events before it are as logged.
+    /// What a PCR holds before its first event: zero, but for the locality of TPM2_Startup in
+    /// PCR 0 where the log tells one.
+    pub(super) fn start(&self, pcr: u8, bank: HashAlgorithm) -> Digest {
+        match self.startup_locality() {
+            Some(locality) if pcr == 0 => with_locality(bank, locality),
+            _ => Digest::zero(bank),
+        }
+    }
+
+    /// Compares the log with the quoted PCRs 0 to 9 and 11 to 15, in the quote's bank: as
+    /// [`Self::verify_joined`] without a log of user space.
     pub fn verify<'q>(&'q self, quote: &'q VerifiedQuote) -> ReplayedLog<'q>
     where
         'l: 'q,
     {
+        self.verify_joined(quote, None)
+    }
+
+    /// Compares the log, and what `userspace` says was measured after it, with the quoted PCRs 0
+    /// to 9 and 11 to 15, in the quote's bank.
+    ///
+    /// The user space log is read after the quote was made, so its last measurements may be later
+    /// than the quote: a PCR is explained by the firmware's events and the first so many of its
+    /// measurements, and only these are believed.
+    ///
+    /// On hosts booted through systemd-stub, recent systemd extends most of these PCRs once more,
+    /// with a constant that seals what was measured before the operating system. A PCR whose
+    /// quoted value differs by exactly this is explained too: the events before it are as logged.
+    ///
+    /// What is not explained so is tried with each [`Quirk`] of firmware.
+    pub fn verify_joined<'q>(
+        &'q self,
+        quote: &'q VerifiedQuote,
+        userspace: Option<&'q UserspaceLog>,
+    ) -> ReplayedLog<'q>
+    where
+        'l: 'q,
+    {
         let bank = quote.pcrs().bank();
-        let replayed = self.replay(bank);
-        let separator = bank.digest(&[OS_SEPARATOR]);
-        let mut explained = PcrMask::default();
-        let mut mismatches = Vec::new();
+        let mut log = ReplayedLog {
+            explained: PcrMask::default(),
+            log: self,
+            userspace,
+            covered: [0; STATIC_PCRS as usize],
+            mismatches: Vec::new(),
+            quirks: Vec::new(),
+            replayed: self.replay(bank),
+            quote,
+        };
         for pcr in LOG_PCRS {
-            let (Some(quoted), Some(replayed)) = (quote.pcrs().get(pcr), replayed.get(pcr)) else {
-                continue;
-            };
-            let separated = OS_SEPARATED >> pcr & 1 == 1
-                && *quoted == replayed.extend(bank, separator.as_bytes());
-            if quoted == replayed || separated {
-                explained = explained.with(pcr);
-            } else {
-                mismatches.push(PcrMismatch {
-                    pcr,
-                    replayed: *replayed,
-                    quoted: *quoted,
-                });
+            if let (Some(quoted), Some(replayed)) = (quote.pcrs().get(pcr), log.replayed.get(pcr)) {
+                let (quoted, replayed) = (*quoted, *replayed);
+                log.compare(pcr, quoted, replayed);
             }
         }
-        ReplayedLog {
-            explained,
-            log: self,
-            mismatches,
-            replayed,
-            quote,
-        }
+        log
     }
 
     /// What `boot_aggregate` may be after the boot that the log tells of, in each of its banks.
@@ -141,6 +161,104 @@ fn aggregates(pcrs: &PcrValues) -> Vec<BootAggregate> {
 }
 
 impl<'q> ReplayedLog<'q> {
+    /// Explains one PCR, if anything does.
+    fn compare(&mut self, pcr: u8, quoted: Digest, replayed: Digest) {
+        let bank = self.quote.pcrs().bank();
+        let covered = if quoted == replayed {
+            Some(0)
+        } else {
+            self.joined(pcr, replayed, quoted).or_else(|| {
+                let quirk = Quirk::ALL.into_iter().find_map(|quirk| {
+                    let values = quirk.values(self.log, pcr, bank);
+                    let mut covered = values
+                        .into_iter()
+                        .filter_map(|value| self.joined(pcr, value, quoted));
+                    covered.next().map(|covered| (quirk, covered))
+                });
+                let (quirk, covered) = quirk?;
+                self.quirks.push((pcr, quirk));
+                Some(covered)
+            })
+        };
+        match covered {
+            Some(covered) => {
+                self.explained = self.explained.with(pcr);
+                if let Some(slot) = self.covered.get_mut(usize::from(pcr)) {
+                    *slot = covered;
+                }
+            }
+            None => {
+                let replayed = self
+                    .measurements_of(pcr)
+                    .filter_map(|measurement| measurement.digest(bank))
+                    .fold(replayed, |value, digest| {
+                        value.extend(bank, digest.as_bytes())
+                    });
+                self.mismatches.push(PcrMismatch {
+                    pcr,
+                    replayed,
+                    quoted,
+                });
+            }
+        }
+    }
+
+    /// After how many of user space's measurements a PCR that the firmware left at `value` is
+    /// `quoted`.
+    fn joined(&self, pcr: u8, value: Digest, quoted: Digest) -> Option<usize> {
+        let bank = self.quote.pcrs().bank();
+        if value == quoted {
+            return Some(0);
+        }
+        let separator = || bank.digest(&[OS_SEPARATOR]);
+        if OS_SEPARATED >> pcr & 1 == 1 && value.extend(bank, separator().as_bytes()) == quoted {
+            return Some(0);
+        }
+        let mut value = value;
+        for (index, measurement) in self.measurements_of(pcr).enumerate() {
+            if let Some(digest) = measurement.digest(bank) {
+                value = value.extend(bank, digest.as_bytes());
+            }
+            if value == quoted {
+                return Some(index + 1);
+            }
+        }
+        None
+    }
+
+    /// What the user space log says of a PCR, believed or not.
+    pub(super) fn measurements_of(
+        &self,
+        pcr: u8,
+    ) -> impl Iterator<Item = &'q Measurement> + use<'q> {
+        let all = self
+            .userspace
+            .map_or(&[][..], |log| log.unverified_measurements());
+        all.iter().filter(move |measurement| measurement.is_of(pcr))
+    }
+
+    /// What user space measured, and the quote vouches for: the digests; for texts see
+    /// [`Measurement::vouches_for_text`]. PCRs ascending, each in its order. The phases of a boot
+    /// are those of PCR 11.
+    pub fn measurements(&self) -> impl Iterator<Item = (u8, &'q Measurement)> {
+        (0..STATIC_PCRS)
+            .zip(self.covered)
+            .filter(|(pcr, _)| self.explained.contains(*pcr))
+            .flat_map(|(pcr, covered)| {
+                let covered = self.measurements_of(pcr).take(covered);
+                covered.map(move |measurement| (pcr, measurement))
+            })
+    }
+
+    /// PCRs that only a known quirk of firmware explains.
+    pub fn quirks(&self) -> &[(u8, Quirk)] {
+        &self.quirks
+    }
+
+    pub(super) fn log(&self) -> &'q EventLog<'q> {
+        self.log
+    }
+
     /// Quoted PCRs that the log does not explain, ascending.
     pub fn mismatches(&self) -> &[PcrMismatch] {
         &self.mismatches

@@ -107,6 +107,7 @@ impl Node {
             ima_measurement_list: Some(self.list[from..].concat()),
             ima_measurement_list_entry: Some(u64::try_from(from).unwrap()),
             mb_measurement_list: Some(STANDARD.encode(&self.log)),
+            userspace_measurement_list: None,
             boottime: Some(u64::from(self.tpm.reset_count)),
         };
         let answer = body(evidence);

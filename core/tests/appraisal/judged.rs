@@ -150,6 +150,7 @@ impl Node {
             ima_measurement_list: Some(self.list[from..].concat()),
             ima_measurement_list_entry: Some(u64::try_from(from).unwrap()),
             mb_measurement_list: self.boot_log.as_ref().map(|log| STANDARD.encode(log)),
+            userspace_measurement_list: None,
             boottime: Some(self.boottime),
         };
         (nonce, asked, evidence)
@@ -494,6 +495,31 @@ fn a_boot_log_of_another_boot_fails_by_pcr() {
             "{boot:?}"
         );
     }
+}
+
+/// A UKI host: PCRs 11 and 15 go on being extended from user space.
+#[test]
+fn systemds_log_is_judged_where_it_is_sent() {
+    let log = text_fixture("boots/uki/tpm2-measure.log");
+    let judged = |log: &str| {
+        let mut node = Node::of_boot("uki", None);
+        let log = STANDARD.encode(log);
+        let appraisal = node.attest_with(|evidence| {
+            evidence.userspace_measurement_list = Some(log);
+            evidence.ima_measurement_list = None;
+        });
+        let mut ids: Vec<_> = ids(&appraisal).into_iter().map(str::to_owned).collect();
+        ids.retain(|id| id.starts_with("measured_boot."));
+        ids
+    };
+    assert_eq!(judged(&log), [""; 0]);
+    let without_ready = &log[..log.rfind('\u{1e}').unwrap()];
+    assert_eq!(judged(without_ready), ["measured_boot.invalid_pcr_11"]);
+    let other_machine = log.replace("e11a06f3d9fc", "e11a06f3d9fd");
+    assert_eq!(judged(&other_machine), ["measured_boot.invalid_pcr_15"]);
+    // The writer died: what the log lacks is no sign of an attack.
+    assert_eq!(judged(&format!("{without_ready}\u{1e}")), [""; 0]);
+    assert_eq!(judged("no log"), ["measured_boot.parser.userspace_log"]);
 }
 
 #[test]

@@ -12,6 +12,8 @@ mod bundled;
 mod event_content;
 /// IMA lists and runtime policies: captured ones, vectors, properties.
 mod ima_list;
+/// The firmware's log and systemd's, joined; quirks of firmware; where a log and a PCR part.
+mod joined_logs;
 /// Whole answers, judged.
 mod judged;
 /// Quotes and evidence on demand.

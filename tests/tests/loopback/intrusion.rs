@@ -1,3 +1,6 @@
+use std::fs;
+
+use serde_json::Value;
 use troth_tests::fleet::AgentOptions;
 
 use crate::{Stage, only_finding};
@@ -56,4 +59,49 @@ fn a_changed_program_is_shown_with_what_the_policy_has() {
         "{finding:#}"
     );
     assert_eq!(finding["expected"], allowed);
+}
+
+/// A UKI host under the boot policy `{}`: systemd went on extending PCRs 11 and 15, and its log is
+/// asked for, sent, and joined with the firmware's.
+#[test]
+fn systemds_log_that_is_not_what_was_measured_is_found() {
+    let stage = Stage::new();
+    let id = "measured";
+    let _agent = stage.agent(&AgentOptions::with_id(id));
+    let policy = stage.policy();
+    let policy = policy.to_str().unwrap();
+    let add = [
+        "agent",
+        "add",
+        id,
+        "--runtime-policy",
+        policy,
+        "--boot-policy",
+        "{}",
+    ];
+    stage.fleet.trothctl(&add).unwrap().success().unwrap();
+    stage.fleet.wait_for_state(id, "trusted").unwrap();
+
+    stage.machine.reach_phase("shutdown").unwrap();
+    let count = |node: &Value| node["attestation_count"].as_u64().unwrap();
+    let before = count(&stage.fleet.status(id).unwrap());
+    let more = |node: &Value| count(node) > before + 1;
+    let node = stage.fleet.wait_for(id, "more attestations", more).unwrap();
+    assert_eq!(node["state"], "trusted", "{node:#}");
+
+    // An intruder takes the phase `ready` out of the log.
+    let path = stage.machine.userspace_log();
+    let log = fs::read_to_string(&path).unwrap();
+    let records = log
+        .split_inclusive('\n')
+        .filter(|record| !record.contains("\"ready\""));
+    fs::write(&path, records.collect::<String>()).unwrap();
+    let node = stage.fleet.wait_for_state(id, "failed").unwrap();
+    let finding = only_finding(&node);
+    assert_eq!(finding["id"], "measured_boot.invalid_pcr_11");
+    let explanation = finding["explanation"].as_str().unwrap();
+    assert!(
+        explanation.contains("PCR 11 (kernel-boot)"),
+        "{explanation}"
+    );
 }

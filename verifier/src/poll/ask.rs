@@ -41,13 +41,23 @@ pub(super) struct Question {
     pub(super) attested: bool,
     /// Ask for the NK too (`partial=0`).
     pub(super) full: bool,
+    /// Does the agent send systemd's log? `None`: not known yet.
+    pub(super) userspace_log: Option<bool>,
 }
 
-/// The outcome, and the API version that it came with.
+/// The outcome, and how the agent was asked for it.
 #[derive(Debug)]
 pub(super) struct Reply {
     pub(super) outcome: Outcome,
     pub(super) version: String,
+    pub(super) userspace_log: Option<bool>,
+}
+
+/// What an agent says that it serves.
+struct Offer {
+    /// The highest version that both sides speak.
+    version: &'static str,
+    userspace_log: bool,
 }
 
 /// Asks a node; once more when its agent may have changed since it was last asked.
@@ -56,9 +66,18 @@ pub(super) struct Reply {
 /// new NK, which it sends only when it is asked for it. Neither is a failed attestation. What
 /// counts is the second answer: it is judged in full, against a nonce of its own.
 pub(super) async fn ask(client: &Client, workers: &Workers, mut question: Question) -> Reply {
+    if question.userspace_log.is_none() && wants_userspace_log(&question) {
+        // Where nothing was learned, the question itself will say why.
+        let offer = offer(client).await;
+        question.userspace_log = offer.ok().map(|offer| offer.userspace_log);
+    }
     let mut answer = ask_once(client, workers, &question).await;
     if is_explained_by_a_change(&answer, question.full) {
-        let common = common_version(client).await;
+        let offer = offer(client).await;
+        if let Ok(offer) = &offer {
+            question.userspace_log = Some(offer.userspace_log);
+        }
+        let common = offer.map(|offer| offer.version);
         let higher = |common: &str| rank(common) > rank(&question.version);
         let (current, attested) = (question.version.as_str(), question.attested);
         let version = match (&answer, common) {
@@ -83,7 +102,19 @@ pub(super) async fn ask(client: &Client, workers: &Workers, mut question: Questi
     let outcome = answer.unwrap_or_else(|OtherVersion| Outcome::NoAnswer {
         reason: format!("the agent offers API version {version}, but does not serve it"),
     });
-    Reply { outcome, version }
+    // The next boot may bring another agent.
+    let rebooted = matches!(outcome, Outcome::Rebooted { .. });
+    Reply {
+        outcome,
+        version,
+        userspace_log: question.userspace_log.filter(|_| !rebooted),
+    }
+}
+
+/// Does the boot policy look at PCRs that user space goes on extending?
+fn wants_userspace_log(question: &Question) -> bool {
+    let mask = question.rules.named.boot.mask();
+    [9, 11, 15].into_iter().any(|pcr| mask.contains(pcr))
 }
 
 /// The agent does not serve the API version.
@@ -109,13 +140,16 @@ async fn ask_once(
     let Some(nonce) = nonce() else {
         return no_answer(String::from("this host has no random numbers for a nonce"));
     };
-    let path = format!(
+    let mut path = format!(
         "/v{}/quotes/integrity?nonce={nonce}&mask={}&partial={}&ima_ml_entry={}",
         question.version,
         question.rules.tpm.mask(),
         u8::from(!question.full),
         question.state.ima.next_entry,
     );
+    if question.userspace_log == Some(true) && wants_userspace_log(question) {
+        path.push_str("&userspace_ml=1");
+    }
     let answer = match client.get(&path).await {
         Ok(answer) => answer,
         Err(error @ ClientError::BodyTooLarge { .. }) => {
@@ -144,8 +178,8 @@ async fn ask_once(
     Ok(outcome.unwrap_or_else(|error| judge::broken(&error)))
 }
 
-/// The highest version that both sides speak.
-async fn common_version(client: &Client) -> Result<&'static str, String> {
+/// Asks the agent for its versions and extensions.
+async fn offer(client: &Client) -> Result<Offer, String> {
     let answer = client
         .get("/version")
         .await
@@ -154,6 +188,8 @@ async fn common_version(client: &Client) -> Result<&'static str, String> {
     let offered = offered
         .results
         .ok_or("the agent's /version has no `results`")?;
+    let mut extensions = offered.extensions.iter();
+    let userspace_log = extensions.any(|name| name == AgentVersion::USERSPACE_LOG);
     let mut versions = offered.supported_versions;
     if versions.is_empty() {
         versions.push(offered.supported_version);
@@ -162,7 +198,11 @@ async fn common_version(client: &Client) -> Result<&'static str, String> {
         .into_iter()
         .rev()
         .find(|ours| versions.iter().any(|theirs| theirs == ours));
-    common.ok_or_else(|| {
+    let offer = common.map(|version| Offer {
+        version,
+        userspace_log,
+    });
+    offer.ok_or_else(|| {
         format!(
             "no common API version: the agent offers {}",
             printable(&versions.join(", "))

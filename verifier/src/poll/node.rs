@@ -225,6 +225,7 @@ impl Node {
                 version: record.version.clone(),
                 attested: record.attestation_count > 0,
                 full: full || record.node.pubkey.is_none(),
+                userspace_log: record.userspace_log,
             }
         };
         let reply = ask(client, &shared.workers, question).await;
@@ -233,6 +234,7 @@ impl Node {
         let step = {
             let mut record = self.record();
             record.version = reply.version;
+            record.userspace_log = reply.userspace_log;
             let mut step = record.apply(
                 reply.outcome,
                 started,

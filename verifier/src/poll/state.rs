@@ -135,6 +135,9 @@ pub struct NodeRecord {
     pub(crate) node: NodeState,
     /// Agent API version to speak.
     pub(crate) version: String,
+    /// Does the agent send systemd's log? `None`: it was not asked since the host's last boot.
+    #[serde(default)]
+    pub(crate) userspace_log: Option<bool>,
     pub(crate) algorithms: Algorithms,
     pub(crate) attestation_count: u64,
     /// Unix seconds, 0: never.
@@ -221,6 +224,7 @@ impl NodeRecord {
             reason: String::from("enrolled; no evidence has been judged yet"),
             node: NodeState::default(),
             version,
+            userspace_log: None,
             algorithms: Algorithms::default(),
             attestation_count: 0,
             last_received_quote: 0,

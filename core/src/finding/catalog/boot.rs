@@ -91,6 +91,19 @@ pub(super) const ROWS: &[Kind] = &[
         next: &[LOG, node("fwupdmgr get-devices")],
     },
     Kind {
+        id: "measured_boot.parser.userspace_log",
+        origin: Origin::Troth,
+        component: COMPONENT,
+        title: "systemd's log cannot be parsed",
+        meaning: "systemd's log of what user space measured, which explains PCRs 9, 11 and 15, is \
+                  not what systemd writes; the finding says which record and byte.",
+        causes: &[
+            "The node's systemd writes a form of the log that is not known yet.",
+            "The log was changed.",
+        ],
+        next: &[node("systemd-analyze pcrs"), AGENT_JOURNAL],
+    },
+    Kind {
         id: "measured_boot.parser.tpm2_eventlog.error",
         origin: Origin::Keylime,
         component: COMPONENT,
