@@ -15,6 +15,8 @@ use troth_daemon::config::{Component, Secret};
 pub use troth_daemon::seconds::Seconds;
 use zeroize::Zeroizing;
 
+use crate::evidence::Keep;
+
 /// What the options of Keylime's servers are here.
 mod keylime;
 /// Certificates, keys and CAs of either server.
@@ -291,6 +293,18 @@ pub struct VerifierConfig {
     /// Such checks per second from one source address, with bursts of ten times as many; 0: no
     /// limit.
     pub evidence_rate_limit: u32,
+    /// Keep evidence bundles of judged answers in this directory, relative to `state_dir`. Default:
+    /// none are kept.
+    pub evidence_dir: Option<PathBuf>,
+    /// Which answers are kept: `failed`, `changes` (those after which a node is in another state)
+    /// or `all`.
+    pub evidence_keep: Keep,
+    /// Bundles kept of each node: so many that failed, and so many others.
+    pub evidence_keep_count: usize,
+    /// How long bundles are kept. 0: for ever.
+    pub evidence_keep_age: Seconds,
+    /// Most bytes of all bundles; the node that has most of them loses its oldest.
+    pub evidence_max_size: u64,
     /// Least level of what is logged, as `TROTH_LOG` has it, which wins. Default: `info`.
     pub log: Option<String>,
 }
@@ -345,6 +359,11 @@ impl Default for VerifierConfig {
             measured_boot_evaluate: Evaluate::default(),
             max_evidence_checks: 2,
             evidence_rate_limit: 5,
+            evidence_dir: None,
+            evidence_keep: Keep::default(),
+            evidence_keep_count: 100,
+            evidence_keep_age: Seconds(Duration::from_secs(30 * 86_400)),
+            evidence_max_size: 1 << 30,
             log: None,
         }
     }
@@ -387,6 +406,13 @@ impl VerifierConfig {
     /// The CA directory that applies.
     pub fn ca_dir(&self) -> PathBuf {
         ca_dir(self.ca_dir.as_deref(), &self.state_dir)
+    }
+
+    /// Where evidence is kept, if it is.
+    pub fn evidence_dir(&self) -> Option<PathBuf> {
+        let given = self.evidence_dir.as_ref();
+        let given = given.filter(|path| !path.as_os_str().is_empty());
+        given.map(|path| self.state_dir.join(path))
     }
 
     /// The database that applies.

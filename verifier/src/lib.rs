@@ -9,6 +9,8 @@ mod authority;
 pub mod ca;
 /// What `verifier.toml` and `registrar.toml` may say.
 pub mod config;
+/// Evidence bundles of answers that were judged, kept in a directory.
+pub mod evidence;
 /// Requests per source.
 mod limit;
 /// Journal MESSAGE_IDs of what an operator filters for.

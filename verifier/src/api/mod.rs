@@ -1,5 +1,7 @@
 //! The verifier's REST interface (Keylime API 2.x), over mTLS.
 
+/// Evidence that is kept.
+mod evidence;
 /// Policies by name.
 mod policies;
 /// Paths, who may use them, and what they are for.
@@ -18,6 +20,7 @@ use troth_core::{
 use troth_daemon::server::{Body, Handler, Peer, read_body};
 
 use self::{
+    evidence::Evidence,
     routes::{Endpoint, ROUTES},
     verify::OnDemand,
 };
@@ -38,6 +41,7 @@ struct Inner {
     verifier_id: String,
     max_upload_size: usize,
     on_demand: OnDemand,
+    evidence: Evidence,
 }
 
 /// `results` of the list: database rows in Keylime, one-element arrays here.
@@ -54,6 +58,7 @@ impl VerifierApi {
             verifier_id: config.uuid.clone(),
             max_upload_size: config.max_upload_size,
             on_demand: OnDemand::new(config),
+            evidence: Evidence::new(config),
         }))
     }
 }
@@ -130,6 +135,10 @@ impl Inner {
             Endpoint::VerifyEvidence => {
                 let source = peer.address.ip();
                 self.on_demand.evidence(source, request.into_body()).await
+            }
+            Endpoint::Evidence => {
+                let query = request.uri().query().unwrap_or_default();
+                self.evidence.serve(agent_id(parameter)?, query).await
             }
             Endpoint::Policies(kind) => policies::list(&self.fleet, kind).await,
             Endpoint::Policy(kind) => {

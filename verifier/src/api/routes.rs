@@ -15,6 +15,7 @@ pub(super) enum Endpoint {
     Remove,
     Reactivate,
     Stop,
+    Evidence,
     Policies(PolicyKind),
     Policy(PolicyKind),
     VerifyIdentity,
@@ -25,7 +26,7 @@ pub(super) enum Endpoint {
 pub(super) const ROUTES: &[Route<Endpoint>] = {
     use Class::{Admin, AgentOrAdmin, Public};
     use Endpoint::{
-        Enrol, Node, Nodes, Policies, Policy, Reactivate, Remove, Stop, VerifyEvidence,
+        Enrol, Evidence, Node, Nodes, Policies, Policy, Reactivate, Remove, Stop, VerifyEvidence,
         VerifyIdentity, VersionRoot,
     };
     use PolicyKind::{Boot, Runtime};
@@ -54,6 +55,14 @@ pub(super) const ROUTES: &[Route<Endpoint>] = {
             Admin,
             "stop_agent",
             Stop,
+        ),
+        // Not Keylime's.
+        Route::new(
+            Method::GET,
+            &["agents", ANY, "evidence"],
+            Admin,
+            "read_evidence",
+            Evidence,
         ),
         Route::new(
             Method::GET,

@@ -1,18 +1,20 @@
 use std::sync::Arc;
 
+use bytes::Bytes;
 use serde::Deserialize;
 use troth_core::{
     appraise::NodeState,
+    bundle,
     wire::{AgentVersion, Envelope},
 };
-use troth_daemon::client::{Answer, Client, ClientError};
+use troth_daemon::client::{Answer, Client, ClientError, LARGE_ANSWER};
 
 use super::{
     judge::{self, Workers, judge},
     rules::Rules,
     state::Outcome,
 };
-use crate::rest::VERSIONS;
+use crate::{evidence::Keep, rest::VERSIONS};
 
 /// Length of a nonce, which Keylime's agents expect to be alphanumeric: 119 bits.
 const NONCE_LENGTH: usize = 20;
@@ -43,14 +45,17 @@ pub(super) struct Question {
     pub(super) full: bool,
     /// Does the agent send systemd's log? `None`: not known yet.
     pub(super) userspace_log: Option<bool>,
+    /// Which answers are wanted for a bundle.
+    pub(super) keep: Option<Keep>,
 }
 
-/// The outcome, and how the agent was asked for it.
+/// The outcome, how the agent was asked for it, and what a bundle needs.
 #[derive(Debug)]
 pub(super) struct Reply {
     pub(super) outcome: Outcome,
     pub(super) version: String,
     pub(super) userspace_log: Option<bool>,
+    pub(super) exchange: Option<Exchange>,
 }
 
 /// What an agent says that it serves.
@@ -59,6 +64,20 @@ struct Offer {
     version: &'static str,
     userspace_log: bool,
 }
+
+/// A question that was answered and judged, for a bundle.
+#[derive(Debug)]
+pub(super) struct Exchange {
+    pub(super) nonce: String,
+    /// What was known of the node before.
+    pub(super) state: NodeState,
+    /// The answer's body.
+    pub(super) body: Bytes,
+    pub(super) outcome: bundle::Outcome,
+}
+
+/// What came of one question, and the exchange if it may be kept.
+type Judged = (Outcome, Option<Exchange>);
 
 /// Asks a node; once more when its agent may have changed since it was last asked.
 ///
@@ -73,6 +92,10 @@ pub(super) async fn ask(client: &Client, workers: &Workers, mut question: Questi
     }
     let mut answer = ask_once(client, workers, &question).await;
     if is_explained_by_a_change(&answer, question.full) {
+        // It is not the answer that counts, and may be large.
+        if let Ok((_, exchange)) = &mut answer {
+            *exchange = None;
+        }
         let offer = offer(client).await;
         if let Ok(offer) = &offer {
             question.userspace_log = Some(offer.userspace_log);
@@ -95,12 +118,13 @@ pub(super) async fn ask(client: &Client, workers: &Workers, mut question: Questi
                 question.full = true;
                 ask_once(client, workers, &question).await
             }
-            Err(reason) => Ok(Outcome::NoAnswer { reason }),
+            Err(reason) => Ok((Outcome::NoAnswer { reason }, None)),
         };
     }
     let version = question.version;
-    let outcome = answer.unwrap_or_else(|OtherVersion| Outcome::NoAnswer {
-        reason: format!("the agent offers API version {version}, but does not serve it"),
+    let (outcome, exchange) = answer.unwrap_or_else(|OtherVersion| {
+        let reason = format!("the agent offers API version {version}, but does not serve it");
+        (Outcome::NoAnswer { reason }, None)
     });
     // The next boot may bring another agent.
     let rebooted = matches!(outcome, Outcome::Rebooted { .. });
@@ -108,6 +132,7 @@ pub(super) async fn ask(client: &Client, workers: &Workers, mut question: Questi
         outcome,
         version,
         userspace_log: question.userspace_log.filter(|_| !rebooted),
+        exchange,
     }
 }
 
@@ -121,10 +146,10 @@ fn wants_userspace_log(question: &Question) -> bool {
 struct OtherVersion;
 
 /// Could an agent that changed, but is honest, have answered so? `full`: it was asked for its key.
-fn is_explained_by_a_change(answer: &Result<Outcome, OtherVersion>, full: bool) -> bool {
+fn is_explained_by_a_change(answer: &Result<Judged, OtherVersion>, full: bool) -> bool {
     match answer {
         Err(OtherVersion) => true,
-        Ok(Outcome::Failed { findings, .. }) if !full => findings
+        Ok((Outcome::Failed { findings, .. }, _)) if !full => findings
             .iter()
             .all(|finding| OF_A_CHANGE.contains(&&*finding.id)),
         Ok(_) => false,
@@ -135,8 +160,8 @@ async fn ask_once(
     client: &Client,
     workers: &Workers,
     question: &Question,
-) -> Result<Outcome, OtherVersion> {
-    let no_answer = |reason| Ok(Outcome::NoAnswer { reason });
+) -> Result<Judged, OtherVersion> {
+    let no_answer = |reason| Ok((Outcome::NoAnswer { reason }, None));
     let Some(nonce) = nonce() else {
         return no_answer(String::from("this host has no random numbers for a nonce"));
     };
@@ -153,7 +178,7 @@ async fn ask_once(
     let answer = match client.get(&path).await {
         Ok(answer) => answer,
         Err(error @ ClientError::BodyTooLarge { .. }) => {
-            return Ok(judge::invalid(error.to_string()));
+            return Ok((judge::invalid(error.to_string()), None));
         }
         Err(error @ ClientError::Tls { .. }) => {
             return no_answer(format!(
@@ -173,9 +198,23 @@ async fn ask_once(
     let Answer { body, .. } = answer;
     let (rules, state) = (Arc::clone(&question.rules), question.state.clone());
     let size = body.len();
-    let work = move || judge(&rules, &nonce, &state, &body);
-    let outcome = workers.check(size, work).await;
-    Ok(outcome.unwrap_or_else(|error| judge::broken(&error)))
+    let keep = question.keep;
+    let work = move || {
+        let (outcome, kept) = judge(&rules, &nonce, &state, &body, keep);
+        let exchange = kept.map(|outcome| Exchange {
+            nonce,
+            state,
+            // The body of a large answer holds a turn, which ends here.
+            body: match body.len() > LARGE_ANSWER {
+                true => Bytes::copy_from_slice(&body),
+                false => body,
+            },
+            outcome,
+        });
+        (outcome, exchange)
+    };
+    let judged = workers.check(size, work).await;
+    Ok(judged.unwrap_or_else(|error| (judge::broken(&error), None)))
 }
 
 /// Asks the agent for its versions and extensions.

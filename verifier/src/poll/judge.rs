@@ -4,17 +4,19 @@ use std::{
     thread::available_parallelism,
 };
 
-use bytes::Bytes;
 use tokio::sync::Semaphore;
 use troth_core::{
-    appraise::{Challenge, Finding, NodeState, Place, Policies, Verdict, appraise},
-    wire::{Envelope, QuoteResponse},
+    appraise::{
+        Challenge, Finding, NodeState, Place, Policies, Verdict, appraise_answer, unusable_answer,
+    },
+    bundle,
 };
 
 use super::{
     rules::Rules,
     state::{Algorithms, Outcome},
 };
+use crate::evidence::Keep;
 
 /// Bytes of evidence that are judged on the thread that received them. That takes some tens of
 /// microseconds, and to hand them over takes as long: a thread is woken, then this one again.
@@ -75,16 +77,15 @@ impl Workers {
     }
 }
 
-/// Judges the body of an agent's answer with status 200. Runs on a worker.
-pub(super) fn judge(rules: &Rules, nonce: &str, state: &NodeState, body: &Bytes) -> Outcome {
-    let evidence = match serde_json::from_slice::<Envelope<QuoteResponse>>(body) {
-        Ok(Envelope {
-            results: Some(evidence),
-            ..
-        }) => evidence,
-        Ok(_) => return invalid("the answer has no `results`".to_owned()),
-        Err(error) => return invalid(format!("the answer is not the expected JSON: {error}")),
-    };
+/// Judges the body of an agent's answer with status 200. Runs on a worker. What came of it is
+/// there once more, for a bundle, if it may be wanted.
+pub(super) fn judge(
+    rules: &Rules,
+    nonce: &str,
+    state: &NodeState,
+    body: &[u8],
+    keep: Option<Keep>,
+) -> (Outcome, Option<bundle::Outcome>) {
     let challenge = Challenge {
         nonce,
         mask: rules.tpm.mask(),
@@ -96,64 +97,57 @@ pub(super) fn judge(rules: &Rules, nonce: &str, state: &NodeState, body: &Bytes)
         boot: &rules.named.boot,
         accept: &rules.accept,
     };
-    let appraisal = appraise(&rules.ak, &challenge, &evidence, &policies, state);
-    let algorithms = Algorithms {
+    let (appraisal, evidence) = appraise_answer(&rules.ak, &challenge, body, &policies, state);
+    let kept = keep.map(|keep| (keep, bundle::Outcome::new(&appraisal)));
+    let kept = kept.and_then(|(keep, kept)| keep.may_want(kept.verdict).then_some(kept));
+    let algorithms = evidence.map(|evidence| Algorithms {
         hash: short(&evidence.hash_alg),
         encryption: short(&evidence.enc_alg),
         signing: short(&evidence.sign_alg),
-    };
-    match appraisal.verdict {
+    });
+    let outcome = match appraisal.verdict {
         Verdict::Trusted(trusted) => Outcome::Trusted {
             node: appraisal.state,
             ima_entries: trusted.ima_entries(),
-            algorithms,
+            algorithms: algorithms.unwrap_or_default(),
         },
         Verdict::Failed(findings) => Outcome::Failed {
             findings,
             total: appraisal.findings_total,
             unseen: appraisal.findings_unseen,
             node: Some(appraisal.state),
-            algorithms: Some(algorithms),
+            algorithms,
         },
         Verdict::Rebooted => Outcome::Rebooted {
             node: appraisal.state,
         },
         // A verdict that this verifier does not know is none that it may show as trusted.
         _ => invalid("the appraisal ended in an unknown verdict".to_owned()),
-    }
+    };
+    (outcome, kept)
 }
 
 /// The node answered, but not with evidence.
 pub(super) fn invalid(explanation: String) -> Outcome {
-    finding(
-        // Keylime's spelling.
-        "qoute_validation.invalid_data",
-        explanation,
-        "Look at the agent's log; check that its version is supported, then reactivate the node.",
-    )
+    failed(unusable_answer(explanation))
 }
 
 /// The check itself broke.
 pub(super) fn broken(error: &WorkerError) -> Outcome {
-    finding(
-        "internal.verifier.exception",
-        format!("the evidence could not be judged: {error}"),
-        "Report this with the verifier's log, then reactivate the node.",
-    )
-}
-
-fn finding(id: &str, explanation: String, action: &str) -> Outcome {
-    let finding = Finding {
-        id: id.to_owned(),
+    failed(Finding {
+        id: "internal.verifier.exception".to_owned(),
         recoverable: false,
         place: Place::Quote,
         expected: Vec::new(),
         got: None,
-        explanation,
-        action: action.to_owned(),
-    };
+        explanation: format!("the evidence could not be judged: {error}"),
+        action: "Report this with the verifier's log, then reactivate the node.".to_owned(),
+    })
+}
+
+fn failed(finding: Finding) -> Outcome {
     Outcome::Failed {
-        findings: vec![finding.catalogued()],
+        findings: vec![finding],
         total: 1,
         unseen: 0,
         node: None,

@@ -9,6 +9,8 @@ mod ask;
 mod fleet;
 /// The worker pool that checks evidence.
 mod judge;
+/// What is put into an evidence bundle.
+mod keep;
 /// One node: its record and its task.
 mod node;
 /// Policies that have names, compiled; runtime policies once per content.
@@ -26,3 +28,4 @@ pub use fleet::{CommandError, EnrolError, Fleet, FleetError, PolicyChangeError, 
 pub use policies::{PolicyName, PolicyNameError, SentPolicy, SignatureError};
 pub use rules::NodeError;
 pub use state::{NodeRecord, State, Timing};
+pub(crate) use state::{milliseconds, now};

@@ -18,12 +18,13 @@ use troth_daemon::client::{Client, LargeAnswers};
 use super::{
     ask::{Question, ask},
     judge::Workers,
+    keep,
     rules::Rules,
     share::Share,
     state::{Event, NodeRecord, Timing, milliseconds, now},
     writer::Writer,
 };
-use crate::{messages, store::RecordUpdate};
+use crate::{evidence::Keeper, messages, store::RecordUpdate};
 
 /// An event at a level that is known only when it happens, which tracing's macros do not take.
 macro_rules! told {
@@ -55,6 +56,8 @@ pub(super) struct Shared {
     pub(super) request_timeout: Duration,
     pub(super) max_answer_size: usize,
     pub(super) large_answers: LargeAnswers,
+    /// `None`: no evidence is kept.
+    pub(super) keeper: Option<Keeper>,
 }
 
 /// What a node's task is told.
@@ -226,15 +229,17 @@ impl Node {
                 attested: record.attestation_count > 0,
                 full: full || record.node.pubkey.is_none(),
                 userspace_log: record.userspace_log,
+                keep: shared.keeper.as_ref().map(Keeper::keep),
             }
         };
         let reply = ask(client, &shared.workers, question).await;
         let passed = matches!(reply.outcome, super::state::Outcome::Trusted { .. });
         let finished = now();
-        let step = {
+        let (step, changed) = {
             let mut record = self.record();
             record.version = reply.version;
             record.userspace_log = reply.userspace_log;
+            let before = record.state;
             let mut step = record.apply(
                 reply.outcome,
                 started,
@@ -249,8 +254,13 @@ impl Node {
                     .map(|wait| wait.mul_f64(1.0 + rand::random::<f64>() / 10.0));
                 record.due_at_ms = step.wait.map_or(0, |wait| milliseconds(finished + wait));
             }
-            step
+            (step, record.state != before)
         };
+        if let (Some(keeper), Some(exchange)) = (&shared.keeper, reply.exchange)
+            && keeper.keep().wants(exchange.outcome.verdict, changed)
+        {
+            keeper.offer(keep::job(&self.enrolled, rules, exchange));
+        }
         let took = finished.saturating_sub(started);
         self.tell(step.event, took, &shared.severities);
         self.save(&shared.writer).await;

@@ -3,10 +3,12 @@ use std::{
     sync::{Arc, Mutex, PoisonError, Weak},
 };
 
-use aws_lc_rs::digest::{SHA256, digest};
 use base64::{Engine, engine::general_purpose::STANDARD};
-use troth_core::policy::{
-    BootEngine, BootPolicy, Envelope, PolicyError, RuntimePolicy, SigningKey, SigningKeyError,
+use troth_core::{
+    bundle::policy_digest,
+    policy::{
+        BootEngine, BootPolicy, Envelope, PolicyError, RuntimePolicy, SigningKey, SigningKeyError,
+    },
 };
 
 use crate::store::{NewPolicy, PolicyKind};
@@ -62,9 +64,32 @@ impl SentPolicy {
 
 /// A policy of a name, ready to judge by.
 #[derive(Clone, Debug)]
-pub(super) enum Compiled {
+pub(super) struct Compiled {
+    /// Hex SHA-256 of its text.
+    digest: Arc<str>,
+    form: Form,
+}
+
+#[derive(Clone, Debug)]
+enum Form {
     Runtime(Arc<RuntimePolicy>),
     Boot(BootPolicy),
+}
+
+impl Compiled {
+    pub(super) fn runtime(digest: &str, policy: Arc<RuntimePolicy>) -> Self {
+        Self {
+            digest: digest.into(),
+            form: Form::Runtime(policy),
+        }
+    }
+
+    pub(super) fn boot(digest: &str, policy: BootPolicy) -> Self {
+        Self {
+            digest: digest.into(),
+            form: Form::Boot(policy),
+        }
+    }
 }
 
 /// The policies of one node that have names.
@@ -72,6 +97,9 @@ pub(super) enum Compiled {
 pub(super) struct Named {
     pub(super) runtime: Option<Arc<RuntimePolicy>>,
     pub(super) boot: BootPolicy,
+    /// Hex SHA-256 of the text of each.
+    pub(super) runtime_digest: Option<Arc<str>>,
+    pub(super) boot_digest: Option<Arc<str>>,
 }
 
 impl Named {
@@ -79,16 +107,24 @@ impl Named {
     pub(super) const NONE: Self = Self {
         runtime: None,
         boot: BootPolicy::None,
+        runtime_digest: None,
+        boot_digest: None,
     };
 
     /// The same with `policy` in its place.
     pub(super) fn with(self, policy: Compiled) -> Self {
-        match policy {
-            Compiled::Runtime(policy) => Self {
+        let Compiled { digest, form } = policy;
+        match form {
+            Form::Runtime(policy) => Self {
                 runtime: Some(policy),
+                runtime_digest: Some(digest),
                 ..self
             },
-            Compiled::Boot(boot) => Self { boot, ..self },
+            Form::Boot(boot) => Self {
+                boot,
+                boot_digest: Some(digest),
+                ..self
+            },
         }
     }
 
@@ -161,8 +197,14 @@ impl PolicyCache {
         text: &str,
     ) -> Result<Compiled, PolicyError> {
         match kind {
-            PolicyKind::Runtime => self.runtime(digest, text).map(Compiled::Runtime),
-            PolicyKind::Boot => self.boot(text).map(Compiled::Boot),
+            PolicyKind::Runtime => {
+                let policy = self.runtime(digest, text)?;
+                Ok(Compiled::runtime(digest, policy))
+            }
+            PolicyKind::Boot => {
+                let policy = self.boot(text)?;
+                Ok(Compiled::boot(digest, policy))
+            }
         }
     }
 
@@ -203,9 +245,9 @@ impl PolicyCache {
                 text
             }
         };
-        let digest = content_digest(&body);
+        let digest = policy_digest(body.as_bytes());
         let policy = self.compile(kind, &digest, &body)?;
-        if matches!(policy, Compiled::Boot(BootPolicy::None)) {
+        if matches!(policy.form, Form::Boot(BootPolicy::None)) {
             return Err(PolicyError::BootPolicy(body).into());
         }
         let new = NewPolicy {
@@ -266,9 +308,4 @@ impl SignatureError {
     pub fn is_unauthorized(&self) -> bool {
         matches!(self, Self::NoKey | Self::Wrong)
     }
-}
-
-/// Hex SHA-256 of a policy's text.
-fn content_digest(text: &str) -> String {
-    hex::encode(digest(&SHA256, text.as_bytes()))
 }

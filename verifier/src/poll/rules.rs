@@ -4,6 +4,7 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use rustls::ClientConfig;
 use troth_core::{
     appraise::AcceptedAlgorithms,
+    bundle::policy_digest,
     identity::{IdentityError, check_ak},
     ima::IMA_PCR,
     policy::{BootPolicy, PolicyError, RuntimePolicy, TpmPolicy},
@@ -65,7 +66,7 @@ pub(super) fn rules(
                 member: "mb_policy",
                 source,
             })?;
-            named.with(Compiled::Boot(boot))
+            named.with(Compiled::boot(&policy_digest(text.as_bytes()), boot))
         }
         None => named,
     };

@@ -7,6 +7,7 @@ mod status;
 
 use std::{
     collections::{BTreeMap, HashMap},
+    io,
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::{Arc, PoisonError, RwLock, atomic::AtomicU64},
@@ -37,6 +38,7 @@ use super::{
 };
 use crate::{
     config::VerifierConfig,
+    evidence::{Keeper, Retention},
     rest::CURRENT_VERSION,
     store::{NodeRow, PolicyDigests, PolicyKind, Store, StoreError},
 };
@@ -103,6 +105,10 @@ impl Fleet {
             request_timeout: config.request_timeout.0,
             max_answer_size: config.max_answer_size,
             large_answers: LargeAnswers::new(config.max_large_answers),
+            keeper: Retention::new(config)
+                .map(|retention| Keeper::start(config.evidence_keep, retention))
+                .transpose()
+                .map_err(FleetError::Thread)?,
         };
         let fleet = Self {
             nodes: RwLock::default(),
@@ -186,7 +192,7 @@ impl Fleet {
         if kind == PolicyKind::Runtime
             && let Some(policy) = self.policies.get(digest)
         {
-            return Ok(Compiled::Runtime(policy));
+            return Ok(Compiled::runtime(digest, policy));
         }
         let text = self.store.policy_text(digest).await?;
         let text = text.ok_or_else(|| FleetError::PolicyMissing(digest.to_owned()))?;
@@ -310,6 +316,11 @@ impl Fleet {
         {
             tracing::error!("the last verdicts were not written: their nodes are judged again");
         }
+        if let Some(keeper) = &self.shared.keeper
+            && timeout(LAST_WRITE, keeper.flush()).await.is_err()
+        {
+            tracing::warn!("the last evidence was not written");
+        }
         let writing = self.writing.lock().await.take();
         if let Some(writing) = writing {
             writing.abort();
@@ -404,6 +415,9 @@ pub enum FleetError {
     /// The database failed.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// No thread that keeps evidence.
+    #[error("cannot start a thread: {0}")]
+    Thread(io::Error),
     /// A worker ended.
     #[error(transparent)]
     Worker(#[from] WorkerError),

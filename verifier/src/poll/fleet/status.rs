@@ -10,7 +10,7 @@ use troth_core::{
 };
 
 use super::Fleet;
-use crate::poll::{node::Node, rules::Rules, state::now};
+use crate::poll::{keep::policy_name, node::Node, rules::Rules, state::now};
 
 /// What is shown of nodes.
 impl Fleet {
@@ -60,11 +60,7 @@ impl Fleet {
         let record = node.shown();
         let now = now();
         let mut troth = record.status(now, timing);
-        // A policy that was enrolled without a name is stored under the node's id.
-        let name = |given: &Option<String>| {
-            let given = given.clone().filter(|name| !name.is_empty());
-            given.unwrap_or_else(|| node.enrolled.id.as_str().to_owned())
-        };
+        let name = |given| policy_name(&node.enrolled, given);
         troth.runtime_policy = runtime.map(|_| name(&enrolment.runtime_policy_name));
         troth.boot_policy = boot.then(|| name(&enrolment.mb_policy_name));
         if let Some(warning) = rules.as_deref().and_then(Rules::warning) {
