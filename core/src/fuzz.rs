@@ -158,7 +158,7 @@ pub fn bundle(data: &[u8]) {
     let boot = bundle.boot_policy.map(String::from_utf8_lossy);
     if let (Ok(tpm), Ok(boot)) = (
         TpmPolicy::parse(&criteria.tpm_policy),
-        BootPolicy::parse(boot.as_deref()),
+        BootPolicy::parse_for(boot.as_deref(), criteria.boot_engine),
     ) {
         let policies = Policies {
             tpm: &tpm,

@@ -2,6 +2,8 @@
 mod add;
 /// Is the EK that of a genuine TPM?
 mod ek;
+/// `agent evidence`: bundles that the verifier keeps.
+mod evidence;
 /// The tenant's steps before an enrolment: registrar's record, keys, identity quote.
 mod identity;
 /// A node as this program shows it, whichever verifier it comes from.
@@ -45,6 +47,7 @@ pub(crate) async fn run(
     match command {
         AgentCommand::Add(args) => add::run(config, args, out).await,
         AgentCommand::Update(args) => update::run(config, args, out).await,
+        AgentCommand::Evidence(args) => evidence::run(config, args, out).await,
         AgentCommand::Remove(args) => remove(config, args, out).await,
         AgentCommand::Reactivate { id } => {
             let told = Told {

@@ -11,8 +11,8 @@ use troth_core::identity::AgentId;
 
 pub(crate) use self::{
     agent::{
-        AcceptArgs, AddArgs, AgentCommand, ContactArgs, EkArgs, PolicyArgs, RemoveArgs, Until,
-        UpdateArgs, WatchArgs,
+        AcceptArgs, AddArgs, AgentCommand, ContactArgs, EkArgs, EvidenceArgs, PolicyArgs,
+        RemoveArgs, Until, UpdateArgs, WatchArgs,
     },
     policy::{
         BootFormat, CreateBootArgs, ImportCommand, Kind, ListArgs, PolicyCommand,
@@ -84,7 +84,7 @@ pub(crate) struct Global {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Nodes under attestation: add, update, remove, reactivate, stop, status, list, watch
+    /// Nodes under attestation: add, update, remove, reactivate, stop, status, list, watch, evidence
     #[command(subcommand, arg_required_else_help = true)]
     Agent(AgentCommand),
     /// Nodes known to the registrar: their keys and contact address
@@ -93,6 +93,9 @@ pub(crate) enum Command {
     /// Read a quote, a boot log or an IMA list from a file
     #[command(subcommand, arg_required_else_help = true)]
     Inspect(InspectCommand),
+    /// Judge evidence that was kept, without any server; the exit status is the verdict
+    #[command(long_about = help::APPRAISE)]
+    Appraise(AppraiseArgs),
     /// The certificate authority that verifier, registrar and operator share
     #[command(subcommand, arg_required_else_help = true)]
     Ca(CaCommand),
@@ -169,6 +172,33 @@ pub(crate) struct ImaArgs {
     /// Print every entry, not only the summary
     #[arg(long)]
     pub(crate) entries: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct AppraiseArgs {
+    /// Evidence bundles of one node, or directories of them; - is standard input
+    #[arg(required = true, value_name = "BUNDLE|DIR")]
+    pub(crate) bundles: Vec<PathBuf>,
+    /// Runtime policy; of several, a bundle is judged by the one that it names
+    #[arg(long, value_name = "FILE", visible_alias = "runtime-policy")]
+    pub(crate) policy: Vec<PathBuf>,
+    /// Boot policy: a file, or {} to demand only that the boot log replays; of several, the one
+    /// that the bundle names
+    #[arg(long, value_name = "FILE|{}", visible_alias = "mb-policy")]
+    pub(crate) boot_policy: Vec<String>,
+    /// Allowed PCR values instead of those in the bundle, as JSON or in a file
+    #[arg(long, value_name = "FILE|JSON")]
+    pub(crate) tpm_policy: Option<String>,
+    /// Judge by the policies in the bundle where none is given
+    #[arg(long)]
+    pub(crate) embedded_policies: bool,
+    /// The AK that must have signed: its name in hexadecimal, as `registrar show` has it, or a file
+    /// with its PEM or TPM2B_PUBLIC, binary or base64
+    #[arg(long, value_name = "NAME|FILE")]
+    pub(crate) ak: Option<String>,
+    /// The nonce that the quote must be for
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) nonce: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]

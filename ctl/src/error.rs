@@ -3,6 +3,7 @@ use std::{io, path::PathBuf, process::ExitCode};
 use serde::Serialize;
 use troth_core::{
     appraise::Finding,
+    bundle::BundleError,
     identity::{ChainError, ChainProblem, IdentityError},
     policy::PolicyError,
     tpm::{KeyError, StructureError},
@@ -10,6 +11,8 @@ use troth_core::{
 use troth_daemon::{
     cert_store::CertStoreError, client::ClientError, config::ConfigError, tls::TlsError,
 };
+
+use crate::output::clean;
 
 /// The exit statuses, as `--help` and trothctl(1) document them; clap itself ends wrong use of the
 /// command line with 2.
@@ -65,6 +68,16 @@ pub(crate) enum Error {
         path: String,
         reason: String,
     },
+    /// A file that is no evidence bundle, or none that can be judged.
+    #[error("{}: {source}", path.display())]
+    Bundle { path: PathBuf, source: BundleError },
+    /// Bundles that do not belong together.
+    #[error(
+        "{} and {} are of two nodes, or of two AKs of one",
+        one.display(),
+        other.display()
+    )]
+    BundlesOfTwo { one: PathBuf, other: PathBuf },
     /// The store of TPM vendors' CAs cannot be used.
     #[error("{0}")]
     CertStore(#[from] CertStoreError),
@@ -113,6 +126,9 @@ pub(crate) enum Error {
     /// CA directory without usable credentials.
     #[error("operator credentials: {source}")]
     Credentials { source: TlsError },
+    /// A bundle that another TPM's key would have to have signed.
+    #[error("{}: its AK is not the one that --ak names, but {name}", path.display())]
+    ForeignAk { path: PathBuf, name: String },
     /// A registered key or certificate that must not be trusted.
     #[error("agent {id}: {what}: {source}")]
     Identity {
@@ -176,6 +192,18 @@ pub(crate) enum Error {
     /// A policy that cannot be used.
     #[error("{what}: {source}")]
     Policy { what: String, source: PolicyError },
+    /// A bundle that was judged by a policy which is not there.
+    #[error(
+        "{}: it was judged by the {kind} policy {name:?} of SHA-256 {sha256}, which is not given",
+        path.display()
+    )]
+    PolicyNeeded {
+        path: PathBuf,
+        kind: &'static str,
+        option: &'static str,
+        name: String,
+        sha256: String,
+    },
     /// A policy of this name is there already.
     #[error("the verifier at {url} has a {kind} policy {name:?} already")]
     PolicyExists {
@@ -261,6 +289,7 @@ impl Error {
             Self::NotFound { .. } | Self::NoSuchPolicy { .. } => Exit::NotFound,
             Self::IdentityQuote { .. }
             | Self::Identity { .. }
+            | Self::ForeignAk { .. }
             | Self::ForeignEkCertificate { .. }
             | Self::EkNotCertified { .. }
             | Self::EkScriptRefused { .. }
@@ -287,6 +316,20 @@ impl Error {
             Self::AgentTooOld { .. } => {
                 "upgrade the agent to one that registers a certificate for mutual TLS".to_owned()
             }
+            Self::BundlesOfTwo { .. } => "name the bundles of one node and one AK".to_owned(),
+            Self::ForeignAk { .. } => {
+                "it is no evidence about the node that you know by that AK; a node that was set \
+                 up anew has a new one: `trothctl registrar show` has it"
+                    .to_owned()
+            }
+            Self::PolicyNeeded {
+                kind, option, name, ..
+            } => format!(
+                "name its file with {option}; `trothctl policy show {kind} {} -o FILE` has the \
+                 verifier's text, and bundles saved by `trothctl agent evidence --with-policies` \
+                 bring it along for --embedded-policies",
+                clean(name)
+            ),
             Self::ForeignEkCertificate { .. } | Self::Identity { .. } => {
                 "do not enrol this node before you know why: its registration may come from \
                  another machine or a software TPM"

@@ -72,6 +72,22 @@ Check a policy and have the verifier keep it under a name.
 Nodes use it with `trothctl agent add --runtime-policy-name NAME` or --boot-policy-name. With \
 --replace, all nodes that use it are judged by the new text from their next attestation on.";
 
+pub(crate) const APPRAISE: &str = "\
+Judge evidence that was kept, without any server; the exit status is the verdict.
+
+A bundle has what a node was asked and what it answered. It is judged as a verifier does it, from \
+the AK's signature on, and the outcome is compared with the one in the bundle: verdict, findings \
+and resulting state are the same, byte for byte, when the same policies are given. Those are known \
+by their SHA-256: `trothctl policy show -o` saves the verifier's text of one, `trothctl agent \
+evidence --with-policies` puts it into the bundle, where --embedded-policies finds it.
+
+Several bundles of one node are judged in their order. What the verifier had of a node's IMA list \
+it did not ask for again: such an answer continues from what came before, and with all bundles \
+since one that has the list from its first entry, that is judged too.
+
+What is not proved is said below the verdict. It is always about the past: a nonce that is not \
+yours proves no freshness. Without --ak the bundle itself says whose TPM it was.";
+
 pub(crate) const AGENT_WATCH: &str = "\
 Print a line whenever a node's state changes, with the time since the command started.
 

@@ -6,6 +6,10 @@
 mod agent;
 /// Clients of verifier, registrar and agent: endpoints, credentials, envelopes.
 mod api;
+/// `trothctl appraise`: evidence that was kept, judged without any server.
+mod appraise;
+/// Files of evidence bundles.
+mod bundle;
 /// `trothctl ca show`: the certificates of a CA directory.
 mod ca;
 /// Options and subcommands.
@@ -60,6 +64,7 @@ fn run(cli: &Cli, out: &Output) -> Result<Exit, Error> {
         Command::Inspect(InspectCommand::Quote(args)) => inspect::quote(args, out),
         Command::Inspect(InspectCommand::Eventlog(args)) => inspect::eventlog(args, out),
         Command::Inspect(InspectCommand::Ima(args)) => inspect::ima(args, out),
+        Command::Appraise(args) => appraise::run(args, out),
         Command::Ca(CaCommand::Show) => ca::show(&Config::load(&cli.global)?.ca_dir(), out),
         Command::Policy(command) => network(policy::run(&cli.global, command, out)),
         Command::Completions { shell } => help::completions(*shell, out),

@@ -27,6 +27,7 @@ use crate::appraise::{
     AcceptedAlgorithms, Appraisal, Challenge, NodeState, Policies, appraise_answer,
 };
 use crate::identity::{AgentId, check_ak};
+use crate::policy::BootEngine;
 use crate::tpm::{AttestationKey, PcrMask, Public};
 
 /// One attestation.
@@ -89,6 +90,9 @@ pub struct Criteria {
     /// The boot policy, if the node has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boot_policy: Option<PolicyReference>,
+    /// What a boot policy's text means to this verifier.
+    #[serde(default)]
+    pub boot_engine: BootEngine,
 }
 
 /// A policy that the verifier had under a name.

@@ -7,7 +7,7 @@ use troth_core::bundle::{
 use troth_core::eventlog::{Event, EventLog, EventType};
 use troth_core::identity::AgentId;
 use troth_core::ima;
-use troth_core::policy::{BootPolicy, RuntimePolicy, TpmPolicy};
+use troth_core::policy::{BootEngine, BootPolicy, RuntimePolicy, TpmPolicy};
 use troth_core::tpm::{AttestationKey, HashAlgorithm, PcrValues, Public};
 use troth_core::wire::{Envelope, QuoteResponse};
 
@@ -63,6 +63,7 @@ impl Node {
                     name: "replay".to_owned(),
                     sha256: policy_digest(b"{}"),
                 }),
+                boot_engine: BootEngine::Example,
             },
             boot: BootPolicy::Replay,
             runtime_text,

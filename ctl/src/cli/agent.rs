@@ -42,6 +42,8 @@ pub(crate) enum AgentCommand {
     /// Print a line whenever a node's state changes
     #[command(long_about = help::AGENT_WATCH)]
     Watch(WatchArgs),
+    /// List the evidence of a node that the verifier keeps, or save it for `trothctl appraise`
+    Evidence(EvidenceArgs),
 }
 
 #[derive(Debug, Args)]
@@ -213,6 +215,22 @@ pub(crate) struct WatchArgs {
     /// Time between two looks at the verifier, in seconds
     #[arg(long, value_name = "SECONDS", default_value = "0.2", value_parser = seconds)]
     pub(crate) interval: Duration,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct EvidenceArgs {
+    /// Agent id; the node may have been removed
+    #[arg(value_parser = agent_id)]
+    pub(crate) id: AgentId,
+    /// Only the newest N bundles
+    #[arg(long, value_name = "N")]
+    pub(crate) last: Option<usize>,
+    /// Save the bundles to this directory
+    #[arg(long, short, value_name = "DIR")]
+    pub(crate) output: Option<PathBuf>,
+    /// Put the policies into them that they were judged by, if the verifier still has them
+    #[arg(long, requires = "output")]
+    pub(crate) with_policies: bool,
 }
 
 /// What `agent watch --until` waits for.

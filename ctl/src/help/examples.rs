@@ -218,6 +218,29 @@ pub(super) const EXAMPLES: &[(&str, &[Example])] = &[
         )],
     ),
     (
+        "trothctl agent evidence",
+        &[
+            ("What the verifier has kept", "trothctl agent evidence web1"),
+            (
+                "Save the newest, with all that it takes to judge it again",
+                "trothctl agent evidence web1 --last 1 --with-policies -o evidence",
+            ),
+        ],
+    ),
+    (
+        "trothctl appraise",
+        &[
+            (
+                "By the policies that came along, if the AK is the one that is known",
+                "trothctl appraise web1.evidence.gz --embedded-policies --ak web1.ak",
+            ),
+            (
+                "All that was kept of a node, in its order, by policies of the operator's",
+                "trothctl appraise evidence --policy base.json --boot-policy '{}'",
+            ),
+        ],
+    ),
+    (
         "trothctl completions",
         &[(
             "For bash, from the next shell on",

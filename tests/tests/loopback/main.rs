@@ -7,6 +7,8 @@ mod attestation;
 mod configuration;
 /// `cargo xtask demo`, as its reader sees it.
 mod demo;
+/// Evidence that the verifier keeps, judged again without it.
+mod evidence;
 /// What an agent proves of its host when it registers.
 mod identity;
 /// What is attested of a machine whose programs are not what they should be.
@@ -32,7 +34,7 @@ use std::time::Duration;
 use serde_json::Value;
 use tempfile::TempDir;
 use troth_tests::boot::Machine;
-use troth_tests::fleet::{Agent, AgentOptions, Databases, Fleet, Programs, QUOTE_INTERVAL};
+use troth_tests::fleet::{Agent, AgentOptions, Databases, Extra, Fleet, Programs, QUOTE_INTERVAL};
 
 /// A machine that has booted, a fleet for it, and a place for all their files.
 struct Stage {
@@ -53,11 +55,19 @@ impl Stage {
     }
 
     fn with_databases(interval: Duration, databases: &Databases) -> Self {
+        Self::start(|programs, place| Fleet::start_on(programs, place, interval, databases))
+    }
+
+    fn with_extra(interval: Duration, extra: &Extra) -> Self {
+        Self::start(|programs, place| Fleet::start_with(programs, place, interval, extra))
+    }
+
+    fn start(fleet: impl FnOnce(&Programs, &Path) -> anyhow::Result<Fleet>) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let programs = Programs::beside_this().unwrap();
         let machine = Machine::booted(&directory.path().join("machine")).unwrap();
         let place = directory.path().join("fleet");
-        let fleet = Fleet::start_on(&programs, &place, interval, databases).unwrap();
+        let fleet = fleet(&programs, &place).unwrap();
         Self {
             fleet,
             machine,

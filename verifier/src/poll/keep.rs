@@ -1,6 +1,7 @@
 use base64::{Engine, engine::general_purpose::STANDARD};
 use troth_core::{
     bundle::{Criteria, Head, PolicyReference},
+    policy::BootEngine,
     wire::Enrolment,
 };
 
@@ -11,7 +12,12 @@ use crate::evidence::Job;
 const MAKER: &str = concat!("troth-verifier ", env!("CARGO_PKG_VERSION"));
 
 /// All that a judgement by `rules` rested on.
-pub(super) fn job(enrolled: &Enrolled, rules: &Rules, exchange: Exchange) -> Job {
+pub(super) fn job(
+    enrolled: &Enrolled,
+    rules: &Rules,
+    boot_engine: BootEngine,
+    exchange: Exchange,
+) -> Job {
     let Enrolled { id, enrolment, .. } = enrolled;
     let Exchange {
         nonce,
@@ -47,6 +53,7 @@ pub(super) fn job(enrolled: &Enrolled, rules: &Rules, exchange: Exchange) -> Job
                 tpm_policy: rules.tpm.to_json(),
                 runtime_policy: named(runtime_policy_name, &rules.named.runtime_digest),
                 boot_policy: named(mb_policy_name, &rules.named.boot_digest),
+                boot_engine,
             }),
         },
         answer: body,

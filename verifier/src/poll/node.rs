@@ -11,6 +11,7 @@ use tracing::Level;
 use troth_core::{
     finding::severity::Severities,
     identity::AgentId,
+    policy::BootEngine,
     wire::{Enrolment, RatedFinding, SecretText},
 };
 use troth_daemon::client::{Client, LargeAnswers};
@@ -56,6 +57,8 @@ pub(super) struct Shared {
     pub(super) request_timeout: Duration,
     pub(super) max_answer_size: usize,
     pub(super) large_answers: LargeAnswers,
+    /// What a boot policy's text means here.
+    pub(super) boot_engine: BootEngine,
     /// `None`: no evidence is kept.
     pub(super) keeper: Option<Keeper>,
 }
@@ -259,7 +262,8 @@ impl Node {
         if let (Some(keeper), Some(exchange)) = (&shared.keeper, reply.exchange)
             && keeper.keep().wants(exchange.outcome.verdict, changed)
         {
-            keeper.offer(keep::job(&self.enrolled, rules, exchange));
+            let job = keep::job(&self.enrolled, rules, shared.boot_engine, exchange);
+            keeper.offer(job);
         }
         let took = finished.saturating_sub(started);
         self.tell(step.event, took, &shared.severities);

@@ -105,6 +105,7 @@ impl Fleet {
             request_timeout: config.request_timeout.0,
             max_answer_size: config.max_answer_size,
             large_answers: LargeAnswers::new(config.max_large_answers),
+            boot_engine: config.measured_boot_policy_name,
             keeper: Retention::new(config)
                 .map(|retention| Keeper::start(config.evidence_keep, retention))
                 .transpose()
