@@ -57,11 +57,12 @@ pub(crate) fn run(args: &AppraiseArgs, out: &Output) -> Result<Exit, Error> {
         // The word for people; what an exit status rests on is the verdict itself.
         let trusted = matches!(appraisal.verdict, Verdict::Trusted(_));
         let outcome = Outcome::new(&appraisal);
-        let canonical = outcome.canonical();
-        let canonical = canonical.map_err(|source| bundle::malformed(&path, source))?;
+        let recorded = bundle.recorded();
+        let recorded = recorded.map_err(|source| bundle::malformed(&path, source))?;
         report.push(Appraised {
-            same_as_recorded: bundle.outcome.map(|recorded| recorded == canonical),
-            recorded: recorded(&path, &bundle)?,
+            // What an older version did not write is as it was.
+            same_as_recorded: recorded.as_ref().map(|recorded| *recorded == outcome),
+            recorded,
             ak_name: hex::encode(key.name().as_bytes()),
             file: path,
             head: bundle.head,
@@ -73,11 +74,6 @@ pub(crate) fn run(args: &AppraiseArgs, out: &Output) -> Result<Exit, Error> {
     }
     report.show(out)?;
     Ok(report.exit())
-}
-
-fn recorded(path: &Path, bundle: &Bundle<'_>) -> Result<Option<Outcome>, Error> {
-    let recorded = bundle.recorded();
-    recorded.map_err(|source| bundle::malformed(path, source))
 }
 
 /// Files of one node and one AK, the oldest first: as their verifier counted them, else by time.

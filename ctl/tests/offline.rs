@@ -517,3 +517,119 @@ fn a_mistake_in_the_configuration_is_named_with_its_place() {
     let output = trothctl(&["--config", text(&path), "inspect", "quote", text(&quote)]);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
 }
+
+/// A bundle of a node that passed, with the policies that it was judged by.
+fn kept_bundle() -> PathBuf {
+    fixture("../fuzz/corpus/bundle/trusted")
+}
+
+#[test]
+fn a_bundle_is_judged_by_what_the_operator_names() {
+    let bundle = kept_bundle();
+    let judged = trothctl(&["--json", "appraise", text(&bundle), "--embedded-policies"]);
+    assert_eq!(judged.status.code(), Some(0), "{judged:?}");
+    let report = json(&judged);
+    assert_eq!(report["verdict"], "trusted");
+    let appraised = &report["bundles"][0];
+    assert_eq!(appraised["same_as_recorded"], true);
+    assert_eq!(appraised["runtime_policy"]["from"], "bundle");
+
+    let shown = trothctl(&["appraise", text(&bundle), "--embedded-policies"]);
+    let shown = stdout(&shown);
+    for line in [
+        "trusted",
+        "the same",
+        "Not proved by this",
+        "Freshness",
+        "Whose",
+    ] {
+        assert!(shown.contains(line), "{line}: {shown}");
+    }
+
+    // Nothing is judged by less than it was.
+    let without = trothctl(&["appraise", text(&bundle)]);
+    assert_eq!(without.status.code(), Some(1));
+    assert!(stderr(&without).contains("name its file with --policy"));
+
+    let directory = tempfile::tempdir().unwrap();
+    let empty = directory.path().join("empty.json");
+    std::fs::write(&empty, EMPTY_POLICY).unwrap();
+    let other = trothctl(&[
+        "--json",
+        "appraise",
+        text(&bundle),
+        "--policy",
+        text(&empty),
+    ]);
+    assert_eq!(other.status.code(), Some(3), "{other:?}");
+    let appraised = &json(&other)["bundles"][0];
+    assert_eq!(appraised["runtime_policy"]["as_recorded"], false);
+    assert_eq!(appraised["recorded_verdict"], "trusted");
+    assert_eq!(appraised["same_as_recorded"], false);
+
+    // Of several, none is the one.
+    let third = directory.path().join("third.json");
+    std::fs::write(&third, format!("{EMPTY_POLICY}\n")).unwrap();
+    let options = ["--policy", text(&empty), "--policy", text(&third)];
+    let several = trothctl(&[&["appraise", text(&bundle)], &options[..]].concat());
+    assert_eq!(several.status.code(), Some(1));
+    assert!(stderr(&several).contains("which of the 2 policies?"));
+}
+
+const EMPTY_POLICY: &str = r#"{
+    "meta": {"version": 1, "generator": 0}, "release": 0, "digests": {}, "excludes": [],
+    "keyrings": {}, "ima": {"ignored_keyrings": [], "log_hash_alg": "sha1"}, "ima-buf": {},
+    "verification-keys": ""
+}"#;
+
+#[test]
+fn a_bundle_that_a_node_made_needs_no_verifier() {
+    let own = fixture("../fuzz/corpus/bundle/own");
+    // It had run what nobody allowed.
+    let judged = trothctl(&["--json", "appraise", text(&own)]);
+    assert_eq!(judged.status.code(), Some(3), "{judged:?}");
+    let report = json(&judged);
+    assert_eq!(report["bundles"][0]["recorded_verdict"], Value::Null);
+    assert!(report["not_proved"].to_string().contains("by no policy"));
+}
+
+#[test]
+fn what_is_no_bundle_and_what_is_anothers_is_refused() {
+    let policy = fixture("boots/uki/ak.pub");
+    let no_bundle = trothctl(&["appraise", text(&policy)]);
+    assert_eq!(no_bundle.status.code(), Some(1));
+    assert!(
+        stderr(&no_bundle).contains("not an evidence bundle"),
+        "{no_bundle:?}"
+    );
+
+    let (bundle, own) = (kept_bundle(), fixture("../fuzz/corpus/bundle/own"));
+    let foreign = [
+        "appraise",
+        text(&bundle),
+        "--embedded-policies",
+        "--ak",
+        text(&policy),
+    ];
+    let foreign = trothctl(&foreign);
+    assert_eq!(foreign.status.code(), Some(3), "{foreign:?}");
+
+    let name = json(&trothctl(&["--json", "appraise", text(&own)]))["bundles"][0]["ak_name"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let known = trothctl(&["appraise", text(&own), "--ak", &name]);
+    assert!(!stdout(&known).contains("Whose"), "{known:?}");
+
+    let directory = tempfile::tempdir().unwrap();
+    let nothing = trothctl(&["appraise", text(directory.path())]);
+    assert!(stderr(&nothing).contains("no *.evidence.gz"), "{nothing:?}");
+    let late = [
+        "appraise",
+        text(&bundle),
+        "--embedded-policies",
+        "--nonce",
+        "mine",
+    ];
+    assert_eq!(trothctl(&late).status.code(), Some(3));
+}

@@ -4,6 +4,7 @@
 use std::{
     fs,
     hint::black_box,
+    io::Write as _,
     path::Path,
     process::Command,
     sync::Arc,
@@ -17,19 +18,23 @@ use aws_lc_rs::{
     rsa::{KeyPair, KeySize},
     signature::{KeyPair as _, ParsedPublicKey, RSA_PKCS1_2048_8192_SHA256, RSA_PKCS1_SHA256},
 };
+use base64::{Engine, prelude::BASE64_STANDARD as STANDARD};
+use flate2::{Compression, write::GzEncoder};
 use troth_core::{
     appraise::{AcceptedAlgorithms, Challenge, NodeState, Policies, Verdict, appraise},
+    bundle::{Bundle, Criteria, Head, Outcome, PolicyReference, Word, policy_digest},
     eventlog::EventLog,
-    policy::{BootPolicy, RuntimePolicy, TpmPolicy},
+    identity::AgentId,
+    policy::{BootEngine, BootPolicy, RuntimePolicy, TpmPolicy},
     tpm::{AttestationKey, Digest, Expected, HashAlgorithm, PcrMask, PcrValues, Quote},
-    wire::QuoteResponse,
+    wire::{Envelope, QuoteResponse},
 };
 use troth_daemon::{
     client::Client,
     tls::{Identity, ServerTrust, client_config, load_certificates},
 };
 use troth_tests::{
-    boot::Machine,
+    boot::{Machine, fixtures},
     fleet::{Agent, AgentOptions, Fleet, Programs},
     ima_list::{ImaList, policy, template},
     process::output_of,
@@ -60,6 +65,7 @@ fn main() -> Result<()> {
     quote_check(&mut table)?;
     ima(&mut table)?;
     boot_log(&mut table)?;
+    evidence(&mut table)?;
     // `cargo xtask bench` builds the daemons and says where they are.
     let programs = std::env::var_os("TROTH_BENCH_PROGRAMS")
         .context("TROTH_BENCH_PROGRAMS is not set: run `cargo xtask bench`")?;
@@ -203,6 +209,93 @@ fn boot_log(table: &mut Table) -> Result<()> {
     });
     let what = format!("boot log, {} bytes, {events} events", BOOT_LOG.len());
     table.add(&what, figure, "its extends", floor, "<= 200 us");
+    Ok(())
+}
+
+/// Evidence bundles of a captured boot, as the verifier keeps them.
+fn evidence(table: &mut Table) -> Result<()> {
+    let boot = fixtures().join("boots/uki");
+    let list = fs::read_to_string(boot.join("ima-ascii_runtime_measurements"))?;
+    let log = STANDARD.encode(fs::read(boot.join("binary_bios_measurements"))?);
+    let ak = SoftwareAk::generate()?;
+    let mut pcrs = PcrValues::new(HashAlgorithm::Sha256);
+    for pcr in 0..17 {
+        pcrs.set(pcr, HashAlgorithm::Sha256.digest(&[&[pcr]]));
+    }
+    let gzipped = |bytes: &[u8]| {
+        let mut gzip = GzEncoder::new(Vec::new(), Compression::fast());
+        gzip.write_all(bytes)?;
+        gzip.finish()
+    };
+    for list in ["", &list] {
+        let entries = list.lines().count();
+        let answer = serde_json::to_vec(&Envelope {
+            code: 200,
+            status: "Success".to_owned(),
+            results: Some(QuoteResponse {
+                quote: ak.quote(NONCE.as_bytes(), &pcrs, 1)?,
+                hash_alg: "sha256".to_owned(),
+                enc_alg: "rsa2048".to_owned(),
+                sign_alg: "rsassa".to_owned(),
+                ima_measurement_list: Some(list.to_owned()),
+                ima_measurement_list_entry: Some(0),
+                mb_measurement_list: Some(log.clone()),
+                ..QuoteResponse::default()
+            }),
+        })?;
+        let reference = |name: &str| {
+            Some(PolicyReference {
+                name: name.to_owned(),
+                sha256: policy_digest(name.as_bytes()),
+            })
+        };
+        let outcome = Outcome {
+            verdict: Word::Trusted,
+            findings: Vec::new(),
+            findings_total: 0,
+            state: NodeState::default(),
+        };
+        let outcome = outcome.canonical()?;
+        let accepted = AttestationKey::new(ak.public())?;
+        let bundle = Bundle {
+            head: Head {
+                maker: "bench".to_owned(),
+                node: AgentId::new("d432fbb3-d2f1-4a97-9ef7-75bd81c00000")?,
+                time_ms: 0,
+                sequence: Some(1),
+                nonce: NONCE.to_owned(),
+                mask: PcrMask::from_bits(0xffff)?,
+                ima_entry: 0,
+                ak: ak.public().to_tpm2b(),
+                state: NodeState::default(),
+                criteria: Some(Criteria {
+                    accept: AcceptedAlgorithms::of(&accepted),
+                    tpm_policy: r#"{"mask": "0xffff"}"#.to_owned(),
+                    runtime_policy: reference("base"),
+                    boot_policy: reference("{}"),
+                    boot_engine: BootEngine::default(),
+                }),
+            },
+            answer: &answer,
+            outcome: Some(&outcome),
+            runtime_policy: None,
+            boot_policy: None,
+        };
+        let bytes = bundle.to_bytes()?;
+        println!(
+            "evidence bundle, {entries} IMA entries and a boot log: {} bytes, {} gzipped",
+            bytes.len(),
+            gzipped(&bytes)?.len()
+        );
+        let figure = median(101, || {
+            black_box(bundle.to_bytes().map(|bytes| gzipped(&bytes)).is_ok());
+        });
+        let floor = median(101, || {
+            black_box(gzipped(&bytes).is_ok());
+        });
+        let what = format!("evidence bundle, {entries} IMA entries, written");
+        table.add(&what, figure, "gzip alone", floor, "");
+    }
     Ok(())
 }
 

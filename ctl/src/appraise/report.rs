@@ -27,7 +27,7 @@ pub(super) struct Appraised {
     pub(super) outcome: Outcome,
     /// What the bundle says was found; `None`: nobody had judged it.
     pub(super) recorded: Option<Outcome>,
-    /// Is that the same, byte for byte?
+    /// Is that the same?
     pub(super) same_as_recorded: Option<bool>,
     /// Hex.
     pub(super) ak_name: String,
@@ -64,7 +64,7 @@ struct BundleView<'r> {
     outcome: &'r Outcome,
     /// The verdict that a verifier had come to; null: none had judged it.
     recorded_verdict: Option<&'static str>,
-    /// Is the recorded outcome the same, byte for byte?
+    /// Is the recorded outcome the same in all its parts?
     same_as_recorded: Option<bool>,
 }
 
