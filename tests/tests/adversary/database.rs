@@ -1,10 +1,13 @@
 use std::fs;
+use std::io::{ErrorKind, Write};
 use std::path::PathBuf;
+use std::process::Command;
 use std::time::Duration;
 
 use hyper::Method;
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use serde_json::{Value, json};
+use tempfile::TempDir;
 use troth_tests::fleet::{DaemonOptions, Extra};
 use troth_tests::postgres::PostgreSql;
 use troth_tests::process::Process;
@@ -81,6 +84,127 @@ fn the_verifiers_disk_is_full() {
     stage.fleet.verifier().kill().unwrap();
     stage.fleet.start_verifier().unwrap();
     stage.operator.wait_for_state("late", "trusted");
+}
+
+/// A file system of its own, of 8 MiB, that only who enters its mount namespace sees at `/mnt`.
+struct SmallDisk {
+    holder: Process,
+    _log: TempDir,
+}
+
+impl SmallDisk {
+    /// `None`, with the reason on standard error, where nothing may be mounted.
+    fn mount() -> Option<Self> {
+        let log = tempfile::tempdir().unwrap();
+        let script =
+            "mount -t tmpfs -o size=8m,mode=700 troth /mnt && echo mounted && exec sleep 600";
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "--propagation", "private", "sh", "-c", script]);
+        let mounted = Process::start("disk", log.path(), &mut command).and_then(|mut holder| {
+            holder.wait_for_log(0, |log| log.contains("mounted").then_some(()))?;
+            Ok(holder)
+        });
+        match mounted {
+            Ok(holder) => Some(Self { holder, _log: log }),
+            Err(error) => {
+                eprintln!("skipped: a tmpfs of its own needs root and unshare(1): {error:#}");
+                None
+            }
+        }
+    }
+
+    /// Daemons whose databases are on this disk.
+    fn daemons(&self) -> Extra {
+        let namespace = format!("--mount=/proc/{}/ns/mnt", self.holder.id());
+        let url = |file| format!("database_url = \"sqlite:///mnt/{file}\"\n");
+        Extra {
+            daemon: DaemonOptions {
+                wrapper: vec!["nsenter".into(), namespace],
+                ..DaemonOptions::default()
+            },
+            verifier: url("cv_data.sqlite"),
+            registrar: url("reg_data.sqlite"),
+            ..Extra::default()
+        }
+    }
+
+    fn filler(&self) -> PathBuf {
+        format!("/proc/{}/root/mnt/filler", self.holder.id()).into()
+    }
+
+    /// To the last byte.
+    fn fill(&self) {
+        let mut filler = fs::File::create(self.filler()).unwrap();
+        let error = loop {
+            if let Err(error) = filler.write_all(&[0; 4096]) {
+                break error;
+            }
+        };
+        assert_eq!(error.kind(), ErrorKind::StorageFull, "{error}");
+    }
+
+    fn make_room(&self) {
+        fs::remove_file(self.filler()).unwrap();
+    }
+}
+
+/// As [`the_verifiers_disk_is_full`], on a disk that is.
+///
+/// Check: `verifier/src/poll/state.rs`: `State::Trusted if self.out_of_date(now, timing) => STALE`
+#[test]
+fn no_space_is_left_on_the_verifiers_disk() {
+    let Some(disk) = SmallDisk::mount() else {
+        return;
+    };
+    let mut stage = Stage::with(&disk.daemons());
+    let liar = stage.trusted(ID);
+    disk.fill();
+    let node = stage.operator.wait_for(ID, "is stale", |node| {
+        assert_ne!(node["troth"]["state"], "failed", "{node:#}");
+        node["troth"]["state"] == "stale"
+    });
+    assert!(reason(&node).contains("no verdict"), "{node:#}");
+    let reply = stage.operator.enrol("late", &liar.enrolment());
+    assert_eq!(reply.status, 500, "{reply:?}");
+    let log = stage.fleet.verifier().log();
+    assert!(log.contains("database or disk is full"), "{log}");
+    assert!(!log.contains("panicked"), "{log}");
+
+    disk.make_room();
+    stage.operator.wait_for_state(ID, "trusted");
+    stage.enrol("late", &liar);
+    stage.operator.wait_for_state("late", "trusted");
+    stage.fleet.verifier().kill().unwrap();
+    stage.fleet.start_verifier().unwrap();
+    stage.operator.wait_for_state("late", "trusted");
+}
+
+/// As [`the_registrars_disk_is_full`], on a disk that is.
+///
+/// Check: `verifier/src/store/mod.rs`: `.after_release(`
+#[test]
+fn no_space_is_left_on_the_registrars_disk() {
+    let Some(disk) = SmallDisk::mount() else {
+        return;
+    };
+    let mut registrar = Registrar::of(Stage::with(&disk.daemons()));
+    let (first, second) = (Tpm::new(), Tpm::new());
+    registrar.take_in("first", &first);
+    let before = registrar.record("first");
+    disk.fill();
+    for (id, tpm) in [("first", &first), ("second", &second)] {
+        let reply = registrar.register(id, &tpm.registration());
+        assert_eq!(reply.status, 500, "{reply:?}");
+    }
+    assert_eq!(registrar.record("first"), before);
+    disk.make_room();
+    assert_eq!(registrar.record("second"), Value::Null);
+    registrar.take_in("second", &second);
+    let after = registrar.record("second");
+    registrar.stage.fleet.registrar().kill().unwrap();
+    registrar.stage.fleet.start_registrar().unwrap();
+    assert_eq!(registrar.record("second"), after);
+    assert_eq!(registrar.record("first"), before);
 }
 
 /// No space for registrations: agents are told to come later, and what is active stays.
