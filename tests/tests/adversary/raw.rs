@@ -25,11 +25,21 @@ pub(crate) fn request(line: &str, headers: &str, body: &str) -> Vec<u8> {
 /// Sends `bytes` to `port` of 127.0.0.1, over TLS or not, and returns the status of what comes
 /// back; `None` without a connection, and when it ends without an answer.
 pub(crate) fn status(port: u16, tls: Option<Arc<ClientConfig>>, bytes: &[u8]) -> Option<u16> {
+    status_from(Ipv4Addr::LOCALHOST, port, tls, bytes)
+}
+
+/// [`status`], as seen from another address of 127.0.0.0/8.
+pub(crate) fn status_from(
+    source: Ipv4Addr,
+    port: u16,
+    tls: Option<Arc<ClientConfig>>,
+    bytes: &[u8],
+) -> Option<u16> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .unwrap();
-    let answer = runtime.block_on(exchange(IpAddr::V4(Ipv4Addr::LOCALHOST), port, tls, bytes));
+    let answer = runtime.block_on(exchange(IpAddr::V4(source), port, tls, bytes));
     let answer = String::from_utf8_lossy(&answer).into_owned();
     answer.split(' ').nth(1)?.parse().ok()
 }

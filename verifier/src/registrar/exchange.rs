@@ -1,4 +1,7 @@
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::{
+    sync::atomic::Ordering,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use hyper::StatusCode;
@@ -14,11 +17,15 @@ use super::{Inner, candidate::Candidate, not_registered, parse};
 use crate::{
     messages,
     rest::{self, Empty, Refusal, Reply},
-    store::{Agent, Pending, Promotion},
+    store::{Agent, Offer, Pending, Promotion},
 };
 
 /// Bytes of a challenge: fits every EK name algorithm from SHA-256 on.
 const CHALLENGE_SIZE: usize = 32;
+/// What waits may be over its bound by one in this many.
+const TIDY_SHARE: u32 = 256;
+/// It is looked after at least once in so many registrations.
+const TIDY_AT_LEAST: u32 = 64;
 
 const OTHER_IDENTITY: &str =
     "Agent re-registration with different TPM identity is forbidden for security reasons";
@@ -33,40 +40,28 @@ impl Inner {
                 "Could not register agent with invalid data: {error}"
             ))
         })?;
-        let internal = |error| Refusal::internal(&error);
-        let active = self.store.agent(id.as_str()).await.map_err(internal)?;
-        if active.is_some_and(|active| !active.same_identity(&candidate.agent)) {
-            return Err(other_identity(id, peer));
-        }
-        let other = self.store.agent_of_same_tpm(&candidate.agent).await;
-        if let Some(other) = other.map_err(internal)? {
-            if self.one_id_per_tpm {
-                return Err(other_id(id, &other, peer));
-            }
-            tracing::warn!(node_id = %id, other_node = other, "the same TPM has another agent id");
-        }
         let mut challenge = Zeroizing::new(vec![0; CHALLENGE_SIZE]);
         aws_lc_rs::rand::fill(&mut challenge).map_err(|error| Refusal::internal(&error))?;
         let blob = make_credential(&candidate.ek, &candidate.ak_name, &challenge)
             .map_err(|error| Refusal::bad_request(format!("no challenge for this EK: {error}")))?;
-        let now = unix_seconds();
         let pending = Pending {
             agent: candidate.agent,
             challenge,
-            created_at: now,
+            created_at: unix_seconds(),
+            source: source(peer),
         };
-        let oldest = now.saturating_sub(self.challenge_lifetime.as_secs());
-        let pushed_out = self
-            .store
-            .put_pending(&pending, oldest, self.max_pending)
-            .await
-            .map_err(internal)?;
-        if pushed_out > 0 {
-            tracing::warn!(
-                node_id = %id, source = %peer.address,
-                "too many unanswered challenges: the oldest was dropped"
-            );
+        let offer = self.store.put_pending(&pending, self.one_id_per_tpm).await;
+        match offer.map_err(|error| Refusal::internal(&error))? {
+            Offer::Kept { other: None } => {}
+            Offer::Kept { other: Some(other) } => {
+                tracing::warn!(
+                    node_id = %id, other_node = other, "the same TPM has another agent id"
+                );
+            }
+            Offer::OtherIdentity => return Err(other_identity(id, peer)),
+            Offer::OtherId(other) => return Err(other_id(id, &other, peer)),
         }
+        self.tidy(id, peer).await?;
         tracing::debug!(node_id = %id, source = %peer.address, "registration pending");
         Ok(rest::success(RegistrationChallenge {
             blob: STANDARD.encode(blob.to_bytes()),
@@ -77,41 +72,7 @@ impl Inner {
         // Parsed first: a request that carries no answer does not burn the challenge.
         let activation: Activation = parse(body)?;
         let internal = |error| Refusal::internal(&error);
-        let Some(pending) = self
-            .store
-            .take_pending(id.as_str())
-            .await
-            .map_err(internal)?
-        else {
-            let known = self
-                .store
-                .agent(id.as_str())
-                .await
-                .map_err(internal)?
-                .is_some();
-            return Err(if known {
-                Refusal::bad_request("no registration of this agent waits for its activation")
-            } else {
-                not_registered(id)
-            });
-        };
-        // A challenge from the future was made before the clock was set back: its age is not known.
-        let age = unix_seconds().abs_diff(pending.created_at);
-        if age > self.challenge_lifetime.as_secs() {
-            return Err(Refusal::bad_request(
-                "the challenge has expired; register again",
-            ));
-        }
-        if !activation_tag_matches(&pending.challenge, id, &activation.auth_tag) {
-            tracing::warn!(
-                node_id = %id, source = %peer.address,
-                "wrong activation tag: the challenge is spent, an active registration stays"
-            );
-            return Err(Refusal::bad_request(
-                "auth_tag does not match; register again",
-            ));
-        }
-        let agent = pending.agent;
+        let agent = self.answered(id, &activation.auth_tag, peer).await?;
         match self
             .store
             .promote(&agent, unix_seconds(), self.one_id_per_tpm)
@@ -139,6 +100,84 @@ impl Inner {
         );
         Ok(rest::success(Empty {}))
     }
+}
+
+impl Inner {
+    /// The registration whose challenge `tag` answers. A wrong answer spends the challenge that was
+    /// made for its own source, and no other.
+    async fn answered(&self, id: &AgentId, tag: &str, peer: &Peer) -> Result<Agent, Refusal> {
+        let internal = |error| Refusal::internal(&error);
+        let own = self.store.take_pending(id.as_str(), &source(peer)).await;
+        if let Some(pending) = own.map_err(internal)? {
+            if !self.is_fresh(&pending) {
+                return Err(Refusal::bad_request(
+                    "the challenge has expired; register again",
+                ));
+            }
+            if !activation_tag_matches(&pending.challenge, id, tag) {
+                tracing::warn!(
+                    node_id = %id, source = %peer.address,
+                    "wrong activation tag: the challenge is spent, an active registration stays"
+                );
+                return Err(Refusal::bad_request(
+                    "auth_tag does not match; register again",
+                ));
+            }
+            return Ok(pending.agent);
+        }
+        // The agent may have another address by now.
+        let others = self.store.pending_of(id.as_str()).await;
+        for other in others.map_err(internal)? {
+            if !self.is_fresh(&other) || !activation_tag_matches(&other.challenge, id, tag) {
+                continue;
+            }
+            let taken = self.store.take_pending(id.as_str(), &other.source).await;
+            if let Some(taken) = taken.map_err(internal)?
+                && taken.challenge == other.challenge
+            {
+                return Ok(taken.agent);
+            }
+        }
+        let known = self.store.agent(id.as_str()).await.map_err(internal)?;
+        Err(match known {
+            Some(_) => {
+                Refusal::bad_request("no registration of this agent waits for its activation")
+            }
+            None => not_registered(id),
+        })
+    }
+
+    /// A challenge from the future was made before the clock was set back: its age is not known.
+    fn is_fresh(&self, pending: &Pending) -> bool {
+        let age = unix_seconds().abs_diff(pending.created_at);
+        age <= self.challenge_lifetime.as_secs()
+    }
+
+    /// Keeps what waits within its bound, each so many registrations: a statement for each would
+    /// be most of their cost.
+    async fn tidy(&self, id: &AgentId, peer: &Peer) -> Result<(), Refusal> {
+        let every = (self.max_pending / TIDY_SHARE).clamp(1, TIDY_AT_LEAST);
+        let count = self.registrations.fetch_add(1, Ordering::Relaxed);
+        if !count.is_multiple_of(every) {
+            return Ok(());
+        }
+        let lifetime = self.challenge_lifetime.as_secs();
+        let tidied = self
+            .store
+            .tidy_pending(unix_seconds(), lifetime, self.max_pending);
+        if tidied.await.map_err(|error| Refusal::internal(&error))? > 0 {
+            tracing::warn!(
+                node_id = %id, source = %peer.address,
+                "too many unanswered challenges: the oldest was dropped"
+            );
+        }
+        Ok(())
+    }
+}
+
+/// Whose challenge it is: the address, without the port, which changes with each connection.
+fn source(peer: &Peer) -> String {
+    peer.address.ip().to_canonical().to_string()
 }
 
 fn other_identity(id: &AgentId, peer: &Peer) -> Refusal {

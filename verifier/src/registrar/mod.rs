@@ -1,8 +1,8 @@
 //! The registrar: binds an AK to the TPM of an EK by a challenge that only that TPM can answer.
 //!
 //! Whatever an agent sends is *pending* until its challenge is answered. No anonymous request
-//! changes, hides or removes an active record: a wrong answer burns the challenge and nothing
-//! else.
+//! changes, hides or removes an active record: a wrong answer burns the challenge of its own source
+//! address and nothing else.
 
 /// What a registration must be before it gets a challenge.
 mod candidate;
@@ -11,7 +11,10 @@ mod exchange;
 /// What the administrator asks of registrations.
 mod rules;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::AtomicU32},
+    time::Duration,
+};
 
 use hyper::{Method, Request, Response, body::Incoming};
 use serde::Deserialize;
@@ -45,6 +48,8 @@ struct Inner {
     store: Store,
     challenge_lifetime: Duration,
     max_pending: u32,
+    /// How many got a challenge.
+    registrations: AtomicU32,
     limit: SourceLimit,
     rules: Rules,
     one_id_per_tpm: bool,
@@ -57,6 +62,7 @@ impl Registrar {
             store,
             challenge_lifetime: config.challenge_lifetime.0,
             max_pending: config.max_pending,
+            registrations: AtomicU32::new(0),
             limit: SourceLimit::new(config.source_rate_limit),
             rules: Rules::new(config)?,
             one_id_per_tpm: config.one_id_per_tpm,

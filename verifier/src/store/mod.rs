@@ -31,7 +31,7 @@ use tokio::sync::Mutex;
 
 pub use nodes::{Enrolled, MAX_UPDATES, NewNode, NodeRow, PolicyDigests, RecordUpdate};
 pub use policies::{NewPolicy, PolicyChoice, PolicyChoices, PolicyKind, Removed};
-pub use registrar::{Agent, Device, Pending, Promotion};
+pub use registrar::{Agent, Device, Offer, Pending, Promotion};
 
 use crate::ca;
 
@@ -62,6 +62,10 @@ impl Schema {
                 (
                     "device identity",
                     include_str!("../../migrations/registrar/0002_device_identity.sql"),
+                ),
+                (
+                    "pending by source",
+                    include_str!("../../migrations/registrar/0003_pending_by_source.sql"),
                 ),
             ],
             Self::Verifier => &[

@@ -1,3 +1,5 @@
+use std::sync::LazyLock;
+
 use sqlx::{
     Any, AssertSqlSafe, Executor, Row,
     any::{AnyArguments, AnyRow},
@@ -68,6 +70,22 @@ pub struct Pending {
     pub challenge: Zeroizing<Vec<u8>>,
     /// When it was made, Unix seconds.
     pub created_at: u64,
+    /// The address that it came from.
+    pub source: String,
+}
+
+/// What became of a registration that is to get a challenge.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Offer {
+    /// It waits for its answer.
+    Kept {
+        /// The same TPM is active under this id too.
+        other: Option<String>,
+    },
+    /// Another TPM is active under this id; nothing changed.
+    OtherIdentity,
+    /// This TPM is active under this other id; nothing changed.
+    OtherId(String),
 }
 
 /// What became of an answered challenge.
@@ -108,11 +126,6 @@ impl Store {
         sorted_texts(&rows)
     }
 
-    /// Another activated agent with the same AK or EK.
-    pub async fn agent_of_same_tpm(&self, agent: &Agent) -> Result<Option<String>, StoreError> {
-        same_tpm(agent, &self.pool).await
-    }
-
     /// Forgets an agent, its pending registration included. `false`: there was no active one.
     pub async fn delete_agent(&self, id: &str) -> Result<bool, StoreError> {
         let mut transaction = self.pool.begin().await?;
@@ -128,70 +141,93 @@ impl Store {
         Ok(deleted.rows_affected() > 0)
     }
 
-    /// Keeps a registration until its challenge is answered; it replaces an earlier one of the
-    /// same id. Challenges made before `expired_before` (Unix seconds) are dropped, those from as
-    /// far in the future, which a clock that was set back leaves behind, and the oldest beyond
-    /// `max_pending`: a flood pushes out what it brought itself long before an honest
-    /// agent, which answers within seconds. Among those of one second chance decides, not a name
-    /// that a flood may choose. Returns how many were pushed out.
+    /// Keeps a registration until its challenge is answered, unless the id belongs to another TPM
+    /// already, or (`one_id_per_tpm`) the TPM has another id. It replaces an earlier one of the same
+    /// id from the same source, and no other.
     pub async fn put_pending(
         &self,
         pending: &Pending,
-        expired_before: u64,
+        one_id_per_tpm: bool,
+    ) -> Result<Offer, StoreError> {
+        let agent = &pending.agent;
+        let mut connection = self.pool.acquire().await?;
+        let mut other = None;
+        for known in claims(agent, &mut *connection).await? {
+            if known.agent_id != agent.agent_id {
+                other = Some(known.agent_id);
+            } else if !known.same_identity(&pending.agent) {
+                return Ok(Offer::OtherIdentity);
+            }
+        }
+        if one_id_per_tpm && let Some(other) = other {
+            return Ok(Offer::OtherId(other));
+        }
+        bind(sqlx::query(AssertSqlSafe(&**PUT_PENDING)), agent)
+            .bind(hex::encode(&*pending.challenge))
+            .bind(signed(pending.created_at))
+            .bind(pending.source.clone())
+            .execute(&mut *connection)
+            .await?;
+        Ok(Offer::Kept { other })
+    }
+
+    /// Drops challenges that were made over `lifetime` seconds before `now` (Unix seconds), those
+    /// from as far in the future, which a clock that was set back leaves behind, and the oldest
+    /// beyond `max_pending`: a flood pushes out what it brought itself long before an honest agent,
+    /// which answers within seconds. Among those of one second chance decides, not a name that a
+    /// flood may choose. Returns how many were pushed out.
+    pub async fn tidy_pending(
+        &self,
+        now: u64,
+        lifetime: u64,
         max_pending: u32,
     ) -> Result<u64, StoreError> {
-        let lifetime = pending.created_at.saturating_sub(expired_before);
         let mut transaction = self.begin(Table::Pending).await?;
-        sqlx::query(
-            "DELETE FROM pending WHERE created_at < $1 OR created_at > $2 OR agent_id = $3",
-        )
-        .bind(signed(expired_before))
-        .bind(signed(pending.created_at.saturating_add(lifetime)))
-        .bind(pending.agent.agent_id.clone())
-        .execute(&mut *transaction)
-        .await?;
+        sqlx::query("DELETE FROM pending WHERE created_at < $1 OR created_at > $2")
+            .bind(signed(now.saturating_sub(lifetime)))
+            .bind(signed(now.saturating_add(lifetime)))
+            .execute(&mut *transaction)
+            .await?;
         let waiting: i64 = sqlx::query("SELECT COUNT(*) FROM pending")
             .fetch_one(&mut *transaction)
             .await?
             .try_get(0)?;
-        let room = i64::from(max_pending.max(1)) - 1;
         let pushed_out = sqlx::query(
-            "DELETE FROM pending WHERE agent_id IN \
-             (SELECT agent_id FROM pending ORDER BY created_at, random() LIMIT $1)",
+            "DELETE FROM pending WHERE (agent_id, source) IN \
+             (SELECT agent_id, source FROM pending ORDER BY created_at, random() LIMIT $1)",
         )
-        .bind((waiting - room).max(0))
+        .bind((waiting - i64::from(max_pending.max(1))).max(0))
         .execute(&mut *transaction)
         .await?;
-        let insert = AssertSqlSafe(format!(
-            "INSERT INTO pending ({COLUMNS}, challenge, created_at) VALUES ({VALUES}, $14, $15)"
-        ));
-        bind(sqlx::query(insert), &pending.agent)
-            .bind(hex::encode(&*pending.challenge))
-            .bind(signed(pending.created_at))
-            .execute(&mut *transaction)
-            .await?;
         transaction.commit().await?;
         Ok(pushed_out.rows_affected())
     }
 
-    /// Takes the pending registration out: whoever gets it, nobody gets it again.
-    pub async fn take_pending(&self, id: &str) -> Result<Option<Pending>, StoreError> {
-        let row = sqlx::query(AssertSqlSafe(format!(
-            "DELETE FROM pending WHERE agent_id = $1 \
-             RETURNING {COLUMNS}, CAST(0 AS BIGINT) AS regcount, challenge, created_at"
+    /// Takes out the pending registration that came from `source`: whoever gets it, nobody gets it
+    /// again.
+    pub async fn take_pending(
+        &self,
+        id: &str,
+        source: &str,
+    ) -> Result<Option<Pending>, StoreError> {
+        let row = sqlx::query(AssertSqlSafe(&**TAKE_PENDING))
+            .bind(id.to_owned())
+            .bind(source.to_owned())
+            .fetch_optional(&self.pool)
+            .await?;
+        row.map(|row| pending(&row)).transpose()
+    }
+
+    /// The newest registrations of this id that are pending, up to four, from whatever source.
+    pub async fn pending_of(&self, id: &str) -> Result<Vec<Pending>, StoreError> {
+        let rows = sqlx::query(AssertSqlSafe(format!(
+            "SELECT {COLUMNS}, CAST(0 AS BIGINT) AS regcount, challenge, created_at, source \
+             FROM pending WHERE agent_id = $1 ORDER BY created_at DESC LIMIT 4"
         )))
         .bind(id.to_owned())
-        .fetch_optional(&self.pool)
+        .fetch_all(&self.pool)
         .await?;
-        let Some(row) = row else { return Ok(None) };
-        let challenge = Zeroizing::new(row.try_get::<String, _>("challenge")?);
-        let challenge = hex::decode(challenge.as_bytes())
-            .map_err(|error| sqlx::Error::Decode(Box::new(error)))?;
-        Ok(Some(Pending {
-            agent: agent(&row)?,
-            challenge: Zeroizing::new(challenge),
-            created_at: unsigned(row.try_get("created_at")?),
-        }))
+        rows.iter().map(pending).collect()
     }
 
     /// Makes a registration the active one, unless the id belongs to another TPM, or
@@ -202,33 +238,22 @@ impl Store {
         now: u64,
         one_id_per_tpm: bool,
     ) -> Result<Promotion, StoreError> {
-        let mut transaction = match one_id_per_tpm {
-            true => self.begin(Table::Agents).await?,
-            false => self.pool.begin().await?,
-        };
-        let upsert = AssertSqlSafe(format!(
-            "INSERT INTO agents ({COLUMNS}, regcount, activated_at) VALUES ({VALUES}, 1, $14) \
-             ON CONFLICT (agent_id) DO UPDATE SET ek_hash = excluded.ek_hash, \
-             ekcert = COALESCE(excluded.ekcert, agents.ekcert), \
-             ekcert_chain = CASE WHEN excluded.ekcert IS NULL THEN agents.ekcert_chain \
-             ELSE excluded.ekcert_chain END, \
-             ip = excluded.ip, port = excluded.port, mtls_cert = excluded.mtls_cert, \
-             iak_tpm = excluded.iak_tpm, iak_cert = excluded.iak_cert, \
-             idevid_tpm = excluded.idevid_tpm, idevid_cert = excluded.idevid_cert, \
-             regcount = agents.regcount + 1, activated_at = excluded.activated_at \
-             WHERE agents.ek_tpm = excluded.ek_tpm AND agents.aik_tpm = excluded.aik_tpm \
-             AND (agents.ekcert IS NULL OR excluded.ekcert IS NULL \
-             OR agents.ekcert = excluded.ekcert)"
-        ));
-        let written = bind(sqlx::query(upsert), agent)
-            .bind(signed(now))
-            .execute(&mut *transaction)
-            .await?;
+        let upsert = bind(sqlx::query(AssertSqlSafe(&**PROMOTE)), agent).bind(signed(now));
+        if !one_id_per_tpm {
+            let written = upsert.execute(&self.pool).await?;
+            return Ok(match written.rows_affected() {
+                0 => Promotion::OtherIdentity,
+                _ => Promotion::Done,
+            });
+        }
+        let mut transaction = self.begin(Table::Agents).await?;
+        let written = upsert.execute(&mut *transaction).await?;
         if written.rows_affected() == 0 {
             return Ok(Promotion::OtherIdentity);
         }
         // Dropped uncommitted, the transaction takes back what was written.
-        if one_id_per_tpm && same_tpm(agent, &mut *transaction).await?.is_some() {
+        let mut claims = claims(agent, &mut *transaction).await?.into_iter();
+        if claims.any(|known| known.agent_id != agent.agent_id) {
             return Ok(Promotion::OtherId);
         }
         transaction.commit().await?;
@@ -236,22 +261,77 @@ impl Store {
     }
 }
 
-async fn same_tpm<'e>(
-    agent: &Agent,
-    executor: impl Executor<'e, Database = Any>,
-) -> Result<Option<String>, StoreError> {
-    let row = sqlx::query(
-        "SELECT agent_id FROM agents WHERE (aik_tpm = $1 OR ek_hash = $2) AND agent_id <> $3 \
-         LIMIT 1",
+static PUT_PENDING: LazyLock<String> = LazyLock::new(|| {
+    let updates = COLUMNS
+        .split(", ")
+        .chain(["challenge", "created_at"])
+        .filter(|column| *column != "agent_id")
+        .map(|column| format!("{column} = excluded.{column}"));
+    let updates = updates.collect::<Vec<_>>().join(", ");
+    format!(
+        "INSERT INTO pending ({COLUMNS}, challenge, created_at, source) \
+         VALUES ({VALUES}, $14, $15, $16) ON CONFLICT (agent_id, source) DO UPDATE SET {updates}"
     )
-    .bind(agent.aik_tpm.clone())
-    .bind(agent.ek_hash.clone())
-    .bind(agent.agent_id.clone())
-    .fetch_optional(executor)
-    .await?;
-    row.map(|row| row.try_get(0))
-        .transpose()
-        .map_err(Into::into)
+});
+
+static TAKE_PENDING: LazyLock<String> = LazyLock::new(|| {
+    format!(
+        "DELETE FROM pending WHERE agent_id = $1 AND source = $2 \
+         RETURNING {COLUMNS}, CAST(0 AS BIGINT) AS regcount, challenge, created_at, source"
+    )
+});
+
+static PROMOTE: LazyLock<String> = LazyLock::new(|| {
+    format!(
+        "INSERT INTO agents ({COLUMNS}, regcount, activated_at) VALUES ({VALUES}, 1, $14) \
+         ON CONFLICT (agent_id) DO UPDATE SET ek_hash = excluded.ek_hash, \
+         ekcert = COALESCE(excluded.ekcert, agents.ekcert), \
+         ekcert_chain = CASE WHEN excluded.ekcert IS NULL THEN agents.ekcert_chain \
+         ELSE excluded.ekcert_chain END, \
+         ip = excluded.ip, port = excluded.port, mtls_cert = excluded.mtls_cert, \
+         iak_tpm = excluded.iak_tpm, iak_cert = excluded.iak_cert, \
+         idevid_tpm = excluded.idevid_tpm, idevid_cert = excluded.idevid_cert, \
+         regcount = agents.regcount + 1, activated_at = excluded.activated_at \
+         WHERE agents.ek_tpm = excluded.ek_tpm AND agents.aik_tpm = excluded.aik_tpm \
+         AND (agents.ekcert IS NULL OR excluded.ekcert IS NULL \
+         OR agents.ekcert = excluded.ekcert)"
+    )
+});
+
+/// Who else, besides the id itself, may have a TPM: one is enough.
+static CLAIMS: LazyLock<String> = LazyLock::new(|| {
+    format!(
+        "SELECT {COLUMNS}, regcount FROM agents WHERE agent_id = $1 UNION ALL SELECT * FROM \
+         (SELECT {COLUMNS}, regcount FROM agents WHERE (aik_tpm = $2 OR ek_hash = $3) \
+         AND agent_id <> $1 LIMIT 1) AS others"
+    )
+});
+
+/// The active agent of the same id, and another one with the same AK or EK, if there are any.
+async fn claims<'e>(
+    of: &Agent,
+    executor: impl Executor<'e, Database = Any>,
+) -> Result<Vec<Agent>, StoreError> {
+    let rows = sqlx::query(AssertSqlSafe(&**CLAIMS))
+        .bind(of.agent_id.clone())
+        .bind(of.aik_tpm.clone())
+        .bind(of.ek_hash.clone())
+        .fetch_all(executor)
+        .await?;
+    let agents = rows.iter().map(agent);
+    Ok(agents.collect::<Result<_, _>>()?)
+}
+
+fn pending(row: &AnyRow) -> Result<Pending, StoreError> {
+    let challenge = Zeroizing::new(row.try_get::<String, _>("challenge")?);
+    let challenge =
+        hex::decode(challenge.as_bytes()).map_err(|error| sqlx::Error::Decode(Box::new(error)))?;
+    Ok(Pending {
+        agent: agent(row)?,
+        challenge: Zeroizing::new(challenge),
+        created_at: unsigned(row.try_get("created_at")?),
+        source: row.try_get("source")?,
+    })
 }
 
 /// Binds [`VALUES`].

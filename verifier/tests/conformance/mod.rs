@@ -4,7 +4,7 @@
 
 use sqlx::{Connection, Executor};
 use troth_verifier::store::{
-    Agent, Device, Enrolled, NewNode, NewPolicy, Pending, PolicyChoice, PolicyChoices,
+    Agent, Device, Enrolled, NewNode, NewPolicy, Offer, Pending, PolicyChoice, PolicyChoices,
     PolicyDigests, PolicyKind, Promotion, RecordUpdate, Removed, Schema, Store, StoreError,
 };
 use zeroize::Zeroizing;
@@ -17,6 +17,7 @@ macro_rules! conformance {
             activation_survives_a_restart_and_counts
             promotion_never_replaces_another_tpm
             challenge_is_taken_once_expires_and_is_bounded
+            challenges_of_an_id_are_apart_by_their_source
             a_device_identity_and_a_chain_stay_with_their_registration
             a_tpm_has_one_id_where_that_is_asked_for
             registrations_of_the_first_schema_stay
@@ -64,11 +65,14 @@ fn sample(id: &str) -> Agent {
     }
 }
 
+const SOURCE: &str = "192.0.2.1";
+
 fn pending(agent: Agent, created_at: u64) -> Pending {
     Pending {
         agent,
         challenge: Zeroizing::new(vec![1, 2, 3]),
         created_at,
+        source: SOURCE.into(),
     }
 }
 
@@ -88,14 +92,24 @@ pub(crate) async fn activation_survives_a_restart_and_counts(url: &str) {
     };
     assert_eq!(store.agent("a").await.unwrap(), Some(expected));
     assert_eq!(store.agent_ids().await.unwrap(), ["a"]);
+    let put = |pending: Pending, one_id_per_tpm| {
+        let store = store.clone();
+        async move { store.put_pending(&pending, one_id_per_tpm).await.unwrap() }
+    };
+    let b = || pending(sample("b"), 100);
+    assert_eq!(put(b(), true).await, Offer::OtherId("a".into()));
+    assert!(store.pending_of("b").await.unwrap().is_empty());
+    let other = Some("a".into());
+    assert_eq!(put(b(), false).await, Offer::Kept { other });
+    let stranger = Agent {
+        aik_tpm: "x".into(),
+        ..sample("a")
+    };
     assert_eq!(
-        store
-            .agent_of_same_tpm(&sample("b"))
-            .await
-            .unwrap()
-            .as_deref(),
-        Some("a")
+        put(pending(stranger, 100), false).await,
+        Offer::OtherIdentity
     );
+    assert!(store.pending_of("a").await.unwrap().is_empty());
     assert!(store.delete_agent("a").await.unwrap());
     assert!(!store.delete_agent("a").await.unwrap());
 }
@@ -142,21 +156,46 @@ pub(crate) async fn promotion_never_replaces_another_tpm(url: &str) {
 pub(crate) async fn challenge_is_taken_once_expires_and_is_bounded(url: &str) {
     let store = open(url, Schema::Registrar).await;
     let evil = "x'; DROP TABLE agents; --";
-    let put = |id: &'static str, at, expired| {
+    let put = |id: &'static str, at| {
         let (store, pending) = (store.clone(), pending(sample(id), at));
-        async move { store.put_pending(&pending, expired, 2).await.unwrap() }
+        async move {
+            store.put_pending(&pending, false).await.unwrap();
+            store.tidy_pending(at, 100, 2).await.unwrap()
+        }
     };
-    assert_eq!(put(evil, 101, 0).await, 0);
-    assert_eq!(put("b", 99, 0).await, 0);
-    assert_eq!(put("b", 100, 0).await, 0, "it replaces its own");
-    assert_eq!(put("c", 103, 0).await, 1, "the oldest is pushed out");
-    assert!(store.take_pending("b").await.unwrap().is_none());
-    let taken = store.take_pending(evil).await.unwrap().unwrap();
+    assert_eq!(put(evil, 101).await, 0);
+    assert_eq!(put("b", 99).await, 0);
+    assert_eq!(put("b", 100).await, 0, "it replaces its own");
+    assert_eq!(put("c", 103).await, 1, "the oldest is pushed out");
+    let take = |id| store.take_pending(id, SOURCE);
+    assert!(take("b").await.unwrap().is_none());
+    let taken = take(evil).await.unwrap().unwrap();
     assert_eq!((&*taken.challenge, taken.created_at), (&vec![1, 2, 3], 101));
-    assert!(store.take_pending(evil).await.unwrap().is_none());
-    assert_eq!(put("d", 200, 150).await, 0);
-    assert!(store.take_pending("c").await.unwrap().is_none(), "expired");
+    assert!(take(evil).await.unwrap().is_none());
+    assert_eq!(put("d", 204).await, 0);
+    assert!(take("c").await.unwrap().is_none(), "expired");
     assert!(store.agent_ids().await.unwrap().is_empty());
+}
+
+pub(crate) async fn challenges_of_an_id_are_apart_by_their_source(url: &str) {
+    let store = open(url, Schema::Registrar).await;
+    for (number, source) in (0..6).zip(["a", "b", "c", "d", "e", "a"]) {
+        let pending = Pending {
+            source: source.into(),
+            ..pending(sample("x"), 100 + number)
+        };
+        store.put_pending(&pending, false).await.unwrap();
+    }
+    let newest = store.pending_of("x").await.unwrap();
+    let newest: Vec<_> = newest.iter().map(|p| p.source.as_str()).collect();
+    assert_eq!(newest, ["a", "e", "d", "c"]);
+    assert!(store.take_pending("x", "f").await.unwrap().is_none());
+    let taken = store.take_pending("x", "b").await.unwrap().unwrap();
+    assert_eq!((taken.source.as_str(), taken.created_at), ("b", 101));
+    assert_eq!(store.pending_of("x").await.unwrap().len(), 4);
+    store.promote(&sample("x"), 5, false).await.unwrap();
+    store.delete_agent("x").await.unwrap();
+    assert!(store.pending_of("x").await.unwrap().is_empty());
 }
 
 pub(crate) async fn a_device_identity_and_a_chain_stay_with_their_registration(url: &str) {
@@ -173,9 +212,9 @@ pub(crate) async fn a_device_identity_and_a_chain_stay_with_their_registration(u
         device: Some(device(iak)),
         ..sample("a")
     };
-    let stored = store.put_pending(&pending(agent("1"), 100), 0, 9).await;
+    let stored = store.put_pending(&pending(agent("1"), 100), false).await;
     stored.unwrap();
-    let taken = store.take_pending("a").await.unwrap().unwrap();
+    let taken = store.take_pending("a", SOURCE).await.unwrap().unwrap();
     assert_eq!(taken.agent, agent("1"));
     // A device identity may change and go; a certificate of the EK stays, and its chain with it.
     for (registered, expected) in [
@@ -245,7 +284,7 @@ pub(crate) async fn registrations_of_the_first_schema_stay(url: &str) {
             back.push_str(&format!("ALTER TABLE {table} DROP COLUMN {column};"));
         }
     }
-    back.push_str("DELETE FROM _sqlx_migrations WHERE version = 2");
+    back.push_str("DELETE FROM _sqlx_migrations WHERE version >= 2");
     for statement in back.split(';') {
         let statement = sqlx::AssertSqlSafe(statement.to_owned());
         database.execute(statement).await.unwrap();
@@ -504,7 +543,8 @@ pub(crate) async fn concurrent_registrations_stay_within_their_bound(url: &str) 
             let id = format!("agent-{}", n % 30);
             tokio::spawn(async move {
                 let pending = pending(sample(&id), 100);
-                store.put_pending(&pending, 50, 10).await.unwrap();
+                store.put_pending(&pending, false).await.unwrap();
+                store.tidy_pending(100, 50, 10).await.unwrap();
             })
         })
         .collect();
@@ -513,7 +553,10 @@ pub(crate) async fn concurrent_registrations_stay_within_their_bound(url: &str) 
     }
     let mut taken = 0;
     for n in 0..30 {
-        let pending = store.take_pending(&format!("agent-{n}")).await.unwrap();
+        let pending = store
+            .take_pending(&format!("agent-{n}"), SOURCE)
+            .await
+            .unwrap();
         taken += u32::from(pending.is_some());
     }
     assert_eq!(taken, 10);
@@ -521,12 +564,12 @@ pub(crate) async fn concurrent_registrations_stay_within_their_bound(url: &str) 
 
 pub(crate) async fn a_challenge_is_taken_by_one_of_many(url: &str) {
     let store = open(url, Schema::Registrar).await;
-    let stored = store.put_pending(&pending(sample("a"), 100), 0, 1).await;
+    let stored = store.put_pending(&pending(sample("a"), 100), false).await;
     stored.unwrap();
     let tasks: Vec<_> = (0..20)
         .map(|_| {
             let store = store.clone();
-            tokio::spawn(async move { store.take_pending("a").await.unwrap().is_some() })
+            tokio::spawn(async move { store.take_pending("a", SOURCE).await.unwrap().is_some() })
         })
         .collect();
     let mut winners = 0;

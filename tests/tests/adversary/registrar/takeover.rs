@@ -13,7 +13,7 @@ use crate::raw;
 
 /// Another TPM under the victim's id, at either path.
 ///
-/// Check: `verifier/src/registrar/exchange.rs`: `!active.same_identity(&candidate.agent)`
+/// Check: `verifier/src/store/registrar.rs`: `!known.same_identity(&pending.agent)`
 #[test]
 fn another_tpm_takes_the_id() {
     let (registrar, victim, before) = Registrar::with_victim();
@@ -22,7 +22,7 @@ fn another_tpm_takes_the_id() {
     registrar.assert_untouched(&victim, &before);
 }
 
-/// Check: `verifier/src/registrar/exchange.rs`: `!active.same_identity(&candidate.agent)`
+/// Check: `verifier/src/store/registrar.rs`: `!known.same_identity(&pending.agent)`
 #[test]
 fn another_tpm_takes_the_id_in_the_body() {
     let (registrar, victim, before) = Registrar::with_victim();
@@ -168,6 +168,53 @@ fn guessed_tags() {
     }
     assert_eq!(registrar.record(VICTIM), Value::Null);
     registrar.take_in(VICTIM, &victim);
+}
+
+/// Somebody at another address wants the victim never to finish: he registers its id again and
+/// again, with its keys and with others, and answers wrongly, between challenge and answer.
+///
+/// Check: `verifier/src/store/registrar.rs`: `ON CONFLICT (agent_id, source)`
+#[test]
+fn the_challenge_of_another_address_is_spent() {
+    let registrar = Registrar::new();
+    let port = registrar.stage.fleet.registrar_port();
+    let victim = Tpm::new();
+    let challenge = registrar.register(VICTIM, &victim.registration());
+    let elsewhere = |line: &str, body: &Value| {
+        let request = raw::request(line, "", &body.to_string());
+        raw::status_from([127, 0, 0, 66].into(), port, None, &request)
+    };
+    let (post, put) = ("POST /v2.6/agents/victim", "PUT /v2.6/agents/victim");
+    let wrong = json!({ "auth_tag": "0".repeat(96) });
+    assert_eq!(elsewhere(put, &wrong), Some(404));
+    for body in [victim.registration(), Tpm::new().registration()] {
+        for _ in 0..3 {
+            assert_eq!(elsewhere(post, &body), Some(200));
+        }
+        assert_eq!(elsewhere(put, &wrong), Some(400));
+        assert_eq!(elsewhere(put, &wrong), Some(404));
+    }
+    let activated = registrar.activate(VICTIM, &victim.tag(VICTIM, &challenge));
+    assert_eq!(activated.status, 200, "{activated:?}");
+    let before = registrar.record(VICTIM);
+    registrar.assert_untouched(&victim, &before);
+}
+
+/// An agent that has another address by the time of its answer is in all the same.
+///
+/// Check: `verifier/src/registrar/exchange.rs`: `self.store.pending_of(id.as_str())`
+#[test]
+fn an_answer_from_another_address() {
+    let registrar = Registrar::new();
+    let port = registrar.stage.fleet.registrar_port();
+    let victim = Tpm::new();
+    let challenge = registrar.register(VICTIM, &victim.registration());
+    let body = json!({ "auth_tag": victim.tag(VICTIM, &challenge) }).to_string();
+    let request = raw::request("PUT /v2.6/agents/victim", "", &body);
+    let answer = || raw::status_from([127, 0, 0, 66].into(), port, None, &request);
+    assert_eq!(answer(), Some(200));
+    assert_eq!(answer(), Some(400), "it is spent");
+    assert_eq!(registrar.record(VICTIM)["regcount"], 1);
 }
 
 /// Who knows the victim's public keys registers them with his own address and certificate: without
