@@ -18,7 +18,7 @@
 use std::{
     env,
     ffi::OsString,
-    fs, io,
+    io,
     ops::Range,
     path::{Path, PathBuf},
 };
@@ -27,7 +27,6 @@ use keylime::Keylime;
 pub use secret::Secret;
 use serde::de::DeserializeOwned;
 use toml::{Table, Value};
-use zeroize::Zeroizing;
 
 /// Secrets as files of the service manager.
 mod credentials;
@@ -189,10 +188,7 @@ impl Environment {
 
 /// One file, checked by itself, so that an error names the file and its line.
 fn read_toml<T: DeserializeOwned>(path: PathBuf) -> Result<Table, ConfigError> {
-    let text = match fs::read_to_string(&path) {
-        Ok(text) => Zeroizing::new(text),
-        Err(source) => return Err(ConfigError::Read { path, source }),
-    };
+    let text = files::read(&path)?;
     let checked = toml::from_str::<T>(&text).and_then(|_| toml::from_str(&text));
     checked.map_err(|error| ConfigError::Parse {
         path,

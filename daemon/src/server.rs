@@ -15,7 +15,7 @@ use serde::Serialize;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
-    sync::{mpsc, watch},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
     time::{sleep, timeout},
 };
 use tokio_rustls::TlsAcceptor;
@@ -39,6 +39,9 @@ const DRAIN: Duration = Duration::from_secs(5);
 const BODY_PATIENCE: Duration = Duration::from_secs(30);
 /// Bytes per second that a body which may be larger has to come at.
 const BODY_RATE: usize = 256 * 1024;
+
+/// Bytes by which a body grows that anybody may send.
+const GROWTH: usize = 256 * 1024;
 
 /// The body of every answer: a buffer, or a stream that may fail half-way.
 pub type Body = UnsyncBoxBody<Bytes, std::io::Error>;
@@ -331,9 +334,7 @@ pub fn json<T: Serialize>(status: StatusCode, value: &T) -> Response<Body> {
 /// Reads a whole request body of at most `limit` bytes, in at most half a minute and a second for
 /// each 256 KiB of `limit`: a peer that sends a byte now and then must not keep its connection.
 pub async fn read_body(body: Incoming, limit: usize) -> Result<Bytes, BodyError> {
-    let patience = u64::try_from(limit / BODY_RATE).unwrap_or(u64::MAX);
-    let patience = BODY_PATIENCE.saturating_add(Duration::from_secs(patience));
-    read_within(body, limit, patience).await
+    read_within(body, limit, patience(limit)).await
 }
 
 async fn read_within<B>(body: B, limit: usize, patience: Duration) -> Result<Bytes, BodyError>
@@ -349,6 +350,53 @@ where
     }
 }
 
+/// [`read_body`] for a body that anybody may send: what has come of all of them together takes at
+/// most the KiB of `room`, for as long as the permit lives. Who sends slowly holds what he has sent,
+/// and nobody up.
+pub async fn read_shared_body(
+    mut body: Incoming,
+    limit: usize,
+    room: &Arc<Semaphore>,
+) -> Result<(Bytes, OwnedSemaphorePermit), BodyError> {
+    let no_room = |_| BodyError::NoRoom;
+    let read = async {
+        let mut held = Arc::clone(room)
+            .try_acquire_many_owned(0)
+            .map_err(no_room)?;
+        let mut bytes = Vec::new();
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|error| BodyError::Incomplete(error.to_string()))?;
+            let Ok(data) = frame.into_data() else {
+                continue;
+            };
+            if bytes.len() + data.len() > limit {
+                return Err(BodyError::TooLarge { limit });
+            }
+            let needed = (bytes.len() + data.len()).div_ceil(1024) - held.num_permits();
+            let needed = u32::try_from(needed).map_err(|_| BodyError::NoRoom)?;
+            held.merge(
+                Arc::clone(room)
+                    .try_acquire_many_owned(needed)
+                    .map_err(no_room)?,
+            );
+            if bytes.capacity() < bytes.len() + data.len() {
+                // Not twice as much as there is.
+                bytes.reserve_exact(data.len().max(GROWTH));
+            }
+            bytes.extend_from_slice(&data);
+        }
+        Ok((Bytes::from(bytes), held))
+    };
+    let after = patience(limit);
+    let read = timeout(after, read).await;
+    read.map_err(|_| BodyError::TooSlow { after })?
+}
+
+fn patience(limit: usize) -> Duration {
+    let more = u64::try_from(limit / BODY_RATE).unwrap_or(u64::MAX);
+    BODY_PATIENCE.saturating_add(Duration::from_secs(more))
+}
+
 /// A request body that was not taken.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -356,6 +404,9 @@ pub enum BodyError {
     /// The connection broke in the middle.
     #[error("request body is incomplete: {0}")]
     Incomplete(String),
+    /// Others have sent as much as is kept at a time.
+    #[error("as much as is taken at a time is being sent by others")]
+    NoRoom,
     /// More bytes than the route takes.
     #[error("request body is larger than {limit} bytes")]
     TooLarge {

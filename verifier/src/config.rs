@@ -288,7 +288,7 @@ pub struct VerifierConfig {
     /// change; `always`: with every answer. The verdict is the same.
     pub measured_boot_evaluate: Evaluate,
     /// Checks on demand (`/verify/identity`, `/verify/evidence`) at a time, for anybody; each may
-    /// hold 16 MiB of evidence. 0: none.
+    /// hold 16 MiB of evidence, and as much may be on its way to it. 0: none.
     pub max_evidence_checks: usize,
     /// Such checks per second from one source address, with bursts of ten times as many; 0: no
     /// limit.

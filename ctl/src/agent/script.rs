@@ -3,7 +3,7 @@ use std::{
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use rustix::process::{Pid, Signal, kill_process_group};
@@ -11,6 +11,7 @@ use tokio::{
     io::AsyncReadExt,
     net::unix::pipe,
     process::Command,
+    signal::unix::{SignalKind, signal},
     time::{Duration, timeout},
 };
 
@@ -76,19 +77,24 @@ pub(super) async fn ask(
         .kill_on_drop(true)
         .spawn()
         .map_err(failed)?;
+    // Its group is its own, so that a terminal's Ctrl-C does not reach it.
+    let running = Running::default();
+    *running.lock() = child
+        .id()
+        .and_then(|id| i32::try_from(id).ok())
+        .and_then(Pid::from_raw);
+    running.end_with_this(failed)?;
     let output = Arc::<Mutex<Vec<u8>>>::default();
     let reading = tokio::spawn(read(reader, Arc::clone(&output)));
     let status = match timeout(limit, child.wait()).await {
         Ok(status) => Some(status.map_err(failed)?),
         Err(_) => {
-            // It is not reaped yet, so that the number is still its own.
-            let group = child.id().and_then(|id| i32::try_from(id).ok());
-            if let Some(group) = group.and_then(Pid::from_raw) {
-                kill_process_group(group, Signal::KILL).map_err(|error| failed(error.into()))?;
-            }
+            running.kill().map_err(|error| failed(error.into()))?;
             None
         }
     };
+    // From here on the number may be another's.
+    *running.lock() = None;
     // What was read so far counts, whether or not there was more.
     let _ = timeout(DRAIN, reading).await;
     let output = output.lock().unwrap_or_else(PoisonError::into_inner);
@@ -111,6 +117,38 @@ pub(super) async fn ask(
             seconds: limit.as_secs_f64(),
             output,
         }),
+    }
+}
+
+/// The process group of a program, while it is not reaped: then the number is its own.
+#[derive(Clone, Default)]
+struct Running(Arc<Mutex<Option<Pid>>>);
+
+impl Running {
+    fn lock(&self) -> MutexGuard<'_, Option<Pid>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn kill(&self) -> rustix::io::Result<()> {
+        match *self.lock() {
+            Some(group) => kill_process_group(group, Signal::KILL),
+            None => Ok(()),
+        }
+    }
+
+    /// When this process is told to end, it takes the program with it. It ends by that signal later
+    /// too, as it would have without.
+    fn end_with_this(&self, failed: impl Fn(io::Error) -> Error) -> Result<(), Error> {
+        for (kind, number) in [(SignalKind::interrupt(), 2), (SignalKind::terminate(), 15)] {
+            let (mut signal, running) = (signal(kind).map_err(&failed)?, self.clone());
+            tokio::spawn(async move {
+                signal.recv().await;
+                // It may have ended by itself.
+                let _ = running.kill();
+                std::process::exit(128 + number);
+            });
+        }
+        Ok(())
     }
 }
 

@@ -1,10 +1,16 @@
 use std::{
     collections::BTreeMap,
-    fs, io,
+    fs::{self, File},
+    io::{self, Read},
     path::{Path, PathBuf},
 };
 
+use zeroize::Zeroizing;
+
 use super::ConfigError;
+
+/// Bytes of one file of any kind of configuration.
+const MAX_FILE: u64 = 1024 * 1024;
 
 /// Directories from weakest to strongest.
 const DIRECTORIES: [&str; 3] = ["/usr/lib/troth", "/run/troth", "/etc/troth"];
@@ -43,6 +49,24 @@ pub(super) fn below(root: Option<&Path>, path: &str) -> PathBuf {
         Some(root) => root.join(path.trim_start_matches('/')),
         None => PathBuf::from(path),
     }
+}
+
+/// A file of up to [`MAX_FILE`] bytes; no more of it is read.
+pub(super) fn read(path: &Path) -> Result<Zeroizing<String>, ConfigError> {
+    let read = || -> io::Result<Zeroizing<String>> {
+        let mut text = Zeroizing::new(String::new());
+        let size = File::open(path)?
+            .take(MAX_FILE + 1)
+            .read_to_string(&mut text)?;
+        match u64::try_from(size) {
+            Ok(size) if size <= MAX_FILE => Ok(text),
+            _ => Err(io::Error::other("the file is larger than 1 MiB")),
+        }
+    };
+    read().map_err(|source| ConfigError::Read {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// What is in `directory`, sorted by name; nothing when it does not exist.

@@ -4,7 +4,10 @@
 //! files and `KEYLIME_...` variables apply, with Keylime's defaults for what they do not set.
 //! Formats and search order: Keylime's documentation of `keylime.config` and of `agent.conf`.
 
-use std::path::{Path, PathBuf};
+use std::{
+    io::ErrorKind,
+    path::{Path, PathBuf},
+};
 
 use serde::de::DeserializeOwned;
 pub use sources::Format;
@@ -34,6 +37,14 @@ pub struct Keylime {
     /// Its section of the single file `/etc/keylime.conf` of Keylime before 6.5, and what options
     /// that had another name there are called now.
     pub single_file: SingleFile,
+}
+
+impl Keylime {
+    /// A user who may not read the files of a program that users run goes without them. A daemon
+    /// that may not does not start: it would be less strict than its administrator wants.
+    fn is_for_people(&self) -> bool {
+        self.component == "tenant"
+    }
 }
 
 /// Where a component is in `/etc/keylime.conf`.
@@ -151,7 +162,18 @@ pub(super) fn read<T: DeserializeOwned>(
     let mut merged = Table::new();
     let mut notes = Vec::new();
     for (index, keylime) in components.iter().enumerate() {
-        let sources = sources::collect(keylime, root, environment)?;
+        let sources = match sources::collect(keylime, root, environment) {
+            Err(ConfigError::Read { path, source })
+                if keylime.is_for_people() && source.kind() == ErrorKind::PermissionDenied =>
+            {
+                notes.push(Note::warning(format!(
+                    "Keylime's configuration is not read: {}: {source}",
+                    path.display()
+                )));
+                break;
+            }
+            sources => sources?,
+        };
         if index == 0 && sources.is_empty() {
             break;
         }

@@ -1,4 +1,4 @@
-use std::os::unix::fs::PermissionsExt;
+use std::{fs, os::unix::fs::PermissionsExt};
 
 use serde::Deserialize;
 
@@ -383,4 +383,16 @@ fn what_cannot_be_understood_is_an_error_that_names_file_and_line() {
             "{error}"
         );
     }
+}
+
+#[test]
+fn a_file_without_end_is_refused() {
+    let machine = Machine::new(&[("etc/troth/agent.toml.d/1.toml", "port = 2")]);
+    let endless = machine.root.path().join("etc/troth/agent.toml.d/2.toml");
+    std::os::unix::fs::symlink("/dev/zero", endless).unwrap();
+    let error = machine.error();
+    assert!(
+        error.ends_with("2.toml: the file is larger than 1 MiB"),
+        "{error}"
+    );
 }

@@ -1,4 +1,5 @@
 use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
 
 use tokio::task::JoinSet;
 
@@ -73,6 +74,36 @@ fn a_flood_of_evidence() {
     stage.operator.wait_for_attestations("attested", 2);
     let memory = peak_memory(stage.fleet.verifier());
     assert!(memory < 200, "{memory} MiB");
+}
+
+/// Evidence that begins to come and then does not: whoever sends his is answered meanwhile.
+///
+/// Check: `verifier/src/api/verify.rs`: `read_shared_body(body, MAX_EVIDENCE, &self.room)`
+#[test]
+fn evidence_that_does_not_come() {
+    let stage = Stage::with_verifier("max_evidence_checks = 1");
+    let port = stage.fleet.verifier_port();
+    let tls = operator_tls(&stage.fleet.ca_dir());
+    let line = "POST /v2.6/verify/evidence";
+    let mut begun = raw::request(line, "", &"x".repeat(1 << 20));
+    begun.truncate(1 << 19);
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let waiting: Vec<_> = (1..=4)
+        .map(|last| {
+            let (begun, tls) = (begun.clone(), Some(tls.clone()));
+            runtime.spawn(async move {
+                let source = IpAddr::V4(Ipv4Addr::new(127, 0, 77, last));
+                raw::exchange(source, port, tls, &begun).await
+            })
+        })
+        .collect();
+    // They have begun, whatever the others' order is.
+    std::thread::sleep(Duration::from_secs(1));
+    let body = r#"{"type": "tpm", "data": {"quote": "r"}}"#;
+    let status = raw::status(port, Some(tls), &raw::request(line, "", body));
+    assert_eq!(status, Some(400));
+    assert!(waiting.iter().all(|sender| !sender.is_finished()));
+    runtime.shutdown_background();
 }
 
 /// Questions about a quote from few addresses, more than each may ask.

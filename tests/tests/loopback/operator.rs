@@ -96,6 +96,25 @@ fn script(stage: &Stage, name: &str, text: &str) -> PathBuf {
 }
 
 #[test]
+fn the_sites_own_program_ends_with_trothctl() {
+    let stage = Stage::new();
+    let id = "interrupted";
+    let _agent = stage.agent(&AgentOptions::with_id(id));
+    // Somebody types Ctrl-C when it runs, and has started something.
+    let text = "sleep 1000 & echo $! > \"$0.pid\"; kill -INT $PPID; wait";
+    let interrupted = script(&stage, "pressed", text);
+    let option = ["--ek-check-script", interrupted.to_str().unwrap()];
+    let answer = add(&stage, id, &option);
+    assert_eq!(answer.status.code(), Some(130), "{}", answer.stderr);
+    let helper = fs::read_to_string(interrupted.with_extension("pid")).unwrap();
+    let state = fs::read_to_string(format!("/proc/{}/stat", helper.trim()));
+    assert!(
+        !state.is_ok_and(|state| state.contains(" S ")),
+        "its helper still sleeps"
+    );
+}
+
+#[test]
 fn the_sites_own_program_has_the_last_word_about_an_ek() {
     let stage = Stage::new();
     let id = "asked";

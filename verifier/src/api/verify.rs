@@ -12,7 +12,7 @@ use troth_core::{
     tpm::{AttestationKey, Public},
     wire::QuoteResponse,
 };
-use troth_daemon::server::read_body;
+use troth_daemon::server::read_shared_body;
 
 use crate::{
     config::VerifierConfig,
@@ -23,11 +23,15 @@ use crate::{
 
 /// Largest evidence in bytes: some 80,000 entries of an IMA list, and a policy.
 const MAX_EVIDENCE: usize = 16 << 20;
+/// Bytes for each check at a time: its own evidence, and another that is being sent meanwhile.
+const ROOM: usize = 2 * MAX_EVIDENCE;
 
 /// Checks for anybody, in places of their own: attestation never waits for them.
 #[derive(Debug)]
 pub(super) struct OnDemand {
     slots: Arc<Semaphore>,
+    /// KiB for evidence that is being sent or checked.
+    room: Arc<Semaphore>,
     limit: SourceLimit,
     /// What judges refstates.
     engine: BootEngine,
@@ -112,14 +116,16 @@ impl OnDemand {
     pub(super) fn new(config: &VerifierConfig) -> Self {
         Self {
             slots: Arc::new(Semaphore::new(config.max_evidence_checks)),
+            room: Arc::new(Semaphore::new(
+                config.max_evidence_checks.min(1 << 20) * ROOM / 1024,
+            )),
             limit: SourceLimit::new(config.evidence_rate_limit),
             engine: config.measured_boot_policy_name,
         }
     }
 
-    /// A place for one check, held while its evidence is in memory.
-    fn enter(&self, source: IpAddr) -> Result<OwnedSemaphorePermit, Refusal> {
-        self.limit.take(source)?;
+    /// A place for one check.
+    fn enter(&self) -> Result<OwnedSemaphorePermit, Refusal> {
         let slot = Arc::clone(&self.slots).try_acquire_owned();
         slot.map_err(|_| {
             Refusal::new(
@@ -136,7 +142,8 @@ impl OnDemand {
         query: &str,
         key: impl FnOnce(&str) -> Option<Arc<AttestationKey>>,
     ) -> Reply {
-        let slot = self.enter(source)?;
+        self.limit.take(source)?;
+        let slot = self.enter()?;
         let id = parameter(query, "agent_uuid")?;
         let quote = parameter(query, "quote")?;
         let nonce = parameter(query, "nonce")?;
@@ -156,10 +163,21 @@ impl OnDemand {
 
     /// `POST /verify/evidence`: what the evidence of any TPM is worth.
     pub(super) async fn evidence(&self, source: IpAddr, body: Incoming) -> Reply {
-        let slot = self.enter(source)?;
-        let body = read_body(body, MAX_EVIDENCE).await?;
+        self.limit.take(source)?;
+        if self.slots.available_permits() == 0 {
+            // Said before all of it is sent.
+            drop(self.enter()?);
+        }
+        // A place is for what can be checked now, not for who sends slowly.
+        let (body, held) = read_shared_body(body, MAX_EVIDENCE, &self.room).await?;
+        let slot = self.enter()?;
         let engine = self.engine;
-        let verdict = check(slot, move || judge(&body, engine)).await??;
+        let verdict = check(slot, move || {
+            let verdict = judge(&body, engine);
+            drop(held);
+            verdict
+        });
+        let verdict = verdict.await??;
         let malformed = |failure: &Failure| failure.id.starts_with("default.missing_");
         Ok(if verdict.failures.iter().any(malformed) {
             rest::envelope(StatusCode::BAD_REQUEST, "Bad Request", verdict)

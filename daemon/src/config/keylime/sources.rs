@@ -1,6 +1,6 @@
 use std::{
     collections::BTreeMap,
-    fmt, fs,
+    fmt,
     path::{Path, PathBuf},
 };
 
@@ -11,7 +11,7 @@ use zeroize::Zeroizing;
 use super::{GENERAL, Keylime, KeylimeOption, ini, value};
 use crate::config::{
     ConfigError, Environment,
-    files::{below, entries},
+    files::{self, below, entries},
     line_at,
 };
 
@@ -75,13 +75,7 @@ pub(super) fn collect(
     }
     let mut settings = Vec::new();
     for path in &files {
-        let text = match fs::read_to_string(path) {
-            Ok(text) => Zeroizing::new(text),
-            Err(source) => {
-                let path = path.clone();
-                return Err(ConfigError::Read { path, source });
-            }
-        };
+        let text = files::read(path)?;
         settings.extend(match keylime.format {
             Format::Toml if !single_file => from_toml(keylime, path, &text)?,
             _ => from_ini(path, &text)?,
