@@ -124,7 +124,6 @@ impl SmallDisk {
             },
             verifier: url("cv_data.sqlite"),
             registrar: url("reg_data.sqlite"),
-            ..Extra::default()
         }
     }
 
