@@ -542,6 +542,7 @@ fn a_bundle_is_judged_by_what_the_operator_names() {
         "Not proved by this",
         "Freshness",
         "Whose",
+        "By which rules",
     ] {
         assert!(shown.contains(line), "{line}: {shown}");
     }

@@ -146,6 +146,22 @@ impl Report {
                 ));
             }
         }
+        let own = |source: &Source| matches!(source, Source::Bundle { .. });
+        let from_bundles = self.appraised.iter().any(|appraised| {
+            let Sources {
+                runtime_policy,
+                boot_policy,
+                tpm_policy,
+            } = &appraised.sources;
+            own(runtime_policy) || own(boot_policy) || own(tpm_policy)
+        });
+        if from_bundles {
+            notes.push(
+                "By which rules: policies are the bundle's own, and whoever made it chose them. \
+                 Name yours, or compare their SHA-256 (--json has them)."
+                    .to_owned(),
+            );
+        }
         let judged = |source: &Source| *source != Source::None;
         if let Some(appraised) = self.appraised.iter().find(|appraised| {
             let Sources {

@@ -3,6 +3,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
+use troth_core::appraise::Finding;
 use troth_core::bundle::Outcome;
 use troth_tests::api::Api;
 use troth_tests::fleet::{AgentOptions, Extra, QUOTE_INTERVAL};
@@ -139,9 +140,13 @@ fn kept_evidence_gives_the_same_verdicts_byte_for_byte() {
         links.insert(bundle["link"].as_str().unwrap());
     }
     assert_eq!(links, BTreeSet::from(["continued", "start"]));
-    // And it is what the verifier showed.
+    // And it is what the verifier showed, which has a severity beside each.
+    let findings = |value: &Value| -> Vec<Finding> {
+        let list = value["findings"].clone();
+        serde_json::from_value(list).unwrap()
+    };
     let last = &bundles[bundles.len() - 1]["outcome"];
-    assert_eq!(last["findings"], failed["findings"]);
+    assert_eq!(findings(last), findings(&failed));
 
     // One alone continues from what it says itself.
     let incremental = bundles
@@ -211,6 +216,20 @@ fn evidence_is_kept_of_changes_with_its_policies_and_over_kills() {
         assert_eq!(report["bundles"][0]["same_as_recorded"], true);
         assert!(!report["not_proved"].to_string().contains("Whose"));
     }
+    // The verifier's text of the policy is the one that was judged by.
+    let policy = stage.path().join("shown.json");
+    let command = ["policy", "show", "runtime", id, "-o", text(&policy)];
+    stage.fleet.trothctl(&command).unwrap().success().unwrap();
+    let command = [
+        "--json",
+        "appraise",
+        text(&saved),
+        "--policy",
+        text(&policy),
+    ];
+    let answer = stage.fleet.trothctl(&command).unwrap();
+    let report = answer.success().unwrap().json().unwrap();
+    assert_eq!(report["bundles"][0]["runtime_policy"]["as_recorded"], true);
     // Of another machine's AK it is no evidence.
     let stranger = troth_tests::boot::fixtures().join("boots/uki/ak.pub");
     let command = [

@@ -8,6 +8,7 @@ use troth_daemon::config::keylime::{
 
 const FORMAT: &str = "it is the version of the file's format";
 const DURABLE: &str = "evidence is not kept for later (durable attestation)";
+const KEPT: &str = "evidence_dir keeps evidence for later, as bundles in files";
 const PUSH: &str = "nodes are asked (pull mode); agents that push are not served yet";
 const REVOCATIONS: &str = "nobody is notified yet; `trothctl agent watch` shows what changes";
 const AUTHORIZATION: &str = "there is one rule: a client certificate of the CA is an operator's";
@@ -135,15 +136,15 @@ pub(super) static VERIFIER: Keylime = Keylime {
             "False",
             "violations of the IMA list are not judged: they have no digest",
         ),
-        O::dropped("durable_attestation_import", "", DURABLE),
-        O::dropped("persistent_store_url", "", DURABLE),
-        O::dropped("transparency_log_url", "", DURABLE),
-        O::dropped("time_stamp_authority_url", "", DURABLE),
-        O::dropped("time_stamp_authority_certs_path", "", DURABLE),
-        O::dropped("persistent_store_format", "json", DURABLE),
-        O::dropped("persistent_store_encoding", "", DURABLE),
-        O::dropped("transparency_log_sign_algo", "sha256", DURABLE),
-        O::dropped("signed_attributes", "", DURABLE),
+        O::dropped("durable_attestation_import", "", KEPT),
+        O::dropped("persistent_store_url", "", KEPT),
+        O::dropped("transparency_log_url", "", KEPT),
+        O::dropped("time_stamp_authority_url", "", KEPT),
+        O::dropped("time_stamp_authority_certs_path", "", KEPT),
+        O::dropped("persistent_store_format", "json", KEPT),
+        O::dropped("persistent_store_encoding", "", KEPT),
+        O::dropped("transparency_log_sign_algo", "sha256", KEPT),
+        O::dropped("signed_attributes", "", KEPT),
         O::option(
             "require_allow_list_signatures",
             "False",
