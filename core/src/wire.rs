@@ -299,6 +299,9 @@ pub struct TrothStatus {
     pub state: String,
     /// One sentence: why this state.
     pub reason: String,
+    /// Unix milliseconds since when the node is in this state, 0 = not known.
+    #[serde(default)]
+    pub since_ms: u64,
     /// Unix milliseconds of the last verdict, 0 = never.
     pub judged_at_ms: u64,
     /// When the next attestation is due, Unix milliseconds.

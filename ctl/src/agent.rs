@@ -4,6 +4,8 @@ mod add;
 mod ek;
 /// `agent evidence`: bundles that the verifier keeps.
 mod evidence;
+/// `agent explain`: why a node is in its state, and what to do.
+mod explain;
 /// The tenant's steps before an enrolment: registrar's record, keys, identity quote.
 mod identity;
 /// A node as this program shows it, whichever verifier it comes from.
@@ -66,6 +68,7 @@ pub(crate) async fn run(
             tell(config, id, &told, out).await
         }
         AgentCommand::Status { id } => status(config, id, out).await,
+        AgentCommand::Explain(args) => explain::run(config, args, out).await,
         AgentCommand::List => list(config, out).await,
         AgentCommand::Watch(args) => watch::run(config, args, out).await,
     }

@@ -11,8 +11,8 @@ use troth_core::identity::AgentId;
 
 pub(crate) use self::{
     agent::{
-        AcceptArgs, AddArgs, AgentCommand, ContactArgs, EkArgs, EvidenceArgs, PolicyArgs,
-        RemoveArgs, Until, UpdateArgs, WatchArgs,
+        AcceptArgs, AddArgs, AgentCommand, ContactArgs, EkArgs, EvidenceArgs, ExplainArgs,
+        PolicyArgs, RemoveArgs, Until, UpdateArgs, WatchArgs,
     },
     policy::{
         BootFormat, CreateBootArgs, ImportCommand, Kind, ListArgs, PolicyCommand,
@@ -84,7 +84,8 @@ pub(crate) struct Global {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Nodes under attestation: add, update, remove, reactivate, stop, status, list, watch, evidence
+    /// Nodes under attestation: add, update, remove, reactivate, stop, status, explain, list, watch,
+    /// evidence
     #[command(subcommand, arg_required_else_help = true)]
     Agent(AgentCommand),
     /// Nodes known to the registrar: their keys and contact address
@@ -102,6 +103,13 @@ pub(crate) enum Command {
     /// Policies: make them, and keep them at the verifier by name
     #[command(subcommand, arg_required_else_help = true)]
     Policy(PolicyCommand),
+    /// Say what a finding means and what to do about it, by its id as logs have it
+    #[command(long_about = help::EXPLAIN)]
+    Explain {
+        /// Id of a finding; without one, all are listed
+        #[arg(value_name = "FINDING")]
+        id: Option<String>,
+    },
     /// Print the completion script of a shell
     Completions {
         /// The shell

@@ -145,6 +145,9 @@ pub(crate) enum Error {
     /// A file whose content is not what the command takes.
     #[error("{}: {reason}", path.display())]
     Malformed { path: PathBuf, reason: String },
+    /// An id that is not in the catalogue.
+    #[error("no finding has the id {id:?}")]
+    NoSuchFinding { id: String },
     /// The registrar or verifier does not know the node.
     #[error("agent {id} is not known to the {service} at {url}")]
     NotFound {
@@ -286,7 +289,9 @@ impl Error {
     pub(crate) fn exit(&self) -> Exit {
         match self {
             Self::Unreachable { .. } => Exit::ServiceUnreachable,
-            Self::NotFound { .. } | Self::NoSuchPolicy { .. } => Exit::NotFound,
+            Self::NotFound { .. } | Self::NoSuchFinding { .. } | Self::NoSuchPolicy { .. } => {
+                Exit::NotFound
+            }
             Self::IdentityQuote { .. }
             | Self::Identity { .. }
             | Self::ForeignAk { .. }
@@ -369,6 +374,10 @@ impl Error {
                 "--ca-dir (or TROTH_CA_DIR, or ca_dir) must name a directory with cacert.crt, \
                  client-cert.crt and client-private.pem that you may read; the verifier or the \
                  registrar makes one on its first start, by default /var/lib/troth/cv_ca"
+                    .to_owned()
+            }
+            Self::NoSuchFinding { .. } => {
+                "list all with `trothctl explain`; a verifier newer than this program may know more"
                     .to_owned()
             }
             Self::NotFound {

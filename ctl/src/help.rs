@@ -94,6 +94,22 @@ Print a line whenever a node's state changes, with the time since the command st
 The first line of a node is the state it is in. The command ends with --until, with --timeout, \
 or when it is interrupted; a verifier that restarts meanwhile does not end it.";
 
+pub(crate) const AGENT_EXPLAIN: &str = "\
+Explain why a node is not trusted, finding by finding, with what to do and to run next.
+
+Findings of one kind stand together, the most severe first: what is wrong and why it matters, then \
+for each where it is, what was expected, what was found, and the commands to run next with their \
+words filled in; a remark after a command says where it is run. The exit status is the verdict, as \
+that of `agent status`.
+
+Keylime's verifier tells no more than the id of its last event, which is explained.";
+
+pub(crate) const EXPLAIN: &str = "\
+Say what a finding means and what to do about it, by its id as logs have it.
+
+Needs no server. The ids are those of Troth's journal entries (FINDING=) and of Keylime's events; \
+docs/findings.md has all of them.";
+
 pub(crate) const INSPECT_QUOTE: &str = "\
 Print a quote's structures; with --ak, check its signature and PCR digest.
 
@@ -111,13 +127,13 @@ const SECTIONS: [(&str, &str); 5] = [
 ];
 
 const EXIT_STATUS: &str = "\
-0  done; agent status: the node is trusted
+0  done; agent status, agent explain: the node is trusted
 1  an error without a status of its own
 2  wrong use of the command line
 3  not to be trusted: a node failed attestation; a quote, log or identity failed its check
-4  agent status: the node is unreachable, or its last verdict is too old to count
-5  no such node or policy
-6  agent status: no verdict (not attested yet, stopped, being removed)
+4  agent status, agent explain: the node is unreachable, or its last verdict is too old to count
+5  no such node, policy or finding
+6  agent status, agent explain: no verdict (not attested yet, stopped, being removed)
 7  verifier, registrar or agent cannot be reached
 8  agent watch: --timeout ended the wait";
 
@@ -128,6 +144,11 @@ Members may be added; those named here stay.
 
 agent list      {\"agents\": [NODE]}
 agent status    NODE
+agent explain   {\"id\", \"state\", \"reason\", \"since_ms\", \"judged_at_ms\", \"due_at_ms\",
+                \"severity\", \"last_event\", \"findings_total\", \"groups\": [{\"id\",
+                \"severity\", KNOWN, \"findings\": [{\"where\", FINDING, \"next\": NEXT}],
+                \"next\": NEXT}]}
+explain         {\"id\", KNOWN, \"next\": NEXT}; without an id {\"findings\": [...]} of these
 agent add       {\"id\", \"result\", \"verifier\", \"agent\", \"api_version\", \"ak_name\",
                 \"ek_certificate\", \"ek_path\", \"ek_check_script\", \"tpm_policy\",
                 \"has_runtime_policy\", \"has_boot_policy\", \"warnings\"}; ek_certificate is
@@ -156,13 +177,15 @@ inspect ima     {\"entries\", \"templates\", \"names\", \"log_hash\", \"boot_agg
                 \"violations\", \"problems\", \"problems_total\", \"list\"}
 ca show         {\"directory\", \"ca\": FILE, \"issued\": [FILE]}
 
-NODE: id, state, reason, judged_at_ms, last_trusted_ms, due_at_ms, period, attestation_count,
+NODE: id, state, reason, since_ms, judged_at_ms, last_trusted_ms, due_at_ms, period, attestation_count,
 ima_entries, address, severity, last_event, tpm_policy, has_runtime_policy, runtime_policy,
 has_boot_policy, boot_policy,
 hash_algorithm, encryption_algorithm, signing_algorithm, verifier, findings, findings_total.
 state: trusted, failed, unreachable, stale, pending, stopped, removed, unknown.
-Finding: id, recoverable, place, expected, got, explanation, action, severity (of a node's
+FINDING: id, recoverable, place, expected, got, explanation, action, severity (of a node's
 findings).
+KNOWN: kind, origin, component, title, meaning, causes: what the catalogue has of the id.
+NEXT: [{\"host\", \"command\"}], host is operator, node or verifier: where it is run.
 Members in _ms are Unix milliseconds; 0 is never.";
 
 const ENVIRONMENT: &str = "\

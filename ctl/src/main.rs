@@ -18,6 +18,8 @@ mod cli;
 mod config;
 /// Everything that can go wrong, with the exit code and the advice that belong to it.
 mod error;
+/// `trothctl explain`: what is known of findings, without any server.
+mod explain;
 /// What `--help` and the manual pages say beyond the options; writes those pages.
 mod help;
 /// `trothctl inspect ...`: read a quote, a boot log or an IMA list without any server.
@@ -67,6 +69,7 @@ fn run(cli: &Cli, out: &Output) -> Result<Exit, Error> {
         Command::Appraise(args) => appraise::run(args, out),
         Command::Ca(CaCommand::Show) => ca::show(&Config::load(&cli.global)?.ca_dir(), out),
         Command::Policy(command) => network(policy::run(&cli.global, command, out)),
+        Command::Explain { id } => explain::run(id.as_deref(), out),
         Command::Completions { shell } => help::completions(*shell, out),
         Command::Man { dir } => help::man(dir.as_deref(), out),
     }

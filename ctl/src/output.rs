@@ -6,7 +6,10 @@ use std::{
 
 use comfy_table::{Attribute, Cell, Color, ContentArrangement, Table, presets};
 use serde::Serialize;
-use troth_core::appraise::{Finding, Place};
+use troth_core::{
+    appraise::{Finding, Place},
+    eventlog::pcr_name,
+};
 
 use crate::error::Error;
 
@@ -333,7 +336,7 @@ fn stdout_error(source: io::Error) -> Error {
 pub(crate) fn place(place: &Place) -> String {
     match place {
         Place::Quote => "the quote".to_owned(),
-        Place::Pcr(pcr) => format!("PCR {pcr}"),
+        Place::Pcr(pcr) => named_pcr(*pcr),
         Place::ImaEntry {
             entry,
             path: Some(path),
@@ -343,9 +346,19 @@ pub(crate) fn place(place: &Place) -> String {
         Place::ImaEntry { entry, path: None } => format!("IMA list entry {entry}"),
         Place::ImaList => "the IMA list".to_owned(),
         Place::BootLog => "the boot log".to_owned(),
-        Place::BootEvent { event, pcr } => format!("boot log event {event}, PCR {pcr}"),
+        Place::BootEvent { event, pcr } => {
+            format!("boot log event {event}, {}", named_pcr(*pcr))
+        }
         other => format!("{other:?}"),
     }
+}
+
+/// `PCR 7 (secure-boot-policy)`.
+fn named_pcr(pcr: u8) -> String {
+    pcr_name(pcr).map_or_else(
+        || format!("PCR {pcr}"),
+        |name| format!("PCR {pcr} ({name})"),
+    )
 }
 
 /// Text from a network or a log, fit for a terminal: control characters and the characters that

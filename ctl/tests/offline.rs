@@ -634,3 +634,36 @@ fn what_is_no_bundle_and_what_is_anothers_is_refused() {
     ];
     assert_eq!(trothctl(&late).status.code(), Some(3));
 }
+
+#[test]
+fn a_finding_is_explained_without_a_server() {
+    let output = trothctl(&["explain", "measured_boot.invalid_pcr_4"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let text = stdout(&output);
+    for part in [
+        "Component: measured boot",
+        "Usual causes: - ",
+        "systemd-analyze pcrs 4",
+    ] {
+        assert!(text.contains(part), "{text}");
+    }
+    let entry = json(&trothctl(&[
+        "--json",
+        "explain",
+        "measured_boot.invalid_pcr_4",
+    ]));
+    assert_eq!(entry["kind"], "measured_boot.invalid_pcr_<n>");
+    let all = json(&trothctl(&["--json", "explain"]));
+    let all = all["findings"].as_array().unwrap();
+    assert!(all.iter().any(|one| one["id"] == "ima.pcr_mismatch"));
+    let table = trothctl(&["explain"]);
+    assert_eq!(stdout(&table).lines().count(), 1 + all.len());
+
+    let unknown = trothctl(&["explain", "ima.nothing_like_it"]);
+    assert_eq!(unknown.status.code(), Some(5));
+    assert!(
+        stderr(&unknown).contains("`trothctl explain`"),
+        "{}",
+        stderr(&unknown)
+    );
+}

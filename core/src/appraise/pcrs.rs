@@ -26,13 +26,8 @@ pub(super) fn check_binding(key: &str, quote: &VerifiedQuote) -> Option<Finding>
     if got == Some(&expected) {
         return None;
     }
-    let id = if got.is_some() {
-        "invalid_pcr_16"
-    } else {
-        "missing_pcr_16"
-    };
     Some(Finding {
-        id: format!("pcr_validation.{id}"),
+        id: format!("pcr_validation.invalid_pcr_{BIND_PCR}"),
         recoverable: true,
         place: Place::Pcr(BIND_PCR),
         expected: vec![expected.to_string()],

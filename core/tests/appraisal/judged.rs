@@ -14,6 +14,9 @@ use troth_core::wire::QuoteResponse;
 use super::tpm::{Tpm, mask, pcrread};
 use super::{fixture, text_fixture, vectors};
 
+/// The findings that trothctl's explanations are tested with.
+mod explained;
+
 const NK: &str = "-----BEGIN PUBLIC KEY-----\nthe agent's\n-----END PUBLIC KEY-----\n";
 
 /// A node and the verifier's side of it.

@@ -115,6 +115,8 @@ pub(crate) struct Node {
     pub(crate) state: State,
     /// One sentence: why this state.
     pub(crate) reason: String,
+    /// Since when it is in this state, Unix milliseconds; 0: the verifier does not say.
+    pub(crate) since_ms: u64,
     /// When the last verdict was given, Unix milliseconds; 0: never.
     pub(crate) judged_at_ms: u64,
     /// When the node was last found trusted, Unix milliseconds; 0: never.
@@ -151,6 +153,9 @@ pub(crate) struct Node {
     pub(crate) signing_algorithm: String,
     /// Which verifier.
     pub(crate) verifier: String,
+    /// Is the verifier Keylime's, which has no findings?
+    #[serde(skip)]
+    pub(crate) is_keylimes: bool,
     /// Findings of the last failed verdict, the most severe first, as many as the verifier keeps.
     pub(crate) findings: Vec<RatedFinding>,
     /// All findings of that verdict.
@@ -183,6 +188,7 @@ impl Node {
             id: id.to_owned(),
             state,
             reason: troth.map_or_else(|| reason(state, status, now), |troth| troth.reason.clone()),
+            since_ms: troth.map_or(0, |troth| troth.since_ms),
             judged_at_ms: troth.map_or_else(
                 || status.last_received_quote.saturating_mul(1000),
                 |troth| troth.judged_at_ms,
@@ -210,6 +216,7 @@ impl Node {
                 "{} at {}:{}",
                 status.verifier_id, status.verifier_ip, status.verifier_port
             ),
+            is_keylimes: troth.is_none(),
             findings: troth
                 .map(|troth| troth.findings.clone())
                 .unwrap_or_default(),
@@ -246,15 +253,18 @@ impl Node {
                 self.findings.len()
             ));
         }
+        if matches!(self.state, State::Failed | State::Unreachable) {
+            text.push_str(&format!(
+                "\n`trothctl agent explain {}` says why this matters and what to run next.\n",
+                clean(&self.id)
+            ));
+        }
         text
     }
 
-    fn fields(&self, now: u64) -> Vec<(&'static str, String)> {
-        let ago = |at: u64| match at {
-            0 => "never".to_owned(),
-            at => format!("{} ago ({})", span(now.saturating_sub(at)), utc(at / 1000)),
-        };
-        let mut attested = ago(self.judged_at_ms);
+    /// When it was attested, and when it will be.
+    pub(crate) fn attested(&self, now: u64) -> String {
+        let mut attested = ago(self.judged_at_ms, now);
         let ended = matches!(self.state, State::Failed | State::Stopped | State::Removed);
         if ended && self.due_at_ms.is_none() {
             attested.push_str(", no further attestation is due");
@@ -267,8 +277,12 @@ impl Node {
                 None => format!(", overdue by {}", span(now.saturating_sub(due))),
             });
         }
-        let mut fields = vec![("Attested", attested)];
-        let mut trusted = ago(self.last_trusted_ms);
+        attested
+    }
+
+    fn fields(&self, now: u64) -> Vec<(&'static str, String)> {
+        let mut fields = vec![("Attested", self.attested(now))];
+        let mut trusted = ago(self.last_trusted_ms, now);
         if self.attestation_count > 0 {
             trusted.push_str(&format!("; {} in all", self.attestation_count));
         }
@@ -328,6 +342,14 @@ impl Node {
             _ if has => format!("a {what}"),
             _ => format!("no {what}"),
         }
+    }
+}
+
+/// `3.5 s ago (2026-11-23 17:56:08 UTC)`, or `never`.
+fn ago(at: u64, now: u64) -> String {
+    match at {
+        0 => "never".to_owned(),
+        at => format!("{} ago ({})", span(now.saturating_sub(at)), utc(at / 1000)),
     }
 }
 
@@ -430,6 +452,8 @@ Finding 1 of 1: /usr/bin/evil (IMA list entry 1640) \
   Policy has: nothing for it
          Why: Not in the policy.
   What to do: Find out who put it there.
+
+`trothctl agent explain node-1` says why this matters and what to run next.
 "
         );
         assert_eq!(node.state.exit(), Exit::Untrusted);
@@ -467,6 +491,7 @@ Finding 1 of 1: /usr/bin/evil (IMA list entry 1640) \
                 "runtime_policy",
                 "severity",
                 "signing_algorithm",
+                "since_ms",
                 "state",
                 "tpm_policy",
                 "verifier"

@@ -170,7 +170,7 @@ impl Change<'_> {
         let shown = self.findings.len().min(FINDINGS_SHOWN) as u64;
         if self.findings_total > shown {
             text.push_str(&format!(
-                "              and {} more; see `trothctl agent status {}`\n",
+                "              and {} more; see `trothctl agent explain {}`\n",
                 self.findings_total - shown,
                 clean(self.id)
             ));
@@ -263,7 +263,7 @@ mod tests {
             change.line(&Output::plain()),
             "[    2.034 s] node-1 trusted -> failed: 1 finding
               [emergency] /usr/bin/evil (IMA list entry 1640): Not in the policy.
-              and 4 more; see `trothctl agent status node-1`
+              and 4 more; see `trothctl agent explain node-1`
 "
         );
         let json = serde_json::to_value(&change).unwrap();

@@ -37,6 +37,9 @@ pub(crate) enum AgentCommand {
         #[arg(value_parser = agent_id)]
         id: AgentId,
     },
+    /// Explain why a node is not trusted, finding by finding, with what to do and to run next
+    #[command(long_about = help::AGENT_EXPLAIN)]
+    Explain(ExplainArgs),
     /// List all nodes with their verdicts
     List,
     /// Print a line whenever a node's state changes
@@ -199,6 +202,16 @@ pub(crate) struct RemoveArgs {
     /// Wait until a running attestation has ended and the node is gone
     #[arg(long)]
     pub(crate) wait: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ExplainArgs {
+    /// Agent id
+    #[arg(value_parser = agent_id)]
+    pub(crate) id: AgentId,
+    /// Show every finding, not only the first of each kind
+    #[arg(long)]
+    pub(crate) all: bool,
 }
 
 #[derive(Debug, Args)]

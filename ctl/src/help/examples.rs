@@ -72,6 +72,30 @@ pub(super) const EXAMPLES: &[(&str, &[Example])] = &[
         ],
     ),
     (
+        "trothctl agent explain",
+        &[
+            (
+                "What is wrong, and what do I run next?",
+                "trothctl agent explain web1",
+            ),
+            ("Every single finding", "trothctl agent explain web1 --all"),
+            (
+                "For a program: the commands of all findings are in groups[].findings[].next",
+                "trothctl --json agent explain web1",
+            ),
+        ],
+    ),
+    (
+        "trothctl explain",
+        &[
+            (
+                "What does this id in the journal mean?",
+                "trothctl explain ima.validation.ima-ng.not_in_allowlist",
+            ),
+            ("Which findings are there?", "trothctl explain"),
+        ],
+    ),
+    (
         "trothctl agent list",
         &[
             ("All nodes as a table", "trothctl agent list"),

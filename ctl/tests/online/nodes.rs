@@ -27,6 +27,12 @@ fn the_exit_status_of_agent_status_is_the_verdict() {
             "{}",
             stdout(&output)
         );
+        let output = site.trothctl(&["agent", "explain", "n"]);
+        assert_eq!(output.status.code(), Some(status), "explain: {state}");
+        let output = site.trothctl(&["--json", "agent", "explain", "n"]);
+        assert_eq!(output.status.code(), Some(status), "explain: {state}");
+        let value: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(value["reason"], format!("it is {state}"));
     }
     assert_eq!(
         site.trothctl(&["agent", "status", "other"]).status.code(),

@@ -23,9 +23,8 @@ const VERSION_NOT_SUPPORTED: &str = "API version not supported";
 
 /// Findings that an agent makes by changing between two questions: another NK than the one known,
 /// which PCR 16 is bound to, or another form of its answers.
-const OF_A_CHANGE: [&str; 7] = [
+const OF_A_CHANGE: [&str; 6] = [
     "pcr_validation.invalid_pcr_16",
-    "pcr_validation.missing_pcr_16",
     "qoute_validation.no_pubkey",
     "qoute_validation.invalid_data",
     "qoute_validation.invalid_hash_alg",

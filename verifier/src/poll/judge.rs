@@ -162,3 +162,24 @@ fn short(name: &str) -> String {
         .take(32)
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// trothctl's explanation of it is tested with the file; `TROTH_REWRITE=1` writes it.
+    #[test]
+    fn the_kept_finding_of_a_check_that_broke_is_what_is_made() {
+        let Outcome::Failed { findings, .. } = broken(&WorkerError("it panicked".to_owned()))
+        else {
+            panic!("not failed");
+        };
+        let text = serde_json::to_string_pretty(&findings[0]).unwrap() + "\n";
+        let name = format!("findings/{}.json", findings[0].id);
+        let path = troth_tests::boot::fixtures().join(name);
+        if std::env::var_os("TROTH_REWRITE").is_some() {
+            std::fs::write(&path, &text).unwrap();
+        }
+        assert_eq!(std::fs::read_to_string(&path).unwrap_or_default(), text);
+    }
+}

@@ -144,6 +144,9 @@ pub struct NodeRecord {
     pub(crate) last_received_quote: u64,
     /// Unix seconds, 0: never.
     pub(crate) last_successful_attestation: u64,
+    /// Unix milliseconds since when it is in this state, 0: an earlier version did not record it.
+    #[serde(default)]
+    since_ms: u64,
     /// Unix milliseconds of the last verdict, 0: never.
     pub(crate) judged_at_ms: u64,
     /// Unix milliseconds of the next question, 0: none.
@@ -229,6 +232,7 @@ impl NodeRecord {
             attestation_count: 0,
             last_received_quote: 0,
             last_successful_attestation: 0,
+            since_ms: milliseconds(now()),
             judged_at_ms: 0,
             due_at_ms: 0,
             ima_entries: 0,
@@ -256,7 +260,7 @@ impl NodeRecord {
     /// The verifier starts again: nothing is known of the time in between.
     pub(crate) fn resume(&mut self) {
         if self.state == State::Trusted {
-            self.state = State::Pending;
+            self.enter(State::Pending, now());
             self.operational = operational::START;
             self.reason = String::from("the verifier was restarted; waiting for new evidence");
         }
@@ -264,7 +268,7 @@ impl NodeRecord {
 
     /// An operator wants the node judged anew, from the first entry of its list.
     pub(crate) fn reactivate(&mut self) {
-        self.state = State::Pending;
+        self.enter(State::Pending, now());
         self.operational = operational::START;
         self.reason = String::from("reactivated; waiting for new evidence");
         self.node.ima = ImaPosition::default();
@@ -276,7 +280,7 @@ impl NodeRecord {
 
     /// An operator stops the polling.
     pub(crate) fn stop(&mut self) {
-        self.state = State::Stopped;
+        self.enter(State::Stopped, now());
         self.operational = operational::STOPPED;
         self.reason = String::from("stopped by an operator; reactivate to go on");
         self.due_at_ms = 0;
@@ -284,10 +288,17 @@ impl NodeRecord {
 
     /// The stored enrolment cannot be judged by any more.
     pub(crate) fn broken(&mut self, reason: &str) {
-        self.state = State::Stopped;
+        self.enter(State::Stopped, now());
         self.operational = operational::FAILED;
         self.reason = format!("cannot be attested: {reason}; remove the node and enrol it again");
         self.due_at_ms = 0;
+    }
+
+    fn enter(&mut self, state: State, now: Duration) {
+        if self.state != state {
+            self.state = state;
+            self.since_ms = milliseconds(now);
+        }
     }
 
     /// Takes an outcome in. `started` is when the question was asked, `now` when the outcome was
@@ -304,6 +315,7 @@ impl NodeRecord {
         let regular = (started + timing.interval)
             .saturating_sub(now)
             .min(timing.interval);
+        let before = self.state;
         let step = match outcome {
             Outcome::Trusted {
                 node,
@@ -376,6 +388,9 @@ impl NodeRecord {
             Outcome::NoAnswer { reason } => self.silent(&reason, timing, severities),
         };
         self.due_at_ms = step.wait.map_or(0, |wait| milliseconds(now + wait));
+        if self.state != before {
+            self.since_ms = milliseconds(now);
+        }
         step
     }
 
@@ -498,6 +513,16 @@ impl NodeRecord {
         }
     }
 
+    /// Unix milliseconds since when the node is in the state that is shown.
+    fn since(&self, shown: &str, timing: &Timing) -> u64 {
+        if shown == STALE {
+            self.judged_at_ms
+                .saturating_add(milliseconds(timing.stale_after()))
+        } else {
+            self.since_ms
+        }
+    }
+
     /// Time since the last verdict.
     fn age(&self, now: Duration) -> Duration {
         now.saturating_sub(Duration::from_millis(self.judged_at_ms))
@@ -531,6 +556,7 @@ impl NodeRecord {
         TrothStatus {
             state: state.to_owned(),
             reason,
+            since_ms: self.since(state, timing),
             judged_at_ms: self.judged_at_ms,
             due_at_ms: self.due_at_ms,
             ima_entries: self.ima_entries,

@@ -22,10 +22,11 @@ pub(super) const ROWS: &[Kind] = &[
     },
     Kind {
         id: "pcr_validation.missing_pcr_16",
-        origin: Origin::Shared,
+        origin: Origin::Keylime,
         component: COMPONENT,
         title: "PCR 16 is not in the quote",
-        meaning: "Without PCR 16 nothing ties the agent's key to the machine that quoted.",
+        meaning: "Without PCR 16 nothing ties the agent's key to the machine that quoted. (Troth says \
+                  `pcr_validation.missing_pcrs` of it.)",
         causes: &["The agent does not add PCR 16 to what it is asked for."],
         next: &[AGENT_JOURNAL, REACTIVATE],
     },
