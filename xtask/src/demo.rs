@@ -192,6 +192,15 @@ fn play(narrator: &Narrator, programs: &Programs, directory: &Path) -> Result<()
     let status = fleet.trothctl(&["agent", "status", &id])?.stdout;
     narrator.detail(status.replace(&id, &short(&id)));
 
+    narrator.say("What it means, and what to run next:");
+    narrator.detail(format!("$ trothctl agent explain {}", short(&id)));
+    let explained = fleet.trothctl(&["agent", "explain", &id])?.stdout;
+    ensure!(
+        explained.contains("Run next:"),
+        "the finding is not explained: {explained}"
+    );
+    narrator.detail(explained.replace(&id, &short(&id)));
+
     narrator.say("Everything stops.");
     for process in [agent.process(), fleet.verifier()] {
         let status = process.terminate()?;

@@ -39,7 +39,7 @@ pub(super) const ROWS: &[Kind] = &[
     },
     Kind {
         id: "ima.validation.no_validator",
-        origin: Origin::Shared,
+        origin: Origin::Keylime,
         component: COMPONENT,
         title: "no rule for entries of this template",
         meaning: "The IMA list has an entry of a template that the verifier has no rule for.",
@@ -48,7 +48,7 @@ pub(super) const ROWS: &[Kind] = &[
     },
     Kind {
         id: "ima.validator.ima-sig.invalid_signature",
-        origin: Origin::Shared,
+        origin: Origin::Keylime,
         component: COMPONENT,
         title: "a file's signature is not good",
         meaning: "The file's IMA signature was not made by a key of the policy, or not over this \
@@ -61,7 +61,7 @@ pub(super) const ROWS: &[Kind] = &[
     },
     Kind {
         id: "ima.validator.ima-sig.<reason>",
-        origin: Origin::Shared,
+        origin: Origin::Keylime,
         component: COMPONENT,
         title: "a file's signature cannot be used",
         meaning: "The file's IMA signature is not one that can be checked.",
@@ -115,7 +115,7 @@ pub(super) const ROWS: &[Kind] = &[
     },
     Kind {
         id: "ima.validation.dm.<reason>",
-        origin: Origin::Shared,
+        origin: Origin::Keylime,
         component: COMPONENT,
         title: "a device-mapper entry cannot be used",
         meaning: "A record of a block device set up by the kernel's device mapper is not what the \
@@ -125,7 +125,7 @@ pub(super) const ROWS: &[Kind] = &[
     },
     Kind {
         id: "ima.validation.dm.<event>.<reason>",
-        origin: Origin::Shared,
+        origin: Origin::Keylime,
         component: COMPONENT,
         title: "a block device is not set up as the policy says",
         meaning: "A device of the kernel's device mapper was loaded, resumed, renamed, cleared or \

@@ -4,6 +4,8 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
+use troth_core::policy::{BootEngine, BootRules, Refstate};
+
 use super::*;
 
 const DIRECTORY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/findings");
@@ -115,11 +117,51 @@ fn of_the_boot() -> Vec<Finding> {
     found.push(one(&missing, "measured_boot.missing_log"));
     let undecodable = node.attest_with(|evidence| evidence.mb_measurement_list = Some("?".into()));
     found.push(one(&undecodable, "measured_boot.parser.log.base64decode"));
+    let systemds = node.attest_with(|evidence| {
+        evidence.userspace_measurement_list = Some(STANDARD.encode("no log"));
+    });
+    found.push(one(&systemds, "measured_boot.parser.userspace_log"));
     let mut log = node.boot_log.take().unwrap();
     log.truncate(log.len() - 1);
     node.boot_log = Some(log);
     found.push(one(&node.attest(), "measured_boot.parser.eventlog"));
     found
+}
+
+/// Boots under policies that do not allow them.
+fn of_boot_policies() -> Vec<Finding> {
+    let vector = vectors("boot-log.json");
+    let bytes = STANDARD.decode(vector["log"].as_str().unwrap()).unwrap();
+    let log = EventLog::parse(&bytes).unwrap();
+    let state = Refstate::json_from_log(&log, true).unwrap();
+    let mut state: Value = serde_json::from_str(&state).unwrap();
+    state["kernels"][0]["kernel_cmdline"] = json!("/vmlinuz.* root=/dev/sdb1 ro");
+    let state = state.to_string();
+    let other = fixture("boots/uki/binary_bios_measurements");
+    let other = EventLog::parse(&other).unwrap();
+    let rules = BootRules::from_log(&other, Some(HashAlgorithm::Sha256), true).unwrap();
+    let rules = rules.to_json();
+    let cases = [
+        ("measured_boot.policy_example", &state, BootEngine::Example),
+        ("measured_boot.policy_troth", &rules, BootEngine::Example),
+        (
+            "measured_boot.policy_reject-all",
+            &state,
+            BootEngine::RejectAll,
+        ),
+    ];
+    let found = cases.map(|(id, text, engine)| {
+        let mut node = Node::new(None);
+        for (pcr, value) in log.replay(HashAlgorithm::Sha256).iter() {
+            node.tpm.pcrs.set(pcr, *value);
+        }
+        node.tpm.bind(NK);
+        node.boot_log = Some(bytes.clone());
+        node.boot = BootPolicy::parse_for(Some(text), engine).unwrap();
+        node.tpm_policy = node.tpm_policy.with_mask(node.boot.mask());
+        one(&node.attest(), id)
+    });
+    found.to_vec()
 }
 
 fn of_files() -> Vec<Finding> {
@@ -171,7 +213,14 @@ fn ed25519() -> Vec<u8> {
 
 #[test]
 fn the_kept_findings_are_what_the_appraisal_makes() {
-    let made = [of_the_quote(), of_pcrs(), of_the_boot(), of_files()].concat();
+    let made = [
+        of_the_quote(),
+        of_pcrs(),
+        of_the_boot(),
+        of_boot_policies(),
+        of_files(),
+    ]
+    .concat();
     let mut ids = BTreeSet::new();
     for finding in &made {
         assert!(ids.insert(&finding.id), "{} is made twice", finding.id);

@@ -1,10 +1,10 @@
 //! What trothctl says of every kind of finding, against ctl/tests/snapshots. The findings are those
 //! that appraisal and verifier make (tests/fixtures/findings). `TROTH_REWRITE=1` writes the files.
 
-use std::path::Path;
+use std::{collections::BTreeSet, path::Path};
 
 use serde_json::{Value, json};
-use troth_core::wire::NodeStatus;
+use troth_core::{finding::catalog::Component, wire::NodeStatus};
 
 use super::{super::node::tests, *};
 
@@ -31,6 +31,7 @@ fn findings() -> Vec<Finding> {
 /// A failed node with these findings.
 fn failed_with(findings: &[Finding], severity: &str) -> NodeStatus {
     let mut status = tests::failed();
+    status.has_mb_refstate = 1;
     let troth = status.troth.as_mut().unwrap();
     troth.since_ms = 1_795_456_331_500;
     troth.reason = findings[0].explanation.clone();
@@ -92,6 +93,30 @@ fn every_finding_is_explained_with_component_expected_got_and_the_next_command()
         assert!(
             !text.contains("NODE") || finding.id.starts_with("internal"),
             "{text}"
+        );
+    }
+}
+
+#[test]
+fn no_kind_that_is_made_here_lacks_its_explanation() {
+    let kept = findings();
+    let mut explained: BTreeSet<_> = kept
+        .iter()
+        .map(|finding| catalog::find(&finding.id).unwrap().id)
+        .collect();
+    explained.insert(NOT_REACHABLE);
+    for kind in catalog::all().filter(|kind| kind.is_made_here()) {
+        // What is wrong with a request is told to who made it.
+        if kind.component == Component::Request
+            || kind.id == "qoute_validation.invalid_quote"
+            || kind.id == "ima.validation.tomtou"
+        {
+            continue;
+        }
+        assert!(
+            explained.contains(kind.id),
+            "no finding of {} is kept",
+            kind.id
         );
     }
 }
@@ -195,6 +220,22 @@ fn the_json_shape_is_the_documented_one() {
         explained["next"][0],
         json!({"host": "node", "command": "systemd-analyze pcrs 7"})
     );
+}
+
+#[test]
+fn the_documentation_shows_what_is_printed() {
+    let document = include_str!("../../../../docs/findings.md");
+    for id in [
+        "ima.validation.ima-ng.not_in_allowlist",
+        "measured_boot.policy_example",
+    ] {
+        let path = Path::new(SNAPSHOTS).join(format!("{id}.txt"));
+        let text = std::fs::read_to_string(path).unwrap();
+        assert!(
+            document.contains(&format!("```\n{text}```\n")),
+            "docs/findings.md lacks {id}"
+        );
+    }
 }
 
 #[test]
