@@ -147,7 +147,7 @@ pub(super) fn broken(error: &WorkerError) -> Outcome {
 
 fn failed(finding: Finding) -> Outcome {
     Outcome::Failed {
-        findings: vec![finding],
+        findings: vec![finding.catalogued()],
         total: 1,
         unseen: 0,
         node: None,
