@@ -267,7 +267,20 @@ fn a_captured_boot_log_replays_to_the_pcrs_of_its_tpm() {
         }
     }
     assert_eq!(view["events"][0]["type"], "EV_NO_ACTION");
-    assert_eq!(view["events"][0]["data"], "Spec ID Event03");
+    assert_eq!(view["events"][0]["data"], "Spec ID Event03 2.0.0");
+    assert_eq!(view["events"][0]["measured"], Value::Null);
+    assert_eq!(view["model"]["version"], 2);
+    let shown: Vec<_> = view["events"].as_array().unwrap().iter().collect();
+    for (data, measured) in [
+        ("SecureBoot: off", "all"),
+        ("PciRoot(0x0)/Pci(0x5,0x0)/HD(1,GPT,", "none"),
+        ("grub_cmd: linux /vmlinuz ", "part"),
+    ] {
+        let event = shown
+            .iter()
+            .find(|event| event["data"].as_str().unwrap().contains(data));
+        assert_eq!(event.expect(data)["measured"], measured, "{data}");
+    }
 
     // The same in base64, as an agent's answer has it.
     let directory = tempfile::tempdir().unwrap();

@@ -192,15 +192,29 @@ fn ima(table: &mut Table) -> Result<()> {
     Ok(())
 }
 
-/// A boot log, from bytes to PCR values.
+/// A boot log, from base64 to what the quote vouches for: all that the policy `{}` asks.
 fn boot_log(table: &mut Table) -> Result<()> {
-    let events = EventLog::parse(BOOT_LOG)?.unverified_events().count();
+    let log = EventLog::parse(BOOT_LOG)?;
+    let events = log.unverified_events().count();
+    let software = SoftwareAk::generate()?;
+    let ak = AttestationKey::new(software.public())?;
+    let pcrs = log.replay(HashAlgorithm::Sha256);
+    let quote = Quote::parse(&software.quote(NONCE.as_bytes(), &pcrs, 1)?)?;
+    let expected = Expected {
+        nonce: NONCE.as_bytes(),
+        hash: HashAlgorithm::Sha256,
+        mask: pcrs.mask(),
+    };
+    let quote = quote.verify(&ak, &expected)?;
+    ensure!(
+        log.verify(&quote).mismatches().is_empty(),
+        "the log does not match"
+    );
+    let text = STANDARD.encode(BOOT_LOG);
     let figure = median(2_000, || {
-        black_box(
-            EventLog::parse(BOOT_LOG)
-                .map(|log| log.replay(HashAlgorithm::Sha256))
-                .is_ok(),
-        );
+        let bytes = STANDARD.decode(&text).unwrap_or_default();
+        let log = EventLog::parse(&bytes);
+        black_box(log.map(|log| log.verify(&quote).boot_aggregates()).is_ok());
     });
     let floor = median(2_000, || {
         for _ in 0..events {
@@ -208,7 +222,7 @@ fn boot_log(table: &mut Table) -> Result<()> {
         }
     });
     let what = format!("boot log, {} bytes, {events} events", BOOT_LOG.len());
-    table.add(&what, figure, "its extends", floor, "<= 200 us");
+    table.add(&what, figure, "its extends", floor, "<= 150 us");
     Ok(())
 }
 

@@ -11,6 +11,8 @@ pub mod content;
 mod diverge;
 /// Event types by their TCG names.
 mod kind;
+/// The log as JSON, as policies for Keylime see it.
+mod model;
 /// The two binary formats: crypto-agile and SHA-1.
 mod parse;
 /// Names of PCRs.

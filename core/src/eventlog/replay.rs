@@ -288,7 +288,13 @@ impl<'q> ReplayedLog<'q> {
     pub fn boot_aggregates(&self) -> Vec<BootAggregate> {
         let mut candidates = aggregates(self.quote.pcrs());
         if (0..8).all(|pcr| self.explained.contains(pcr)) {
-            candidates.extend(self.log.boot_aggregates());
+            for bank in self.log.banks() {
+                candidates.extend(if bank == self.replayed.bank() {
+                    aggregates(&self.replayed)
+                } else {
+                    aggregates(&self.log.replay(bank))
+                });
+            }
         }
         candidates
     }

@@ -4,6 +4,8 @@
 
 /// Boot logs: captured ones, public ones, vectors.
 mod boot_log;
+/// Boot logs as JSON.
+mod boot_model;
 /// Boot policies of all forms: made of logs, and judged by.
 mod boot_policy;
 /// Evidence that is kept, and judged again.

@@ -10,6 +10,7 @@ mod tenant;
 use std::fs;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process_group};
@@ -165,6 +166,28 @@ pub fn installation_place() -> Result<PathBuf> {
 /// release.
 pub fn agent_place() -> Result<PathBuf> {
     Ok(installation_place()?.join(format!("agent-{AGENT_VERSION}")))
+}
+
+/// What Keylime's verifier makes of a boot log, by its own function: the document that its policies
+/// are given. `None`: it refuses the log.
+pub fn boot_log_model(log: &Path) -> Result<Option<Value>> {
+    let script = "import json, sys\n\
+        from keylime.mba.elparsing.tpm2_tools_elparser import parse_binary_bootlog\n\
+        failure, log = parse_binary_bootlog(open(sys.argv[1], 'rb').read())\n\
+        pcrs = log['pcrs'] if log else {}\n\
+        for bank in pcrs.values():\n\
+        \x20   for pcr in bank: bank[pcr] = hex(bank[pcr])\n\
+        print(json.dumps(None if failure else log))\n";
+    let output = Command::new(installation()?.join("bin/python3"))
+        .args(["-c", script])
+        .arg(log)
+        .env("PYTHONWARNINGS", "ignore")
+        .output()?;
+    if !output.status.success() {
+        let text = String::from_utf8_lossy(&output.stderr);
+        bail!("Keylime's parser on {}: {text}", log.display());
+    }
+    Ok(serde_json::from_slice(&output.stdout)?)
 }
 
 fn installation() -> Result<PathBuf> {

@@ -105,7 +105,7 @@ impl<'l> SignatureList<'l> {
 }
 
 impl<'l> Signature<'l> {
-    pub(super) fn parse(bytes: &'l [u8]) -> Result<Self, ContentError> {
+    pub(in crate::eventlog) fn parse(bytes: &'l [u8]) -> Result<Self, ContentError> {
         let mut cursor = Cursor::new("EFI_SIGNATURE_DATA", bytes);
         let owner = cursor.guid()?;
         let data = cursor.rest();

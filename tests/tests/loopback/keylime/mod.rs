@@ -1,5 +1,7 @@
 /// REST bodies of Keylime's servers and of ours, side by side.
 mod bodies;
+/// Boot logs as their verifier reads them, and as ours does.
+mod boot_logs;
 /// Our agent at Keylime's registrar, verifier and tenant.
 mod our_agent;
 /// Keylime's tenant and verifier at our registrar.
