@@ -24,6 +24,8 @@ const AK_CERTIFICATE: &[u8] = &[0x67, 0x81, 0x05, 0x08, 0x03];
 const ANY_PURPOSE: &[u8] = &[0x55, 0x1d, 0x25, 0x00];
 /// digitalSignature of keyUsage.
 const DIGITAL_SIGNATURE: u16 = 1 << 15;
+/// id-kp-codeSigning, 1.3.6.1.5.5.7.3.3.
+const CODE_SIGNING: &[u8] = &[0x2b, 0x06, 0x01, 0x05, 0x05, 0x07, 0x03, 0x03];
 /// keyCertSign of keyUsage.
 const KEY_CERT_SIGN: u16 = 1 << 10;
 
@@ -132,9 +134,27 @@ pub fn certify_ek(
     certify(ek, certificate, intermediates, trust, Purpose::Ek).map(CertifiedEk)
 }
 
+/// Checks that `certificate` (DER) is one for signing policies, and that one of the trust anchors
+/// issued it. Whether its key made a signature is another question.
+///
+/// A certificate with purposes (extendedKeyUsage) must have codeSigning among them: those of a CA's
+/// TLS servers and clients sign no policies.
+pub fn certify_policy_signer(
+    certificate: &[u8],
+    trust: &Trust<'_>,
+) -> Result<CertifiedKey, ChainError> {
+    let leaf = parse_leaf(certificate)?;
+    let mut quirks = own_quirks(&leaf);
+    check_usable(&leaf, trust, Purpose::PolicySigner, &mut quirks)
+        .map_err(|problem| problem.of(&leaf))?;
+    let path = path(&leaf, &[], trust, &mut quirks)?;
+    Ok(CertifiedKey { path, quirks })
+}
+
 /// What a certificate must be for.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Purpose {
+    PolicySigner,
     Ek,
     Iak,
     Idevid,
@@ -148,26 +168,36 @@ pub(super) fn certify(
     trust: &Trust<'_>,
     purpose: Purpose,
 ) -> Result<CertifiedKey, ChainError> {
-    let leaf = Certificate::parse(certificate).map_err(|error| ChainError {
-        certificate: String::from("certificate"),
-        problem: ChainProblem::Malformed(error),
-    })?;
+    let leaf = parse_leaf(certificate)?;
     let mut quirks = own_quirks(&leaf);
-    check_leaf(&leaf, key, trust, purpose, &mut quirks).map_err(|problem| problem.of(&leaf))?;
+    check_key(&leaf, key)
+        .and_then(|()| check_usable(&leaf, trust, purpose, &mut quirks))
+        .map_err(|problem| problem.of(&leaf))?;
     let path = path(&leaf, intermediates, trust, &mut quirks)?;
     Ok(CertifiedKey { path, quirks })
 }
 
-fn check_leaf(
+fn parse_leaf(der: &[u8]) -> Result<Certificate<'_>, ChainError> {
+    Certificate::parse(der).map_err(|error| ChainError {
+        certificate: String::from("certificate"),
+        problem: ChainProblem::Malformed(error),
+    })
+}
+
+fn check_key(leaf: &Certificate<'_>, key: &Public) -> Result<(), ChainProblem> {
+    if leaf.key()? == KeyNumbers::of(key) {
+        Ok(())
+    } else {
+        Err(ChainProblem::OtherKey)
+    }
+}
+
+fn check_usable(
     leaf: &Certificate<'_>,
-    key: &Public,
     trust: &Trust<'_>,
     purpose: Purpose,
     quirks: &mut BTreeSet<Quirk>,
 ) -> Result<(), ChainProblem> {
-    if leaf.key()? != KeyNumbers::of(key) {
-        return Err(ChainProblem::OtherKey);
-    }
     let extensions = leaf.extensions()?;
     check_critical(&extensions)?;
     check_purpose(&extensions, purpose)?;
@@ -202,6 +232,9 @@ fn check_purpose(extensions: &Extensions<'_>, purpose: Purpose) -> Result<(), Ch
         Purpose::Iak if !(signs && may(AK_CERTIFICATE) == Some(true)) => Err(ChainProblem::NotIak),
         Purpose::Idevid if !signs || may(EK_CERTIFICATE) == Some(true) => {
             Err(ChainProblem::NotIdevid)
+        }
+        Purpose::PolicySigner if !signs || may(CODE_SIGNING) == Some(false) => {
+            Err(ChainProblem::NotPolicySigner)
         }
         _ => Ok(()),
     }

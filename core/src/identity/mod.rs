@@ -25,6 +25,7 @@ pub use activation::{activation_tag, activation_tag_matches};
 pub use certificate::{certificate_matches_key, ek_certificate_chain, normalise_ek_certificate};
 pub use chain::{
     CertifiedEk, CertifiedKey, ChainError, ChainProblem, Expiry, Trust, TrustAnchors, certify_ek,
+    certify_policy_signer,
 };
 pub use device::{CertifiedAk, DeviceError, DeviceIdentity, certify_ak};
 pub use id::AgentId;

@@ -1,6 +1,6 @@
-use aws_lc_rs::signature::{
-    ECDSA_P256_SHA256_ASN1, ECDSA_P384_SHA256_ASN1, ECDSA_P521_SHA256_ASN1, ParsedPublicKey,
-};
+/// Whose signatures count, and who makes them.
+mod keys;
+
 use base64::{
     Engine,
     engine::general_purpose::{STANDARD, URL_SAFE},
@@ -8,26 +8,30 @@ use base64::{
 use serde::Deserialize;
 use x509_cert::{
     Certificate,
-    der::{
-        Decode, DecodePem,
-        oid::{ObjectIdentifier, db::rfc5912},
-    },
-    spki::SubjectPublicKeyInfoOwned,
+    der::{DecodePem, Encode},
 };
 
+pub use self::keys::{PolicySigner, PolicySignerError, SigningKey, SigningKeyError};
 use super::{MAX_RUNTIME_POLICY, PolicyError};
+use crate::identity::{CertifiedKey, ChainError, ChainProblem, Trust, certify_policy_signer};
 
 /// What the payload of a signed runtime policy calls itself.
 const PAYLOAD_TYPE: &str = "application/vnd.keylime+json";
-/// Most signatures of one envelope, and longest key in bytes.
+/// Most signatures of one envelope.
 const MAX_SIGNATURES: usize = 16;
-const MAX_KEY: usize = 64 * 1024;
 
 /// A signed runtime policy: a DSSE envelope (secure-systems-lab/dsse, version 1), not verified.
 #[derive(Debug)]
 pub struct Envelope {
     payload: Vec<u8>,
-    signatures: Vec<Vec<u8>>,
+    signatures: Vec<EnvelopeSignature>,
+}
+
+/// One signature of an envelope, not verified.
+#[derive(Clone, Debug)]
+pub struct EnvelopeSignature {
+    keyid: String,
+    bytes: Vec<u8>,
 }
 
 #[derive(Deserialize)]
@@ -42,10 +46,28 @@ struct Document {
 
 #[derive(Deserialize)]
 struct Signature {
+    #[serde(default)]
+    keyid: Option<String>,
     sig: String,
 }
 
 impl Envelope {
+    /// Around a policy, without any signature yet.
+    ///
+    /// # Errors
+    /// A payload that no envelope holds: over [`MAX_RUNTIME_POLICY`], or nothing.
+    pub fn new(payload: Vec<u8>) -> Result<Self, PolicyError> {
+        PolicyError::check_size(payload.len(), MAX_RUNTIME_POLICY)?;
+        if payload.is_empty() {
+            return Err(PolicyError::Envelope("there is no payload"));
+        }
+        let signatures = Vec::new();
+        Ok(Self {
+            payload,
+            signatures,
+        })
+    }
+
     /// Takes an envelope apart. `None`: the text has no payload, so it is a policy without
     /// signatures, or neither.
     ///
@@ -71,7 +93,12 @@ impl Envelope {
             return Err(PolicyError::Envelope("more than 16 signatures"));
         }
         let payload = decode(&document.payload);
-        let signatures = document.signatures.iter().map(|one| decode(&one.sig));
+        let signatures = document.signatures.into_iter().map(|one| {
+            Some(EnvelopeSignature {
+                keyid: one.keyid.unwrap_or_default(),
+                bytes: decode(&one.sig)?,
+            })
+        });
         Ok(Some(Self {
             payload: payload.ok_or(PolicyError::Envelope("payload is not base64"))?,
             signatures: signatures
@@ -85,9 +112,73 @@ impl Envelope {
         &self.payload
     }
 
+    /// The signatures, whoever made them.
+    pub fn signatures(&self) -> &[EnvelopeSignature] {
+        &self.signatures
+    }
+
+    /// Adds the signature of `signer`, in the place of an earlier one with its key id.
+    ///
+    /// # Errors
+    /// [`PolicyError::Envelope`] for the seventeenth, and when the key cannot sign.
+    pub fn sign(&mut self, signer: &PolicySigner) -> Result<(), PolicyError> {
+        let bytes = signer
+            .sign(&self.signed_bytes())
+            .ok_or(PolicyError::Envelope("the key cannot sign"))?;
+        let keyid = signer.keyid().to_owned();
+        self.signatures.retain(|other| other.keyid != keyid);
+        if self.signatures.len() >= MAX_SIGNATURES {
+            return Err(PolicyError::Envelope("more than 16 signatures"));
+        }
+        self.signatures.push(EnvelopeSignature { keyid, bytes });
+        Ok(())
+    }
+
+    /// The JSON text, in base64 of the usual alphabet.
+    pub fn to_json(&self) -> String {
+        let signature = |one: &EnvelopeSignature| serde_json::json!({"keyid": one.keyid, "sig": STANDARD.encode(&one.bytes)});
+        let signatures: Vec<_> = self.signatures.iter().map(signature).collect();
+        let envelope = serde_json::json!({
+            "payload": STANDARD.encode(&self.payload),
+            "payloadType": PAYLOAD_TYPE,
+            "signatures": signatures,
+        });
+        format!("{envelope}\n")
+    }
+
     /// Did the holder of `key` sign it? Which key a signature names is not looked at.
     pub fn is_signed_by(&self, key: &SigningKey) -> bool {
-        // The pre-authentication encoding of DSSE.
+        let signed = self.signed_bytes();
+        let mut signatures = self.signatures.iter();
+        signatures.any(|signature| key.verifies(&signed, &signature.bytes))
+    }
+
+    /// Is this one of its signatures by the holder of `key`?
+    pub fn verifies(&self, signature: &EnvelopeSignature, key: &SigningKey) -> bool {
+        key.verifies(&self.signed_bytes(), &signature.bytes)
+    }
+
+    /// Who made a signature, by the certificate that it names (Keylime's x509 backend): one for
+    /// signing, valid at the time of the check, and issued by a trust anchor.
+    ///
+    /// # Errors
+    /// Why it cannot be told.
+    pub fn certified_signer(
+        &self,
+        signature: &EnvelopeSignature,
+        trust: &Trust<'_>,
+    ) -> Result<CertifiedKey, SignerError> {
+        let der = signature.certificate().ok_or(SignerError::NoCertificate)?;
+        let key = SigningKey::parse(&der).map_err(SignerError::Key)?;
+        let signer = certify_policy_signer(&der, trust)?;
+        if !self.verifies(signature, &key) {
+            return Err(SignerError::Wrong);
+        }
+        Ok(signer)
+    }
+
+    /// The pre-authentication encoding of DSSE.
+    fn signed_bytes(&self) -> Vec<u8> {
         let mut signed = format!(
             "DSSEv1 {} {PAYLOAD_TYPE} {} ",
             PAYLOAD_TYPE.len(),
@@ -95,8 +186,70 @@ impl Envelope {
         )
         .into_bytes();
         signed.extend_from_slice(&self.payload);
-        let mut signatures = self.signatures.iter();
-        signatures.any(|signature| key.0.verify_sig(&signed, signature).is_ok())
+        signed
+    }
+}
+
+impl EnvelopeSignature {
+    /// What it says about its key: SHA-256 (hex) of the PEM public key, base64 of a PEM certificate,
+    /// or anything.
+    pub fn keyid(&self) -> &str {
+        &self.keyid
+    }
+
+    /// The certificate (DER) in the key id, if there is one.
+    pub fn certificate(&self) -> Option<Vec<u8>> {
+        let pem = STANDARD.decode(&self.keyid).ok()?;
+        Certificate::from_pem(pem).ok()?.to_der().ok()
+    }
+}
+
+/// Why it cannot be told by a certificate who made a signature.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SignerError {
+    /// Its key id is none.
+    #[error("the signature names no certificate")]
+    NoCertificate,
+    /// The certificate's key does not sign policies.
+    #[error("the certificate's key: {0}")]
+    Key(SigningKeyError),
+    /// The certificate's time has passed.
+    #[error("certificate {0} has expired")]
+    Expired(String),
+    /// None of the trusted CAs issued it.
+    #[error("certificate {certificate} was issued by {issuer}, which is not trusted to do so")]
+    UnknownIssuer {
+        /// Its subject.
+        certificate: String,
+        /// Its issuer.
+        issuer: String,
+    },
+    /// The certificate is not trusted for another reason.
+    #[error("certificate {0}")]
+    Certificate(ChainError),
+    /// Another key, or another text.
+    #[error("the key of the certificate did not make the signature")]
+    Wrong,
+}
+
+impl From<ChainError> for SignerError {
+    fn from(error: ChainError) -> Self {
+        let ChainError {
+            certificate,
+            problem,
+        } = error;
+        match problem {
+            ChainProblem::Expired(_) => Self::Expired(certificate),
+            ChainProblem::UnknownIssuer(issuer) => Self::UnknownIssuer {
+                certificate,
+                issuer,
+            },
+            problem => Self::Certificate(ChainError {
+                certificate,
+                problem,
+            }),
+        }
     }
 }
 
@@ -108,173 +261,5 @@ fn decode(text: &str) -> Option<Vec<u8>> {
         .ok()
 }
 
-/// Whose signature counts: an EC public key (P-256, P-384 or P-521), used with SHA-256.
-#[derive(Clone, Debug)]
-pub struct SigningKey(ParsedPublicKey);
-
-impl SigningKey {
-    /// From a public key or an X.509 certificate, PEM or DER. Of a certificate the key alone
-    /// counts: it was chosen by an administrator, not found in the envelope.
-    ///
-    /// # Errors
-    /// What it is instead.
-    pub fn parse(bytes: &[u8]) -> Result<Self, SigningKeyError> {
-        if bytes.len() > MAX_KEY {
-            return Err(SigningKeyError::NotAKey);
-        }
-        let of = |certificate: Certificate| {
-            certificate
-                .tbs_certificate()
-                .subject_public_key_info()
-                .clone()
-        };
-        let key = Certificate::from_pem(bytes)
-            .or_else(|_| Certificate::from_der(bytes))
-            .map(of)
-            .or_else(|_| SubjectPublicKeyInfoOwned::from_pem(bytes))
-            .or_else(|_| SubjectPublicKeyInfoOwned::from_der(bytes))
-            .map_err(|_| SigningKeyError::NotAKey)?;
-        let parameters = key.algorithm.parameters.as_ref();
-        let curve = parameters.and_then(|any| any.decode_as::<ObjectIdentifier>().ok());
-        let algorithm = match (key.algorithm.oid, curve) {
-            (rfc5912::ID_EC_PUBLIC_KEY, Some(rfc5912::SECP_256_R_1)) => &ECDSA_P256_SHA256_ASN1,
-            (rfc5912::ID_EC_PUBLIC_KEY, Some(rfc5912::SECP_384_R_1)) => &ECDSA_P384_SHA256_ASN1,
-            (rfc5912::ID_EC_PUBLIC_KEY, Some(rfc5912::SECP_521_R_1)) => &ECDSA_P521_SHA256_ASN1,
-            _ => return Err(SigningKeyError::Algorithm),
-        };
-        let point = key.subject_public_key.raw_bytes();
-        ParsedPublicKey::new(algorithm, point)
-            .map(Self)
-            .map_err(|_| SigningKeyError::NotAKey)
-    }
-}
-
-/// Bytes that no signature can be checked with.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
-#[non_exhaustive]
-pub enum SigningKeyError {
-    /// A key that does not sign policies.
-    #[error("it is not an EC key of P-256, P-384 or P-521")]
-    Algorithm,
-    /// No key at all.
-    #[error("it is neither a public key nor an X.509 certificate, in PEM or DER")]
-    NotAKey,
-}
-
 #[cfg(test)]
-mod tests {
-    use serde_json::{Value, json};
-
-    use super::*;
-
-    fn vectors() -> Value {
-        let path = concat!(
-            env!("CARGO_MANIFEST_DIR"),
-            "/../tests/fixtures/vectors/dsse.json"
-        );
-        serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
-    }
-
-    fn key(of: &Value) -> SigningKey {
-        SigningKey::parse(of["key"].as_str().unwrap().as_bytes()).unwrap()
-    }
-
-    fn envelope(of: &Value) -> Value {
-        serde_json::from_str(of["envelope"].as_str().unwrap()).unwrap()
-    }
-
-    fn parse(envelope: &Value) -> Result<Option<Envelope>, PolicyError> {
-        Envelope::parse(envelope.to_string().as_bytes())
-    }
-
-    #[test]
-    fn keylimes_signatures_of_both_backends_are_verified() {
-        let vectors = vectors();
-        for (signed, other) in [("ecdsa", "x509"), ("x509", "ecdsa")] {
-            let text = vectors[signed]["envelope"].as_str().unwrap();
-            let envelope = Envelope::parse(text.as_bytes()).unwrap().unwrap();
-            assert_eq!(
-                envelope.payload(),
-                vectors["policy"].as_str().unwrap().as_bytes()
-            );
-            assert!(envelope.is_signed_by(&key(&vectors[signed])));
-            assert!(!envelope.is_signed_by(&key(&vectors[other])));
-        }
-    }
-
-    #[test]
-    fn every_byte_of_payload_and_signature_counts() {
-        let vectors = vectors();
-        let (key, good) = (key(&vectors["ecdsa"]), envelope(&vectors["ecdsa"]));
-        for pointer in ["/payload", "/signatures/0/sig"] {
-            let bytes = decode(good.pointer(pointer).unwrap().as_str().unwrap()).unwrap();
-            for at in 0..bytes.len() {
-                let mut bytes = bytes.clone();
-                bytes[at] ^= 1;
-                let mut bad = good.clone();
-                *bad.pointer_mut(pointer).unwrap() = json!(STANDARD.encode(&bytes));
-                let envelope = parse(&bad).unwrap().unwrap();
-                assert!(!envelope.is_signed_by(&key), "{pointer} {at}");
-            }
-        }
-    }
-
-    #[test]
-    fn hex_and_the_other_base64_are_read_and_one_signature_is_enough() {
-        let vectors = vectors();
-        let (key, mut envelope) = (key(&vectors["ecdsa"]), envelope(&vectors["ecdsa"]));
-        let payload = decode(envelope["payload"].as_str().unwrap()).unwrap();
-        let signature = decode(envelope["signatures"][0]["sig"].as_str().unwrap()).unwrap();
-        envelope["payload"] = json!(hex::encode(payload));
-        envelope["signatures"] = json!([{"sig": "AAAA"}, {"sig": URL_SAFE.encode(signature)}]);
-        assert!(parse(&envelope).unwrap().unwrap().is_signed_by(&key));
-        envelope["signatures"] = json!([]);
-        assert!(!parse(&envelope).unwrap().unwrap().is_signed_by(&key));
-    }
-
-    #[test]
-    fn what_is_no_envelope_is_left_to_the_policys_parser_or_named() {
-        for text in ["{}", "[]", r#"{"payload": ""}"#, r#"{"payload": 1}"#] {
-            assert!(
-                Envelope::parse(text.as_bytes()).unwrap().is_none(),
-                "{text}"
-            );
-        }
-        let error = Envelope::parse(b"{").unwrap_err();
-        assert!(matches!(error, PolicyError::NotJson(_)), "{error}");
-        let good = envelope(&vectors()["ecdsa"]);
-        for (member, value, reason) in [
-            ("payloadType", json!("text/plain"), "payloadType"),
-            ("payload", json!("*"), "payload is not base64"),
-            ("signatures", json!([{"sig": "*"}]), "sig is not base64"),
-            (
-                "signatures",
-                json!(vec![json!({"sig": ""}); 17]),
-                "more than 16",
-            ),
-        ] {
-            let mut bad = good.clone();
-            bad[member] = value;
-            let error = parse(&bad).unwrap_err().to_string();
-            assert!(error.contains(reason), "{error}");
-        }
-    }
-
-    #[test]
-    fn keys_that_do_not_sign_policies_are_refused() {
-        let rsa = include_bytes!("../../../tests/fixtures/boots/uki/issuercert.pem");
-        assert_eq!(
-            SigningKey::parse(rsa).unwrap_err(),
-            SigningKeyError::Algorithm
-        );
-        for nonsense in [
-            &b""[..],
-            b"-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n",
-        ] {
-            assert_eq!(
-                SigningKey::parse(nonsense).unwrap_err(),
-                SigningKeyError::NotAKey
-            );
-        }
-    }
-}
+mod tests;

@@ -28,7 +28,10 @@ pub use document::{
     Change, ChangeKind, DigestNames, PolicyDiff, PolicyDocument, SetChange, VerificationKeys,
     measured_name,
 };
-pub use dsse::{Envelope, SigningKey, SigningKeyError};
+pub use dsse::{
+    Envelope, EnvelopeSignature, PolicySigner, PolicySignerError, SignerError, SigningKey,
+    SigningKeyError,
+};
 pub(crate) use excludes::translate as python_pattern;
 pub use excludes::{Excludes, ExcludesBudget};
 pub use runtime::RuntimePolicy;

@@ -43,6 +43,12 @@ pub enum ChainProblem {
         "is not an IDevID certificate: keyUsage lacks digitalSignature, or it is that of an EK"
     )]
     NotIdevid,
+    /// It is not for signing policies.
+    #[error(
+        "is not for signing policies: keyUsage lacks digitalSignature, or extendedKeyUsage lacks \
+         codeSigning"
+    )]
+    NotPolicySigner,
     /// notBefore is in the future. Holds notBefore, Unix seconds.
     #[error("is not valid before {}; is this host's clock right?", date(*.0))]
     NotYetValid(u64),
