@@ -15,10 +15,13 @@ use crate::identity::{
     check_ak, check_ek, ek_certificate_chain, normalise_ek_certificate,
 };
 use crate::ima;
-use crate::policy::{BootPolicy, Envelope, PolicyDocument, RuntimePolicy, SigningKey, TpmPolicy};
+use crate::policy::{
+    BootPolicy, Envelope, PolicyDocument, PolicyFormat, PolicySigner, RuntimePolicy, SigningKey,
+    TpmPolicy,
+};
 use crate::tpm::{
     Attest, AttestationKey, CredentialBlob, Expected, HashAlgorithm, PcrValues, Public, Quote,
-    Signature,
+    Signature, parse_pcrread,
 };
 use crate::wire::QuoteResponse;
 
@@ -39,6 +42,7 @@ pub const TARGETS: &[Target] = &[
     ("eventlog", eventlog),
     ("ima_list", ima_list),
     ("pcr_blob", pcr_blob),
+    ("pcrread", pcrread),
     ("policy_document", policy_document),
     ("public", public),
     ("quote_string", quote_string),
@@ -66,6 +70,26 @@ njY/VyIrMqBXN+h8xTG9URNNCtfg91zVUS9OG6FTvzW6kS8Erln8y6TPaA==
 -----END PUBLIC KEY-----
 ";
     let _ = SigningKey::parse(data);
+    if let Ok(signer) = PolicySigner::parse(data) {
+        let _ = signer.with_certificate(data);
+    }
+    let _ = PolicyFormat::of(&String::from_utf8_lossy(data));
+    if let Ok(Some(envelope)) = Envelope::parse(data) {
+        let again = Envelope::parse(envelope.to_json().as_bytes());
+        assert!(again.is_ok_and(|again| again.is_some_and(|again| {
+            again.payload() == envelope.payload()
+                && again.signatures().len() == envelope.signatures().len()
+        })));
+        let anchors = TrustAnchors::default();
+        let trust = Trust {
+            anchors: &anchors,
+            at: 1_800_000_000,
+            expired: Expiry::Refuse,
+        };
+        for signature in envelope.signatures() {
+            assert!(envelope.certified_signer(signature, &trust).is_err());
+        }
+    }
     if let (Ok(Some(envelope)), Ok(key)) = (Envelope::parse(data), SigningKey::parse(STRANGER)) {
         assert!(!envelope.is_signed_by(&key));
     }
@@ -294,6 +318,15 @@ pub fn pcr_blob(data: &[u8]) {
         let blob = values.to_blob();
         assert_eq!(PcrValues::from_blob(&blob).as_ref(), Ok(&values));
         let _ = values.digest();
+    }
+}
+
+/// What `tpm2_pcrread` prints, and a policy of each bank.
+pub fn pcrread(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    for values in parse_pcrread(&text).unwrap_or_default() {
+        let policy = TpmPolicy::from_values(&values, values.mask());
+        assert!(policy.is_ok_and(|policy| TpmPolicy::parse(&policy.to_json()) == Ok(policy)));
     }
 }
 

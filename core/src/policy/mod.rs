@@ -14,6 +14,8 @@ mod dsse;
 mod excludes;
 /// Regular expressions of Python's syntax that must match a whole text.
 mod pattern;
+/// Which kind of policy a text is.
+mod format;
 /// Runtime policy (Keylime JSON, version 1), compiled.
 mod runtime;
 /// Reads runtime policy JSON, strictly, into either form.
@@ -34,6 +36,7 @@ pub use dsse::{
 };
 pub(crate) use excludes::translate as python_pattern;
 pub use excludes::{Excludes, ExcludesBudget};
+pub use format::PolicyFormat;
 pub use runtime::RuntimePolicy;
 pub use tpm::TpmPolicy;
 
@@ -88,6 +91,12 @@ pub enum PolicyError {
         pcr: u8,
         /// The value as written.
         value: String,
+    },
+    /// A PCR that a policy was to be made of.
+    #[error("there is no value of PCR {pcr}")]
+    PcrMissing {
+        /// The PCR.
+        pcr: u8,
     },
     /// The mask of a TPM policy.
     #[error("TPM policy mask: {0}")]

@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 use super::{MAX_SMALL_POLICY, PolicyError};
 use crate::ima::IMA_PCR;
-use crate::tpm::{BIND_PCR, Digest, PcrMask};
+use crate::tpm::{BIND_PCR, Digest, PcrMask, PcrValues};
 
 /// Allowed PCR values, with the mask the quote must cover.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -34,17 +34,44 @@ impl TpmPolicy {
         })
     }
 
-    /// From what an operator writes (no mask yet), normalised; refuses PCR 10, 16 and above 23.
-    /// The mask is the PCRs named.
+    /// From what an operator writes, normalised; refuses PCR 10, 16 and above 23. The mask is the
+    /// PCRs named, and those of a `mask` if there is one.
     ///
     /// # Errors
     /// Names the key or value that cannot be used.
     pub fn from_operator(json: &str) -> Result<Self, PolicyError> {
-        let allowed = allowed(object(json)?)?;
-        let mask = allowed
-            .keys()
-            .fold(PcrMask::default(), |mask, pcr| mask.with(*pcr));
-        Ok(Self { mask, allowed })
+        let mut object = object(json)?;
+        let mask = match object.remove("mask") {
+            Some(Value::String(text)) => PcrMask::from_hex(&text)?,
+            Some(_) => return Err(PolicyError::Schema("`mask` is not a string".to_owned())),
+            None => PcrMask::default(),
+        };
+        Ok(Self::of(allowed(object)?, mask))
+    }
+
+    /// Allows exactly `values` of the PCRs of `mask`; PCR 10 and 16, which have no fixed value, are
+    /// left out.
+    ///
+    /// # Errors
+    /// Names the first PCR of `mask` that has no value.
+    pub fn from_values(values: &PcrValues, mask: PcrMask) -> Result<Self, PolicyError> {
+        let pcrs = mask.iter().filter(|pcr| ![IMA_PCR, BIND_PCR].contains(pcr));
+        let allowed = pcrs
+            .map(|pcr| match values.get(pcr) {
+                Some(value) => Ok((pcr, vec![*value])),
+                None => Err(PolicyError::PcrMissing { pcr }),
+            })
+            .collect::<Result<_, _>>()?;
+        Ok(Self::of(allowed, PcrMask::default()))
+    }
+
+    /// With a mask of the PCRs named and of `more`.
+    fn of(allowed: BTreeMap<u8, Vec<Digest>>, more: PcrMask) -> Self {
+        let mask = allowed.keys().fold(more, |mask, pcr| mask.with(*pcr));
+        Self {
+            mask: without_bind_pcr(mask),
+            allowed,
+        }
     }
 
     /// The mask, without PCR 16.
@@ -182,12 +209,43 @@ mod tests {
     }
 
     #[test]
+    fn what_is_normalised_may_be_given_again() {
+        let text = r#"{"15": ["aa"], "mask": "0x408000"}"#;
+        let policy = TpmPolicy::from_operator(text).unwrap();
+        assert_eq!(policy.to_json(), text);
+        // The mask of PCR values is never less than what they need.
+        let text = r#"{"15": ["aa"], "mask": "0x10001"}"#;
+        assert_eq!(
+            TpmPolicy::from_operator(text).unwrap().mask().bits(),
+            0x8001
+        );
+    }
+
+    #[test]
+    fn a_policy_of_values_leaves_out_the_pcrs_of_lists_and_keys() {
+        let mut values = PcrValues::new(HashAlgorithm::Sha1);
+        for pcr in [0, 7, 10, 16] {
+            values.set(pcr, Digest::from_slice(&[pcr; 20]).unwrap());
+        }
+        let policy = TpmPolicy::from_values(&values, values.mask()).unwrap();
+        let value = |byte: &str| byte.repeat(20);
+        let expected = format!(
+            r#"{{"0": ["{}"], "7": ["{}"], "mask": "0x81"}}"#,
+            value("00"),
+            value("07")
+        );
+        assert_eq!(policy.to_json(), expected);
+        let error = TpmPolicy::from_values(&values, values.mask().with(4)).unwrap_err();
+        assert_eq!(error, PolicyError::PcrMissing { pcr: 4 });
+    }
+
+    #[test]
     fn reserved_and_unknown_pcrs_are_refused() {
         for (json, part) in [
             (r#"{"10":"aa"}"#, "PCR 10"),
             (r#"{"16":"aa"}"#, "PCR 16"),
             (r#"{"24":"aa"}"#, "\"24\""),
-            (r#"{"mask":"0x1"}"#, "\"mask\""),
+            (r#"{"mask":1}"#, "`mask`"),
             (r#"{"+1":"aa"}"#, "\"+1\""),
             (r#"{"1":"aa","01":"bb"}"#, "\"01\""),
             (r#"{"0":"aa","00":"bb"}"#, "\"00\""),
@@ -219,5 +277,5 @@ mod tests {
         );
     }
 
-    use crate::tpm::PcrMaskError;
+    use crate::tpm::{HashAlgorithm, PcrMaskError};
 }

@@ -14,6 +14,8 @@ mod der;
 mod hash;
 /// PCR masks, PCR values, and the PCR blob of the quote string.
 mod pcr;
+/// PCR values as `tpm2_pcrread` prints them.
+mod pcrread;
 /// TPMT_PUBLIC, object attributes, names, SubjectPublicKeyInfo.
 mod public;
 /// The quote string, and its check.
@@ -27,6 +29,7 @@ pub use certify::{CertifyError, check_certification};
 pub use credential::{CredentialBlob, CredentialError, make_credential};
 pub use hash::{Digest, HashAlgorithm, Hasher};
 pub use pcr::{BIND_PCR, PcrBlobError, PcrMask, PcrMaskError, PcrValues};
+pub use pcrread::{PcrReadError, parse_pcrread};
 pub use public::{EccCurve, Name, ObjectAttributes, Public, PublicParms};
 pub use quote::{AttestationKey, Expected, KeyError, Quote, QuoteError, VerifiedQuote};
 pub use signature::{Signature, SignatureScheme};

@@ -4,7 +4,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use super::{Digest, HashAlgorithm};
 
 /// Number of PCRs of a TPM 2.0 as the PC Client profile defines it.
-const PCR_COUNT: u8 = 24;
+pub(super) const PCR_COUNT: u8 = 24;
 
 /// PCR that binds the agent's transport key (NK) to a quote, as Keylime's agents use it.
 pub const BIND_PCR: u8 = 16;
