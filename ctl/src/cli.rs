@@ -2,6 +2,8 @@
 mod agent;
 /// `trothctl policy ...`.
 mod policy;
+/// `trothctl policy ...` for policies of files and of the verifier alike.
+mod policy_file;
 
 use std::path::PathBuf;
 
@@ -16,7 +18,11 @@ pub(crate) use self::{
     },
     policy::{
         BootFormat, CreateBootArgs, ImportCommand, Kind, ListArgs, PolicyCommand,
-        PolicyCreateCommand, RuntimeArgs, ShowArgs, TreeArgs,
+        PolicyCreateCommand, RuntimeArgs, TreeArgs,
+    },
+    policy_file::{
+        Backend, ConvertArgs, CreateTpmArgs, DiffArgs, MergeArgs, PolicyRef, RemovePolicyArgs,
+        ShowArgs, SignArgs, SignerArgs, Target, VerifyArgs,
     },
 };
 use crate::{api::Endpoint, help};

@@ -23,6 +23,8 @@ pub(crate) enum Exit {
     Success = 0,
     /// Any error without a status of its own.
     Error = 1,
+    /// Wrong use of the command line; `policy diff`: a policy that cannot be read.
+    Usage = 2,
     /// A node failed attestation; a quote, log or identity is not to be trusted.
     Untrusted = 3,
     /// A node does not answer, or its last verdict is too old to count.
@@ -207,6 +209,18 @@ pub(crate) enum Error {
         name: String,
         sha256: String,
     },
+    /// A text that is nothing known.
+    #[error("{place} is no policy: neither JSON of one, nor an allowlist, nor an IMA list")]
+    NotAPolicy { place: String },
+    /// `policy diff` came to no result.
+    #[error("{0}")]
+    NotCompared(Box<Self>),
+    /// Boot policies have no union.
+    #[error("{} and {} are different boot policies, of which no union is made", places[0], places[1])]
+    BootPoliciesDiffer { places: [String; 2] },
+    /// Policies of different kinds where they should be of one.
+    #[error("{}, {}", kinds[0], kinds[1])]
+    PolicyKinds { kinds: [String; 2] },
     /// A policy of this name is there already.
     #[error("the verifier at {url} has a {kind} policy {name:?} already")]
     PolicyExists {
@@ -300,6 +314,11 @@ impl Error {
             | Self::EkScriptRefused { .. }
             | Self::NoEkCertificate { .. } => Exit::Untrusted,
             Self::WatchTimeout { .. } => Exit::Timeout,
+            // As diff(1): 1 says that they differ.
+            Self::NotCompared(source) => match source.exit() {
+                Exit::Error => Exit::Usage,
+                other => other,
+            },
             _ => Exit::Error,
         }
     }
@@ -315,6 +334,7 @@ impl Error {
     /// What to do about it, if there is something to say.
     pub(crate) fn advice(&self) -> Option<String> {
         Some(match self {
+            Self::NotCompared(source) => return source.advice(),
             Self::AlreadyEnrolled { id, .. } => format!(
                 "see it with `trothctl agent status {id}`; other policies: `trothctl agent update {id}`"
             ),

@@ -69,6 +69,9 @@ same. With SOURCE_DATE_EPOCH in the environment, equal input gives equal text.";
 pub(crate) const POLICY_IMPORT: &str = "\
 Check a policy and have the verifier keep it under a name.
 
+A runtime policy may come in every form that `trothctl policy convert` takes; of the present version, \
+or signed, it is kept byte for byte. Two names of one text cost the verifier no more than one.
+
 Nodes use it with `trothctl agent add --runtime-policy-name NAME` or --boot-policy-name. With \
 --replace, all nodes that use it are judged by the new text from their next attestation on.";
 
@@ -87,6 +90,56 @@ since one that has the list from its first entry, that is judged too.
 
 What is not proved is said below the verdict. It is always about the past: a nonce that is not \
 yours proves no freshness. Without --ak the bundle itself says whose TPM it was.";
+
+pub(crate) const POLICY_SHOW: &str = "\
+Show what a policy holds.
+
+What kind of policy a file is, is recognised by its content: a runtime policy of any version, signed \
+or not; a flat allowlist; an IMA list; a TPM policy; a boot policy. runtime:NAME and boot:NAME are \
+policies that the verifier keeps; a file of such a name is ./runtime:NAME. Signatures are shown as \
+they are, and not checked.";
+
+pub(crate) const POLICY_DIFF: &str = "\
+Show what distinguishes two policies of one kind.
+
+The exit status is 0 if they judge alike, 1 if they do not, and 2 if one of them cannot be read. The \
+time at which they were made is shown, but makes no difference.";
+
+pub(crate) const POLICY_MERGE: &str = "\
+Print a policy that allows what any of several policies allows.
+
+Of runtime policies all sets are united: digests, excludes, keyrings, buffers and keys; the later time \
+stays. What contradicts, such as log_hash_alg, is an error. Of TPM policies the values of each PCR and \
+the masks are united. The order of the policies makes no difference. Signatures are left out.";
+
+pub(crate) const POLICY_CONVERT: &str = "\
+Print a policy in another format.
+
+Taken are a flat allowlist (lines of `DIGEST PATH`; `%keyring:NAME` in the place of the path), an IMA \
+list, Keylime's JSON allow list (with `hashes`), runtime policies of older versions, and signed ones, \
+whose signer must be named. Printed is a runtime policy of the present version, sorted, one name a \
+line; or, with --to, a flat allowlist or its exclude file. A TPM policy is normalised.";
+
+pub(crate) const POLICY_SIGN: &str = "\
+Sign a runtime policy as Keylime does: a DSSE envelope, ECDSA with SHA-256.
+
+Signed are the bytes of the file. A signed policy gets one signature more; a key that signed it before \
+signs it anew. With --cert or --cert-out the signature carries the key's certificate (backend x509), \
+else the digest of the public key (backend ecdsa). What a verifier takes is said by its options \
+require_allow_list_signatures, runtime_policy_key and runtime_policy_ca.";
+
+pub(crate) const POLICY_VERIFY: &str = "\
+Check who signed a runtime policy.
+
+The exit status is 0 if one of its signatures is by a --key, or by the key of a certificate that a \
+--ca issued and that is valid now; else 3. A certificate with an extendedKeyUsage must have codeSigning \
+in it, so that those of a CA's servers sign no policies.";
+
+pub(crate) const POLICY_CREATE_TPM: &str = "\
+Print a TPM policy made of PCR values, for --tpm-policy of `trothctl agent add`.
+
+The values are those of a quote, of what `tpm2_pcrread` printed, or of this system as the kernel shows \
+them in /sys/class/tpm/tpm0. PCR 10 (the IMA list) and PCR 16 (the agent's key) are left out.";
 
 pub(crate) const AGENT_WATCH: &str = "\
 Print a line whenever a node's state changes, with the time since the command started.
@@ -128,8 +181,8 @@ const SECTIONS: [(&str, &str); 5] = [
 
 const EXIT_STATUS: &str = "\
 0  done; agent status, agent explain: the node is trusted
-1  an error without a status of its own
-2  wrong use of the command line
+1  an error without a status of its own; policy diff: the policies differ
+2  wrong use of the command line; policy diff: a policy cannot be read
 3  not to be trusted: a node failed attestation; a quote, log or identity failed its check
 4  agent status, agent explain: the node is unreachable, or its last verdict is too old to count
 5  no such node, policy or finding
@@ -164,10 +217,20 @@ registrar list  {\"agents\": [ID]}
 registrar show  {\"id\", \"address\", \"port\", \"regcount\", \"ek\", \"ak\", \"ek_certificate\",
                 \"ek_certificate_matches\", \"mtls_certificate\", \"tls_disabled\"}
 registrar remove {\"id\", \"result\"}, result is removed
-policy list     {\"policies\": [{\"kind\", \"name\"}]}
-policy show     {\"kind\", \"name\", \"sha256\", \"policy\"}
+policy list     {\"policies\": [{\"kind\", \"name\", \"sha256\", \"bytes\", \"nodes\"}]}; the last
+                three are null if the verifier does not say (Keylime's)
+policy show     {\"kind\", \"name\", \"file\", \"bytes\", \"sha256\", \"problem\", \"summary\",
+                \"signatures\": [{\"keyid\", \"certificate\"}], \"policy\"}
+policy diff     {\"old\", \"new\", \"kind\", \"same\", \"digests\", \"keyrings\", \"ima_buf\", \"pcrs\":
+                {NAME: {\"kind\", \"removed\", \"added\"}}, \"excludes\", \"ignored_keyrings\",
+                \"verification_keys\": {\"removed\", \"added\"}, \"members\": {POINTER: [OLD, NEW]}};
+                the kind of a change is added, removed or changed
+policy verify   {\"policy\", \"verified\", \"payload_sha256\", \"signatures\": [{\"keyid\",
+                \"certificate\", \"by\", \"reason\"}]}
+policy sign     {\"keyid\", \"public_key\", \"signatures\"}, with --output
 policy import, policy remove
-                {\"kind\", \"name\", \"result\"}, result is imported, replaced or removed
+                {\"kind\", \"name\", \"result\", \"same_as\": [NAME]}, result is imported, replaced or
+                removed
 inspect quote   {\"verified\", \"failure\", \"nonce_checked\", \"nonce\", \"nonce_hex\", \"clock_ms\",
                 \"selection\", \"pcr_digest\", \"pcr_digest_matches\", \"bank\", \"pcrs\",
                 \"pubkey_bound\", ...}

@@ -7,4 +7,4 @@ mod quote;
 
 pub(crate) use eventlog::run as eventlog;
 pub(crate) use ima::run as ima;
-pub(crate) use quote::run as quote;
+pub(crate) use quote::{quoted_values, run as quote};

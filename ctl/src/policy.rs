@@ -1,20 +1,36 @@
 /// Boot policies: made from logs, read from files.
 mod boot;
+/// Other forms of a policy.
+mod convert;
 /// Runtime policies made of a system's files, of packages, images and lists.
 mod create;
+/// What distinguishes two policies.
+mod diff;
 /// Runtime policies from a web server, known by their checksum.
 mod download;
+/// Policies of the command line, recognised by their content.
+mod input;
+/// Several policies as one.
+mod merge;
+/// What a policy holds.
+mod show;
+/// Signatures of runtime policies.
+mod sign;
 /// Where a policy comes from: files, lists, texts of the command line.
 mod source;
 /// Policies that the verifier keeps by name.
 mod stored;
+/// TPM policies made of PCR values.
+mod tpm;
+/// Whose signatures a runtime policy has.
+mod verify;
 
 use std::path::Path;
 
 pub(crate) use self::{
     boot::boot,
     download::{Checksum, Url},
-    source::{RuntimeOptions, RuntimeText, read_file, read_text, tpm},
+    source::{RuntimeOptions, RuntimeText, read_file, read_text, tpm_text},
     stored::{replace_runtime, text},
 };
 use crate::{
@@ -36,10 +52,16 @@ pub(crate) async fn run(
             create::runtime(args, out).await
         }
         PolicyCommand::Create(PolicyCreateCommand::Boot(args)) => boot::create(args, out),
+        PolicyCommand::Create(PolicyCreateCommand::Tpm(args)) => tpm::create(args, out),
+        PolicyCommand::Diff(args) => diff::run(&config, args, out).await,
+        PolicyCommand::Merge(args) => merge::run(&config, args, out).await,
+        PolicyCommand::Convert(args) => convert::run(&config, args, out).await,
+        PolicyCommand::Sign(args) => sign::run(&config, args, out).await,
+        PolicyCommand::Verify(args) => verify::run(&config, args, out).await,
         PolicyCommand::List { kind } => stored::list(&config, *kind, out).await,
-        PolicyCommand::Show(args) => stored::show(&config, args, out).await,
+        PolicyCommand::Show(args) => show::run(&config, args, out).await,
         PolicyCommand::Import(command) => stored::import(&config, command, out).await,
-        PolicyCommand::Remove { kind, name } => stored::remove(&config, *kind, name, out).await,
+        PolicyCommand::Remove(args) => stored::remove(&config, args, out).await,
     }
 }
 
@@ -50,6 +72,14 @@ impl Kind {
             Self::Runtime => "runtime",
             Self::Boot => "boot",
         }
+    }
+}
+
+/// Writes a result to a file, or to standard output.
+fn write_output(path: Option<&Path>, text: &str, out: &Output) -> Result<(), Error> {
+    match path {
+        Some(path) if path != Path::new("-") => write_file(path, text),
+        _ => out.text(text),
     }
 }
 

@@ -275,6 +275,14 @@ pub struct VerifierConfig {
     /// Whose signature counts when a signed policy comes without `runtime_policy_key`: file with
     /// an EC public key or an X.509 certificate, PEM or DER.
     pub runtime_policy_key: Option<PathBuf>,
+    /// Files with certificates of CAs, PEM or DER: a signed policy also counts if its signature
+    /// carries a certificate for signing that one of them issued (Keylime's x509 backend), where
+    /// `runtime_policy_key` would.
+    pub runtime_policy_ca: Vec<PathBuf>,
+    /// Who says whose signature counts: `request`, where the key that comes with a policy does
+    /// before `runtime_policy_key`, as in Keylime; or `configured`, where only `runtime_policy_key`
+    /// and `runtime_policy_ca` do, whatever an operator sends.
+    pub runtime_policy_signers: PolicySigners,
     /// Labels of how much a finding matters, lowest first. A node with a finding of the last one is
     /// not asked any more until it is reactivated.
     pub severity_labels: Vec<String>,
@@ -320,6 +328,16 @@ pub enum Evaluate {
     Always,
 }
 
+/// Who says whose signature of a runtime policy counts.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
+#[serde(rename_all = "snake_case")]
+pub enum PolicySigners {
+    /// Whoever sends the policy.
+    Request,
+    /// The configuration alone.
+    Configured,
+}
+
 impl Default for VerifierConfig {
     fn default() -> Self {
         Self {
@@ -353,6 +371,8 @@ impl Default for VerifierConfig {
             max_workers: 0,
             require_allow_list_signatures: false,
             runtime_policy_key: None,
+            runtime_policy_ca: Vec::new(),
+            runtime_policy_signers: PolicySigners::Request,
             severity_labels: severity::LABELS.map(str::to_owned).to_vec(),
             severity_policy: SeverityRule::defaults(),
             measured_boot_policy_name: BootEngine::default(),

@@ -12,7 +12,7 @@ pub enum PolicyFormat {
     Runtime,
     /// PCR values.
     Tpm,
-    /// A boot policy: `{}`, a refstate, or one of ours.
+    /// A boot policy: `{}`, a refstate, or one of ours, in JSON or TOML.
     Boot,
     /// An IMA measurement list.
     ImaList,
@@ -31,6 +31,18 @@ impl PolicyFormat {
         }
         let mut lines = text.lines().map(str::trim);
         let line = lines.find(|line| !line.is_empty() && !line.starts_with('#'))?;
+        // TOML begins with a heading, `[name]`, or with `name = value`.
+        let heading = line
+            .strip_prefix('[')
+            .is_some_and(|rest| rest.starts_with(char::is_alphabetic));
+        let named = line.split_once('=').is_some_and(|(name, _)| {
+            name.trim()
+                .chars()
+                .all(|c| c.is_alphanumeric() || "_-.".contains(c))
+        });
+        if heading || named {
+            return Some(Self::Boot);
+        }
         let mut words = line.split_ascii_whitespace();
         let first = words.next()?;
         let second = words.next()?;
@@ -40,7 +52,6 @@ impl PolicyFormat {
         match words.next() {
             Some(_) if first.len() <= 2 && hex(first, 1) && hex(second, 32) => Some(Self::ImaList),
             _ if hex(first, 40) => Some(Self::Allowlist),
-            // `[components]` and `key = value` of TOML.
             _ => None,
         }
     }
@@ -109,6 +120,8 @@ mod tests {
             (r#"{"15": "aa"}"#, PolicyFormat::Tpm),
             ("{}", PolicyFormat::Boot),
             (r#"{"kernels": []}"#, PolicyFormat::Boot),
+            ("# of web1\nversion = 1\n", PolicyFormat::Boot),
+            ("[secure_boot]\n", PolicyFormat::Boot),
             (
                 &format!("# list\n\n{digest}  /bin/a b"),
                 PolicyFormat::Allowlist,
@@ -120,7 +133,7 @@ mod tests {
         ] {
             assert_eq!(PolicyFormat::of(text), Some(expected), "{text}");
         }
-        for text in ["", "{", "[]", "hello world", "lonely"] {
+        for text in ["", "{", "[]", "hello world", "lonely", "a b = c"] {
             assert_eq!(PolicyFormat::of(text), None, "{text}");
         }
     }

@@ -12,10 +12,10 @@ mod document;
 mod dsse;
 /// Exclude patterns: Python regular expressions on two Rust engines.
 mod excludes;
-/// Regular expressions of Python's syntax that must match a whole text.
-mod pattern;
 /// Which kind of policy a text is.
 mod format;
+/// Regular expressions of Python's syntax that must match a whole text.
+mod pattern;
 /// Runtime policy (Keylime JSON, version 1), compiled.
 mod runtime;
 /// Reads runtime policy JSON, strictly, into either form.

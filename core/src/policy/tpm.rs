@@ -65,6 +65,22 @@ impl TpmPolicy {
         Ok(Self::of(allowed, PcrMask::default()))
     }
 
+    /// Allows also what `other` allows, and covers the PCRs of both masks. The values of a PCR come
+    /// sorted.
+    #[must_use]
+    pub fn merge(&self, other: &Self) -> Self {
+        let mut merged = self.clone().with_mask(other.mask);
+        for (pcr, values) in &other.allowed {
+            let mine = merged.allowed.entry(*pcr).or_default();
+            mine.extend(values);
+        }
+        for values in merged.allowed.values_mut() {
+            values.sort_by(|a, b| a.as_bytes().cmp(b.as_bytes()));
+            values.dedup();
+        }
+        merged
+    }
+
     /// With a mask of the PCRs named and of `more`.
     fn of(allowed: BTreeMap<u8, Vec<Digest>>, more: PcrMask) -> Self {
         let mask = allowed.keys().fold(more, |mask, pcr| mask.with(*pcr));
@@ -237,6 +253,20 @@ mod tests {
         assert_eq!(policy.to_json(), expected);
         let error = TpmPolicy::from_values(&values, values.mask().with(4)).unwrap_err();
         assert_eq!(error, PolicyError::PcrMissing { pcr: 4 });
+    }
+
+    #[test]
+    fn two_policies_allow_what_either_allows() {
+        let policy = |text| TpmPolicy::from_operator(text).unwrap();
+        let (a, b) = (
+            r#"{"7": ["bb", "aa"]}"#,
+            r#"{"7": "cc", "0": "aa", "mask": "0x400"}"#,
+        );
+        let merged = policy(a).merge(&policy(b));
+        let expected = r#"{"0": ["aa"], "7": ["aa", "bb", "cc"], "mask": "0x481"}"#;
+        assert_eq!(merged.to_json(), expected);
+        assert_eq!(merged, policy(b).merge(&policy(a)));
+        assert_eq!(merged, merged.merge(&merged));
     }
 
     #[test]

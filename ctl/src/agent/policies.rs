@@ -60,7 +60,7 @@ impl Policies {
             .map(|argument| policy::boot(argument, config))
             .transpose()?;
         let tpm = match &args.tpm_policy {
-            Some(argument) => Some(tpm_policy(&policy::tpm(argument)?)?),
+            Some(argument) => Some(tpm_policy(&policy::tpm_text(argument)?)?),
             None => None,
         };
         Ok(Self {

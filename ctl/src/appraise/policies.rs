@@ -93,7 +93,7 @@ impl Given {
             })
         };
         let tpm = |argument: &String| {
-            let text = policy::tpm(argument)?;
+            let text = policy::tpm_text(argument)?;
             let parsed = TpmPolicy::parse(&text).or_else(|_| TpmPolicy::from_operator(&text));
             parsed.map_err(|source| Error::Policy {
                 what: "--tpm-policy".to_owned(),

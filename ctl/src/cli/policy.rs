@@ -3,6 +3,10 @@ use std::path::PathBuf;
 use clap::{ArgGroup, Args, Subcommand, ValueEnum};
 use troth_core::tpm::HashAlgorithm;
 
+use super::policy_file::{
+    ConvertArgs, CreateTpmArgs, DiffArgs, MergeArgs, RemovePolicyArgs, ShowArgs, SignArgs,
+    VerifyArgs,
+};
 use crate::{
     help,
     policy::{Checksum, Url},
@@ -19,19 +23,29 @@ pub(crate) enum PolicyCommand {
         #[arg(value_enum)]
         kind: Option<Kind>,
     },
-    /// Show a policy that the verifier keeps, or save it to a file
+    /// Show what a policy holds: of a file, or one that the verifier keeps
+    #[command(long_about = help::POLICY_SHOW)]
     Show(ShowArgs),
+    /// Show what distinguishes two policies; exit status 1 if something does
+    #[command(long_about = help::POLICY_DIFF)]
+    Diff(DiffArgs),
+    /// Print a policy that allows what any of several policies allows
+    #[command(long_about = help::POLICY_MERGE)]
+    Merge(MergeArgs),
+    /// Print a policy in another format: from lists, older versions and signed policies
+    #[command(long_about = help::POLICY_CONVERT)]
+    Convert(ConvertArgs),
+    /// Sign a runtime policy (DSSE), or add a signature to a signed one
+    #[command(long_about = help::POLICY_SIGN)]
+    Sign(SignArgs),
+    /// Check who signed a runtime policy
+    #[command(long_about = help::POLICY_VERIFY)]
+    Verify(VerifyArgs),
     /// Check a policy and have the verifier keep it under a name
     #[command(subcommand, arg_required_else_help = true, long_about = help::POLICY_IMPORT)]
     Import(ImportCommand),
     /// Have the verifier forget a policy that no node uses
-    Remove {
-        /// Kind of the policy
-        #[arg(value_enum)]
-        kind: Kind,
-        /// Name of the policy
-        name: String,
-    },
+    Remove(RemovePolicyArgs),
 }
 
 /// The kinds of policies that a verifier keeps by name.
@@ -50,6 +64,9 @@ pub(crate) enum PolicyCreateCommand {
     Runtime(Box<RuntimeArgs>),
     /// Print a boot policy that allows the boot of a log, and no other
     Boot(CreateBootArgs),
+    /// Print a TPM policy made of PCR values: of a quote, of `tpm2_pcrread`, or of this system
+    #[command(long_about = help::POLICY_CREATE_TPM)]
+    Tpm(CreateTpmArgs),
 }
 
 #[derive(Debug, Args)]
@@ -157,18 +174,6 @@ fn hash_algorithm(name: &str) -> Result<HashAlgorithm, String> {
     })
 }
 
-#[derive(Debug, Args)]
-pub(crate) struct ShowArgs {
-    /// Kind of the policy
-    #[arg(value_enum)]
-    pub(crate) kind: Kind,
-    /// Name of the policy
-    pub(crate) name: String,
-    /// Save the policy's text to this file, as the verifier has it; - is standard output
-    #[arg(long, short, value_name = "FILE", conflicts_with = "json")]
-    pub(crate) output: Option<PathBuf>,
-}
-
 #[derive(Debug, Subcommand)]
 pub(crate) enum ImportCommand {
     /// Import a runtime policy
@@ -181,7 +186,8 @@ pub(crate) enum ImportCommand {
 pub(crate) struct ImportRuntimeArgs {
     /// Name of the policy
     pub(crate) name: String,
-    /// Keylime's JSON; - is standard input
+    /// Keylime's JSON of any version, signed or not, a flat allowlist, or an IMA measurement list; -
+    /// is standard input
     #[arg(group = "source", required_unless_present_any = ["url", "allowlist", "ima_list"])]
     pub(crate) file: Option<PathBuf>,
     /// Download it, by http or https; redirects are not followed

@@ -176,6 +176,23 @@ pub(super) const EXAMPLES: &[(&str, &[Example])] = &[
         ],
     ),
     (
+        "trothctl policy create tpm",
+        &[
+            (
+                "Secure Boot's state, as it is on this system",
+                "trothctl policy create tpm --pcr 7 -o pcr7.json",
+            ),
+            (
+                "From a quote that this AK signed",
+                "trothctl policy create tpm --quote answer.json --ak ak.pub --pcr 0,2,7",
+            ),
+            (
+                "From what tpm2_pcrread printed elsewhere",
+                "trothctl policy create tpm --pcrread pcrs.txt --mask 0x85",
+            ),
+        ],
+    ),
+    (
         "trothctl policy list",
         &[
             ("Policies of both kinds", "trothctl policy list"),
@@ -185,10 +202,81 @@ pub(super) const EXAMPLES: &[(&str, &[Example])] = &[
     (
         "trothctl policy show",
         &[
-            ("How large is it?", "trothctl policy show runtime base"),
+            ("What is in this file?", "trothctl policy show base.json"),
+            (
+                "How large is the one that the verifier keeps?",
+                "trothctl policy show runtime:base",
+            ),
             (
                 "Save it as the verifier has it",
-                "trothctl policy show runtime base -o base.json",
+                "trothctl policy show runtime:base -o base.json",
+            ),
+        ],
+    ),
+    (
+        "trothctl policy diff",
+        &[
+            (
+                "What would change for the nodes?",
+                "trothctl policy diff runtime:base base-2.json",
+            ),
+            (
+                "For a program",
+                "trothctl --json policy diff base-1.json base-2.json",
+            ),
+        ],
+    ),
+    (
+        "trothctl policy merge",
+        &[(
+            "What a distribution has, and what this site adds",
+            "trothctl policy merge distribution.json site.json -o base.json",
+        )],
+    ),
+    (
+        "trothctl policy convert",
+        &[
+            (
+                "A flat allowlist and its exclude file",
+                "trothctl policy convert allowlist.txt --exclude exclude.txt -o base.json",
+            ),
+            (
+                "The policy inside a signed one, if this key signed it",
+                "trothctl policy convert signed.json --key signer.pub -o base.json",
+            ),
+            (
+                "Back to a flat allowlist",
+                "trothctl policy convert base.json --to allowlist",
+            ),
+        ],
+    ),
+    (
+        "trothctl policy sign",
+        &[
+            (
+                "With a new key, which stays here",
+                "trothctl policy sign base.json --new-key signer.pem -o signed.json",
+            ),
+            (
+                "With a key that a CA certified",
+                "trothctl policy sign base.json --key signer.pem --cert signer.crt -o signed.json",
+            ),
+            (
+                "A second person, too",
+                "trothctl policy sign signed.json --key second.pem -o signed-twice.json",
+            ),
+        ],
+    ),
+    (
+        "trothctl policy verify",
+        &[
+            (
+                "Did this key sign it?",
+                "trothctl policy verify signed.json --key signer.pub",
+            ),
+            (
+                "Did anybody sign it whom our CA certified?",
+                "trothctl policy verify runtime:base --ca policy-ca.pem",
             ),
         ],
     ),
@@ -238,7 +326,7 @@ pub(super) const EXAMPLES: &[(&str, &[Example])] = &[
         "trothctl policy remove",
         &[(
             "A policy that no node uses any more",
-            "trothctl policy remove runtime base",
+            "trothctl policy remove runtime:base",
         )],
     ),
     (

@@ -49,6 +49,8 @@ struct View {
     signature_hash: &'static str,
     /// Bank of the values below.
     bank: &'static str,
+    #[serde(skip)]
+    values: PcrValues,
     /// PCR number to hex value.
     pcrs: BTreeMap<u8, String>,
     /// Is PCR 16 the hash of the answer's `pubkey`? null: there is none to compare.
@@ -71,6 +73,26 @@ pub(crate) fn run(args: &QuoteArgs, out: &Output) -> Result<Exit, Error> {
         || !view.pcr_digest_matches
         || view.pubkey_bound == Some(false);
     Ok(if bad { Exit::Untrusted } else { Exit::Success })
+}
+
+/// The PCR values of a quote, which the quote's digest is of; with `ak`, a quote that it signed.
+pub(crate) fn quoted_values(args: &QuoteArgs) -> Result<PcrValues, Error> {
+    let (text, pubkey) = quote_of(&args.file, &read_file(&args.file)?)?;
+    let view = View::new(args, &text, pubkey.as_deref())?;
+    let failure = match view.failure {
+        Some(failure) => Some(failure),
+        None if !view.pcr_digest_matches => {
+            Some("its PCR digest is not that of its PCR values".to_owned())
+        }
+        None => None,
+    };
+    match failure {
+        Some(reason) => Err(Error::Malformed {
+            path: args.file.clone(),
+            reason,
+        }),
+        None => Ok(view.values),
+    }
 }
 
 /// The quote string of a file, and the key of the answer around it, if it is one.
@@ -185,6 +207,7 @@ impl View {
             signature_scheme: signature.scheme.name(),
             signature_hash: signature.hash.name(),
             bank: pcrs.bank().name(),
+            values: pcrs.clone(),
             pcrs: pcrs
                 .iter()
                 .map(|(pcr, value)| (pcr, value.to_string()))

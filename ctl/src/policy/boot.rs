@@ -2,7 +2,7 @@ use std::path::{Path, PathBuf};
 
 use troth_core::{
     eventlog::EventLog,
-    policy::{BootPolicy, BootRules, Refstate},
+    policy::{BootPolicy, BootRules, PolicyError, Refstate},
 };
 
 use super::{
@@ -35,16 +35,19 @@ pub(crate) fn boot(argument: &str, config: &Config) -> Result<String, Error> {
         text if text.trim_start().starts_with('{') => text.to_owned(),
         path => read_text(Path::new(path))?,
     };
-    let unusable = |source| Error::Policy {
+    boot_json(&text).map_err(|source| Error::Policy {
         what: format!("boot policy {argument}"),
         source,
-    };
-    if text.trim_start().starts_with(['{', '[']) || text.trim() == "null" {
-        BootPolicy::parse(Some(&text)).map_err(unusable)?;
-        return Ok(text);
+    })
+}
+
+/// The JSON of a boot policy, which may be TOML.
+pub(super) fn boot_json(text: &str) -> Result<String, PolicyError> {
+    if text.trim_start().starts_with('{') || ["null", "[]"].contains(&text.trim()) {
+        BootPolicy::parse(Some(text))?;
+        return Ok(text.to_owned());
     }
-    let rules = BootRules::from_toml(&text).map_err(unusable)?;
-    Ok(rules.to_json())
+    BootRules::from_toml(text).map(|rules| rules.to_json())
 }
 
 /// Makes a policy of a boot log and prints or saves it.

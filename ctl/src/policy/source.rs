@@ -4,7 +4,9 @@ use std::{
 };
 
 use base64::{Engine, prelude::BASE64_STANDARD};
-use troth_core::policy::{Envelope, PolicyError, RuntimePolicy, SigningKey};
+use troth_core::policy::{
+    Envelope, PolicyDocument, PolicyError, PolicyFormat, RuntimePolicy, SigningKey,
+};
 
 use super::download::{Checksum, Url};
 use crate::{config::Config, error::Error, output::now_ms};
@@ -12,7 +14,8 @@ use crate::{config::Config, error::Error, output::now_ms};
 /// Where a runtime policy comes from.
 #[derive(Clone, Copy, Debug)]
 enum RuntimeSource<'a> {
-    /// Keylime's JSON, taken as it is after a check.
+    /// Keylime's JSON, taken as it is after a check, or brought to the present version; or a list,
+    /// recognised by its content.
     Json(&'a Path),
     /// The same, from a web server.
     Url(&'a Url, &'a Checksum),
@@ -104,7 +107,7 @@ impl RuntimeSource<'_> {
     async fn text(self, config: &Config) -> Result<String, Error> {
         let now = now_ms() / 1000;
         let made = match self {
-            Self::Json(path) => return read_text(path),
+            Self::Json(path) => present_version(read_text(path)?, now),
             Self::Url(url, checksum) => {
                 let bytes = url.fetch(checksum, config.request_timeout.0).await?;
                 return Ok(lossy(bytes));
@@ -131,8 +134,22 @@ impl RuntimeSource<'_> {
     }
 }
 
+/// The text of a policy as the verifier takes it: unchanged if it does.
+fn present_version(text: String, now: u64) -> Result<String, PolicyError> {
+    let document = match PolicyFormat::of(&text) {
+        Some(PolicyFormat::Allowlist) => PolicyDocument::from_allowlist(&text, "", now)?,
+        Some(PolicyFormat::ImaList) => PolicyDocument::from_ima_list(&text, now)?,
+        Some(PolicyFormat::Runtime) if RuntimePolicy::compile(text.as_bytes()).is_err() => {
+            PolicyDocument::parse_any_version(text.as_bytes(), now)?
+        }
+        // What is nothing known is named by the policy's reader.
+        _ => return Ok(text),
+    };
+    Ok(document.to_json())
+}
+
 /// The text of a TPM policy that is given as JSON or as a file.
-pub(crate) fn tpm(argument: &str) -> Result<String, Error> {
+pub(crate) fn tpm_text(argument: &str) -> Result<String, Error> {
     if argument.trim_start().starts_with(['{', '[']) {
         Ok(argument.to_owned())
     } else {

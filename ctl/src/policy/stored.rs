@@ -1,18 +1,13 @@
-use std::path::Path;
-
 use base64::{Engine, prelude::BASE64_STANDARD};
 use hyper::Method;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use troth_core::{
-    policy::{Envelope, RuntimePolicy},
-    tpm::HashAlgorithm,
-};
+use troth_core::tpm::HashAlgorithm;
 
-use super::{RuntimeOptions, RuntimeText, boot, write_file};
+use super::{RuntimeOptions, RuntimeText, boot};
 use crate::{
     api::{self, Credentials, Service},
-    cli::{ImportCommand, Kind, ShowArgs},
+    cli::{ImportCommand, Kind, PolicyRef, RemovePolicyArgs},
     config::Config,
     error::{Error, Exit},
     output::{Output, Tone},
@@ -23,6 +18,20 @@ use crate::{
 struct Names {
     #[serde(alias = "runtimepolicy names", alias = "mbpolicy names")]
     names: Vec<String>,
+    /// The same with what Troth's verifier knows about them; Keylime's has no such member.
+    #[serde(default)]
+    policies: Vec<About>,
+}
+
+/// What a verifier says about a policy in its list.
+#[derive(Clone, Deserialize)]
+struct About {
+    name: String,
+    /// SHA-256 of the text, hex.
+    sha256: String,
+    bytes: u64,
+    /// How many nodes use it.
+    nodes: u64,
 }
 
 /// `results` of one policy of either kind.
@@ -43,17 +52,11 @@ struct List {
 struct Listed {
     kind: &'static str,
     name: String,
-}
-
-/// `policy show --json`.
-#[derive(Serialize)]
-struct Show<'a> {
-    kind: &'static str,
-    name: &'a str,
-    /// SHA-256 of the text, hex.
-    sha256: String,
-    /// The policy, or its text where that is not JSON.
-    policy: Value,
+    /// SHA-256 of the text, hex; this and what follows is null if the verifier does not say.
+    sha256: Option<String>,
+    bytes: Option<u64>,
+    /// How many nodes use it.
+    nodes: Option<u64>,
 }
 
 /// `--json` of `policy import` and `policy remove`.
@@ -63,6 +66,8 @@ struct Done<'a> {
     name: &'a str,
     /// `imported`, `replaced` or `removed`.
     result: &'static str,
+    /// Other names that the verifier keeps the same text under.
+    same_as: Vec<String>,
 }
 
 /// Lists the policies of one kind or of both.
@@ -75,10 +80,16 @@ pub(super) async fn list(config: &Config, kind: Option<Kind>, out: &Output) -> R
         .filter(|each| kind.is_none_or(|kind| kind == *each))
     {
         let names: Names = verifier.get(&format!("{}/", collection(kind))).await?;
-        policies.extend(names.names.into_iter().map(|name| Listed {
-            kind: kind.as_str(),
-            name,
-        }));
+        for name in names.names {
+            let about = names.policies.iter().find(|about| about.name == name);
+            policies.push(Listed {
+                kind: kind.as_str(),
+                name,
+                sha256: about.map(|about| about.sha256.clone()),
+                bytes: about.map(|about| about.bytes),
+                nodes: about.map(|about| about.nodes),
+            });
+        }
     }
     let list = List { policies };
     out.result(&list, || {
@@ -87,81 +98,23 @@ pub(super) async fn list(config: &Config, kind: Option<Kind>, out: &Output) -> R
                     import`.\n"
                 .to_owned();
         }
+        let number = |number: Option<u64>| number.map_or_else(|| "-".to_owned(), |n| n.to_string());
         let row = |policy: &Listed| {
+            let sha256 = policy.sha256.as_deref().unwrap_or("-");
             vec![
                 (Tone::Plain, policy.name.clone()),
                 (Tone::Plain, policy.kind.to_owned()),
+                (Tone::Plain, number(policy.nodes)),
+                (Tone::Plain, number(policy.bytes)),
+                (Tone::Dim, out.digest(sha256)),
             ]
         };
-        out.table(&["NAME", "KIND"], list.policies.iter().map(row).collect())
+        out.table(
+            &["NAME", "KIND", "NODES", "BYTES", "SHA-256"],
+            list.policies.iter().map(row).collect(),
+        )
     })?;
     Ok(Exit::Success)
-}
-
-/// Shows one policy, or saves it.
-pub(super) async fn show(config: &Config, args: &ShowArgs, out: &Output) -> Result<Exit, Error> {
-    let verifier = Credentials::load(config)?.verifier(config)?;
-    let (kind, name) = (args.kind, args.name.as_str());
-    let text = text(&verifier, kind, name)
-        .await?
-        .ok_or_else(|| unknown(&verifier, kind, name))?;
-    match args.output.as_deref() {
-        Some(path) if path == Path::new("-") => out.text(&text)?,
-        Some(path) => write_file(path, &text)?,
-        None => {
-            let show = Show {
-                kind: kind.as_str(),
-                name,
-                sha256: HashAlgorithm::Sha256.digest(&[text.as_bytes()]).to_string(),
-                policy: serde_json::from_str(&text).unwrap_or_else(|_| Value::String(text.clone())),
-            };
-            out.result(&show, || show.describe(kind, &text, out))?;
-        }
-    }
-    Ok(Exit::Success)
-}
-
-impl Show<'_> {
-    fn describe(&self, kind: Kind, text: &str, out: &Output) -> String {
-        let mut fields = vec![
-            ("Kind", format!("{} policy", self.kind)),
-            ("Size", format!("{} bytes", text.len())),
-            ("SHA-256", self.sha256.clone()),
-        ];
-        match kind {
-            Kind::Runtime => fields.extend(self.contents(text)),
-            Kind::Boot => fields.push(("Policy", text.chars().take(500).collect())),
-        }
-        format!(
-            "{}\n{}",
-            out.paint(Tone::Strong, &crate::output::clean(self.name)),
-            out.fields(&fields)
-        )
-    }
-
-    /// What a runtime policy holds.
-    fn contents(&self, text: &str) -> Vec<(&'static str, String)> {
-        if let Ok(Some(_)) = Envelope::parse(text.as_bytes()) {
-            return vec![(
-                "Policy",
-                "signed; -o saves it with its signatures".to_owned(),
-            )];
-        }
-        if let Err(error) = RuntimePolicy::compile(text.as_bytes()) {
-            return vec![("Policy", format!("NOT usable: {error}"))];
-        }
-        let size = |member: &str| match self.policy.get(member) {
-            Some(Value::Object(members)) => members.len(),
-            Some(Value::Array(members)) => members.len(),
-            _ => 0,
-        };
-        vec![
-            ("Files", size("digests").to_string()),
-            ("Excludes", size("excludes").to_string()),
-            ("Keyrings", size("keyrings").to_string()),
-            ("ima-buf", size("ima-buf").to_string()),
-        ]
-    }
 }
 
 /// Checks a policy here and stores it.
@@ -170,7 +123,7 @@ pub(super) async fn import(
     command: &ImportCommand,
     out: &Output,
 ) -> Result<Exit, Error> {
-    let (kind, name, replace, body) = match command {
+    let (kind, name, replace, body, text) = match command {
         ImportCommand::Runtime(args) => {
             let options = RuntimeOptions {
                 json: args.file.as_ref(),
@@ -184,11 +137,12 @@ pub(super) async fn import(
             // clap demands one of the sources.
             let policy = options.read(config).await?.unwrap_or_default();
             let body = runtime_body(&policy);
-            (Kind::Runtime, &args.name, args.replace, body)
+            (Kind::Runtime, &args.name, args.replace, body, policy.text)
         }
         ImportCommand::Boot(args) => {
-            let body = json!({"mb_policy": boot(&args.policy, config)?});
-            (Kind::Boot, &args.name, args.replace, body)
+            let text = boot(&args.policy, config)?;
+            let body = json!({ "mb_policy": text });
+            (Kind::Boot, &args.name, args.replace, body, text)
         }
     };
     let verifier = Credentials::load(config)?.verifier(config)?;
@@ -198,31 +152,72 @@ pub(super) async fn import(
         create(&verifier, kind, name, &body).await?;
         "imported"
     };
-    report(out, kind, name, result)
+    // A remark: the policy is stored, whatever becomes of this.
+    let same_as = same_text(&verifier, kind, name, &text).await;
+    let same_as = same_as.unwrap_or_default();
+    report(out, kind, name, result, same_as)
+}
+
+/// Other names that the verifier keeps this text under, as far as it says.
+async fn same_text(
+    verifier: &Service,
+    kind: Kind,
+    name: &str,
+    text: &str,
+) -> Result<Vec<String>, Error> {
+    let names: Names = verifier.get(&format!("{}/", collection(kind))).await?;
+    let sha256 = HashAlgorithm::Sha256.digest(&[text.as_bytes()]).to_string();
+    let same = |about: &About| about.sha256 == sha256 && about.name != name;
+    let same = names.policies.into_iter().filter(same);
+    Ok(same.map(|about| about.name).collect())
 }
 
 /// Removes a policy that no node uses.
 pub(super) async fn remove(
     config: &Config,
-    kind: Kind,
-    name: &str,
+    args: &RemovePolicyArgs,
     out: &Output,
 ) -> Result<Exit, Error> {
+    let Some(PolicyRef::Stored(kind, name)) = args.policy.with_name(args.name.as_deref()) else {
+        return Err(Error::Option {
+            option: "POLICY",
+            reason: format!("{} is not runtime:NAME or boot:NAME", args.policy),
+        });
+    };
+    let name = name.as_str();
     let verifier = Credentials::load(config)?.verifier(config)?;
     let path = path(kind, name);
     let reply = verifier.send(Method::DELETE, &path, None::<&Value>).await?;
     match reply.status {
-        200..=299 => report(out, kind, name, "removed"),
+        200..=299 => report(out, kind, name, "removed", Vec::new()),
         404 => Err(unknown(&verifier, kind, name)),
         _ => Err(verifier.refused(&Method::DELETE, &path, &reply)),
     }
 }
 
-fn report(out: &Output, kind: Kind, name: &str, result: &'static str) -> Result<Exit, Error> {
+fn report(
+    out: &Output,
+    kind: Kind,
+    name: &str,
+    result: &'static str,
+    same_as: Vec<String>,
+) -> Result<Exit, Error> {
     let kind = kind.as_str();
-    let done = Done { kind, name, result };
+    let done = Done {
+        kind,
+        name,
+        result,
+        same_as,
+    };
     let name = crate::output::clean(name);
-    out.result(&done, || format!("The {kind} policy {name} is {result}.\n"))?;
+    out.result(&done, || {
+        let mut text = format!("The {kind} policy {name} is {result}.\n");
+        if !done.same_as.is_empty() {
+            let names = crate::output::clean(&done.same_as.join(", "));
+            text += &format!("The verifier has the same policy as {names}, and keeps it once.\n");
+        }
+        text
+    })?;
     Ok(Exit::Success)
 }
 
@@ -293,7 +288,7 @@ fn path(kind: Kind, name: &str) -> String {
     format!("{}/{}", collection(kind), api::segment(name))
 }
 
-fn unknown(verifier: &Service, kind: Kind, name: &str) -> Error {
+pub(super) fn unknown(verifier: &Service, kind: Kind, name: &str) -> Error {
     Error::NoSuchPolicy {
         kind: kind.as_str(),
         name: name.to_owned(),

@@ -57,14 +57,23 @@ fn policies_are_stored_listed_shown_and_removed_by_name() {
 
     site.success(
         "GET /v2.6/allowlists/",
-        &json!({"runtimepolicy names": ["a b"]}),
+        &json!({
+            "runtimepolicy names": ["a b"],
+            "policies": [{"name": "a b", "sha256": "abcd", "bytes": 77, "nodes": 3}],
+        }),
     );
     site.success("GET /v2.6/mbpolicies/", &json!({"mbpolicy names": ["b"]}));
     let output = run(&["policy", "list"]);
-    assert_eq!(stdout(&output), "NAME  KIND\na b   runtime\nb     boot\n");
+    assert_eq!(
+        stdout(&output),
+        "NAME  KIND     NODES  BYTES  SHA-256\n\
+         a b   runtime  3      77     abcd\n\
+         b     boot     -      -      -\n"
+    );
     let output = run(&["--json", "policy", "list", "boot"]);
     let list: Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert_eq!(list, json!({"policies": [{"kind": "boot", "name": "b"}]}));
+    let boot = json!({"kind": "boot", "name": "b", "sha256": null, "bytes": null, "nodes": null});
+    assert_eq!(list, json!({ "policies": [boot] }));
 
     let text = policy.to_string();
     let stored = json!({"name": "a b", "tmp_policy": null, "runtime_policy": text});

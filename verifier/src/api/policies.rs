@@ -6,7 +6,7 @@ use crate::{
     authority::Principal,
     poll::{Fleet, PolicyChangeError, PolicyName, SentPolicy},
     rest::{self, Refusal, Reply},
-    store::{PolicyKind, percent_decoded},
+    store::{PolicyKind, PolicySummary, percent_decoded},
 };
 
 /// `results` of the lists, under Keylime's names.
@@ -16,6 +16,25 @@ enum Names {
     Runtime(Vec<String>),
     #[serde(rename = "mbpolicy names")]
     Boot(Vec<String>),
+}
+
+/// `results` of the lists: Keylime's member, and one of ours.
+#[derive(Serialize)]
+struct List {
+    #[serde(flatten)]
+    names: Names,
+    policies: Vec<About>,
+}
+
+/// What is known about a policy.
+#[derive(Serialize)]
+struct About {
+    name: String,
+    /// SHA-256 of the text, hex.
+    sha256: String,
+    bytes: u64,
+    /// How many nodes use it.
+    nodes: u64,
 }
 
 /// `results` of one policy.
@@ -56,13 +75,23 @@ pub(super) fn name(segment: &str) -> Result<PolicyName, Refusal> {
     PolicyName::new(decoded).map_err(|error| Refusal::bad_request(error.to_string()))
 }
 
-/// Names of all policies of a kind.
+/// All policies of a kind.
 pub(super) async fn list(fleet: &Fleet, kind: PolicyKind) -> Reply {
-    let names = fleet.policy_names(kind).await;
-    let names = names.map_err(|error| Refusal::internal(&error))?;
-    Ok(rest::success(match kind {
-        PolicyKind::Runtime => Names::Runtime(names),
-        PolicyKind::Boot => Names::Boot(names),
+    let summaries = fleet.policy_summaries(kind).await;
+    let summaries = summaries.map_err(|error| Refusal::internal(&error))?;
+    let names = summaries.iter().map(|policy| policy.name.clone()).collect();
+    let about = |policy: PolicySummary| About {
+        name: policy.name,
+        sha256: policy.digest,
+        bytes: policy.bytes,
+        nodes: policy.nodes,
+    };
+    Ok(rest::success(List {
+        names: match kind {
+            PolicyKind::Runtime => Names::Runtime(names),
+            PolicyKind::Boot => Names::Boot(names),
+        },
+        policies: summaries.into_iter().map(about).collect(),
     }))
 }
 

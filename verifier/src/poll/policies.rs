@@ -1,17 +1,22 @@
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, PoisonError, Weak},
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use troth_core::{
     bundle::policy_digest,
+    identity::{Expiry, Trust, TrustAnchors},
     policy::{
         BootEngine, BootPolicy, Envelope, PolicyError, RuntimePolicy, SigningKey, SigningKeyError,
     },
 };
 
-use crate::store::{NewPolicy, PolicyKind};
+use crate::{
+    config::PolicySigners,
+    store::{NewPolicy, PolicyKind},
+};
 
 /// Longest name of a policy in bytes, as in Keylime's database.
 const MAX_NAME: usize = 255;
@@ -140,11 +145,24 @@ impl Named {
 pub(super) struct Signatures {
     /// Refuse policies that nobody signed.
     pub(super) required: bool,
+    /// Who says whose signature counts.
+    pub(super) signers: PolicySigners,
     /// The key of policies that come without one.
     pub(super) key: Option<SigningKey>,
+    /// CAs of those whose certificates count where that key does.
+    pub(super) anchors: TrustAnchors,
 }
 
 impl Signatures {
+    /// Is there anybody whose signature counts?
+    pub(super) fn can_be_made(&self) -> bool {
+        self.signers == PolicySigners::Request || self.is_configured()
+    }
+
+    fn is_configured(&self) -> bool {
+        self.key.is_some() || !self.anchors.is_empty()
+    }
+
     /// Checks a policy that an operator sent, with the key that came along.
     fn check(&self, text: &str, key: Option<&str>) -> Result<(), SignatureError> {
         let given = key.filter(|key| !key.is_empty()).map(|key| {
@@ -152,20 +170,42 @@ impl Signatures {
             SigningKey::parse(&pem.unwrap_or_default()).map_err(SignatureError::Key)
         });
         let given = given.transpose()?;
-        let key = given.as_ref().or(self.key.as_ref());
         let envelope = Envelope::parse(text.as_bytes()).map_err(|error| match error {
             PolicyError::NotJson(reason) => SignatureError::NotJson(reason),
             error => SignatureError::Envelope(error),
         })?;
-        match (envelope, key) {
-            (_, None) if self.required => Err(SignatureError::NoKey),
+        let anybody = given.is_some() || self.is_configured();
+        match (envelope, &given) {
+            _ if self.required && !anybody => Err(SignatureError::NoKey),
+            // Who names a key expects it to be looked at.
             (Some(envelope), Some(key)) if !envelope.is_signed_by(key) => {
                 Err(SignatureError::Wrong)
             }
-            // Who names a key expects it to be looked at.
-            (None, Some(_)) if self.required || given.is_some() => Err(SignatureError::NotSigned),
+            (None, Some(_)) => Err(SignatureError::NotSigned),
+            (None, None) if self.required => Err(SignatureError::NotSigned),
+            (Some(_), Some(_)) if self.signers == PolicySigners::Request => Ok(()),
+            (Some(envelope), _) if self.is_configured() => self.check_configured(&envelope),
             _ => Ok(()),
         }
+    }
+
+    /// Did one of those sign it whom the configuration names?
+    fn check_configured(&self, envelope: &Envelope) -> Result<(), SignatureError> {
+        let by_key = self.key.as_ref();
+        if by_key.is_some_and(|key| envelope.is_signed_by(key)) {
+            return Ok(());
+        }
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        let trust = Trust {
+            anchors: &self.anchors,
+            at: now.map_or(0, |now| now.as_secs()),
+            expired: Expiry::Refuse,
+        };
+        let mut signatures = envelope.signatures().iter();
+        if signatures.any(|one| envelope.certified_signer(one, &trust).is_ok()) {
+            return Ok(());
+        }
+        Err(SignatureError::Wrong)
     }
 }
 

@@ -30,7 +30,7 @@ use sqlx::{
 use tokio::sync::Mutex;
 
 pub use nodes::{Enrolled, MAX_UPDATES, NewNode, NodeRow, PolicyDigests, RecordUpdate};
-pub use policies::{NewPolicy, PolicyChoice, PolicyChoices, PolicyKind, Removed};
+pub use policies::{NewPolicy, PolicyChoice, PolicyChoices, PolicyKind, PolicySummary, Removed};
 pub use registrar::{Agent, Device, Offer, Pending, Promotion};
 
 use crate::ca;

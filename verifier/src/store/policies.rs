@@ -1,6 +1,6 @@
 use std::fmt;
 
-use sqlx::{Any, AssertSqlSafe, Executor, Row, Transaction};
+use sqlx::{Any, AssertSqlSafe, Executor, Row, Transaction, any::AnyRow};
 
 use super::{Store, StoreError, Table, sorted_texts, unsigned};
 
@@ -98,6 +98,19 @@ pub struct NewPolicy {
     pub body: String,
 }
 
+/// What is known about a stored policy without its text.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct PolicySummary {
+    /// Its name.
+    pub name: String,
+    /// Hex SHA-256 of its text.
+    pub digest: String,
+    /// Size of its text.
+    pub bytes: u64,
+    /// How many nodes use it.
+    pub nodes: u64,
+}
+
 /// What became of a policy that was to be removed.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Removed {
@@ -138,13 +151,36 @@ impl Store {
             .map_err(Into::into)
     }
 
-    /// Names of all policies of a kind, sorted.
-    pub async fn policy_names(&self, kind: PolicyKind) -> Result<Vec<String>, StoreError> {
-        let query = format!("SELECT name FROM {}", kind.table());
+    /// All policies of a kind, sorted by name.
+    pub async fn policy_summaries(
+        &self,
+        kind: PolicyKind,
+    ) -> Result<Vec<PolicySummary>, StoreError> {
+        let query = format!(
+            "SELECT policy.name, policy.digest, CAST(OCTET_LENGTH(text.body) AS BIGINT), \
+             (SELECT COUNT(*) FROM nodes WHERE nodes.{} = policy.name) \
+             FROM {} AS policy JOIN policy_texts AS text ON text.digest = policy.digest",
+            kind.column(),
+            kind.table()
+        );
         let rows = sqlx::query(AssertSqlSafe(query))
             .fetch_all(&self.pool)
             .await?;
-        sorted_texts(&rows)
+        let summary = |row: &AnyRow| {
+            Ok(PolicySummary {
+                name: row.try_get(0)?,
+                digest: row.try_get(1)?,
+                bytes: unsigned(row.try_get(2)?),
+                nodes: unsigned(row.try_get(3)?),
+            })
+        };
+        let mut summaries: Vec<_> = rows
+            .iter()
+            .map(summary)
+            .collect::<Result<_, sqlx::Error>>()?;
+        // Not by the database, whose order depends on its locale.
+        summaries.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(summaries)
     }
 
     /// Ids of the nodes that use the policy of this name, sorted.

@@ -57,7 +57,7 @@ async fn runtime_policies_are_kept_by_name() {
     let fleet = "/v2.6/allowlists/fleet%201";
     let policy = policy_body(&agent);
     let (_, list) = verifier.call(Method::GET, "/v2.6/allowlists/", None).await;
-    assert_eq!(list["results"], json!({ "runtimepolicy names": [] }));
+    assert_eq!(list["results"]["runtimepolicy names"], json!([]));
     let (code, answer) = verifier.call(Method::GET, fleet, None).await;
     assert_eq!(
         (code, &answer["status"]),
@@ -83,19 +83,25 @@ async fn runtime_policies_are_kept_by_name() {
         .await;
     assert_eq!(code, 409, "a name is not overwritten");
     let (_, list) = verifier.call(Method::GET, "/v2/allowlists", None).await;
-    assert_eq!(
-        list["results"],
-        json!({ "runtimepolicy names": ["fleet 1"] })
-    );
-    let (_, shown) = verifier.call(Method::GET, fleet, None).await;
     let sent = STANDARD
         .decode(policy["runtime_policy"].as_str().unwrap())
         .unwrap();
+    let about = |nodes: u64| {
+        let sha256 = hex::encode(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &sent));
+        json!({
+            "runtimepolicy names": ["fleet 1"],
+            "policies": [
+                {"name": "fleet 1", "sha256": sha256, "bytes": sent.len(), "nodes": nodes},
+            ],
+        })
+    };
+    assert_eq!(list["results"], about(0));
+    let (_, shown) = verifier.call(Method::GET, fleet, None).await;
     assert_eq!(
         shown["results"],
         json!({
             "name": "fleet 1", "tmp_policy": null,
-            "runtime_policy": String::from_utf8(sent).unwrap(),
+            "runtime_policy": String::from_utf8(sent.clone()).unwrap(),
         })
     );
     // A policy in use stays.
@@ -104,6 +110,8 @@ async fn runtime_policies_are_kept_by_name() {
     body["runtime_policy_name"] = json!("fleet 1");
     assert_eq!(verifier.enrol("a", body).await.0, 200);
     verifier.until_state("a", "trusted").await;
+    let (_, list) = verifier.call(Method::GET, "/v2/allowlists", None).await;
+    assert_eq!(list["results"], about(1));
     let (code, answer) = verifier.call(Method::DELETE, fleet, None).await;
     assert_eq!(
         (code, &answer["status"]),
@@ -120,7 +128,7 @@ async fn runtime_policies_are_kept_by_name() {
         .unwrap();
     assert_eq!((answer.status, answer.body.len()), (204, 0));
     let (_, list) = verifier.call(Method::GET, "/v2.6/allowlists", None).await;
-    assert_eq!(list["results"], json!({ "runtimepolicy names": [] }));
+    assert_eq!(list["results"]["runtimepolicy names"], json!([]));
     verifier.stop().await;
 }
 
@@ -268,7 +276,7 @@ async fn boot_policies_are_kept_by_name_and_judge_the_nodes_that_name_them() {
     let (code, _) = verifier.call(Method::POST, fleet, Some(empty)).await;
     assert_eq!(code, 409, "a name is not overwritten");
     let (_, list) = verifier.call(Method::GET, "/v2/mbpolicies/", None).await;
-    assert_eq!(list["results"], json!({ "mbpolicy names": ["fleet 1"] }));
+    assert_eq!(list["results"]["mbpolicy names"], json!(["fleet 1"]));
     let (_, shown) = verifier.call(Method::GET, fleet, None).await;
     assert_eq!(
         shown["results"],
@@ -358,13 +366,12 @@ async fn names_and_texts_of_an_enrolments_policies_are_resolved() {
     };
     let names = async |route: &str| {
         let (_, list) = verifier.call(Method::GET, route, None).await;
-        list["results"]
-            .as_object()
-            .unwrap()
-            .values()
-            .next()
-            .unwrap()
-            .clone()
+        let kind = if route.ends_with("mbpolicies") {
+            "mbpolicy names"
+        } else {
+            "runtimepolicy names"
+        };
+        list["results"][kind].clone()
     };
     let empty = STANDARD.encode(NO_LIST);
     for (route, name, text, value) in [

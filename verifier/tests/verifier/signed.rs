@@ -164,3 +164,67 @@ async fn signed_policy_judges_by_its_payload_and_is_shown_as_it_came() {
     );
     verifier.stop().await;
 }
+
+#[tokio::test]
+async fn a_site_may_say_itself_whose_signatures_count() {
+    use troth_core::policy::{Envelope, PolicySigner};
+    use troth_verifier::config::PolicySigners;
+    let root = tempfile::tempdir().unwrap();
+    let vectors = vectors();
+    let path = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../tests/fixtures/vectors/policy-signer.json"
+    );
+    let signer: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    let file = |name: &str, text: &Value| {
+        let path = root.path().join(name);
+        std::fs::write(&path, text.as_str().unwrap()).unwrap();
+        path
+    };
+    let certified = |certificate: &str| {
+        let key = PolicySigner::parse(signer["sec1"].as_str().unwrap().as_bytes()).unwrap();
+        let certificate = signer[certificate].as_str().unwrap().as_bytes();
+        let policy = vectors["policy"].as_str().unwrap().as_bytes().to_vec();
+        let mut envelope = Envelope::new(policy).unwrap();
+        envelope
+            .sign(&key.with_certificate(certificate).unwrap())
+            .unwrap();
+        json!(envelope.to_json())
+    };
+    let mut config = VerifierConfig {
+        state_dir: root.path().join("verifier"),
+        require_allow_list_signatures: true,
+        runtime_policy_signers: PolicySigners::Configured,
+        ..VerifierConfig::default()
+    };
+    CaDirectory::ensure(&config.ca_dir(), &[]).unwrap();
+    let refused = troth_verifier::server::VerifierServer::start(&config).await;
+    assert!(refused.is_err(), "nobody's signature would count");
+    config.runtime_policy_key = Some(file("key.pem", &vectors["ecdsa"]["key"]));
+    config.runtime_policy_ca = vec![file("ca.pem", &signer["ca"])];
+    let verifier = Verifier::with(config).await;
+    let (ecdsa, x509) = (&vectors["ecdsa"], &vectors["x509"]);
+    let none = json!("");
+    let key = |of: &Value| encoded(&of["key"]);
+    for (n, (envelope, key, expected)) in [
+        (&ecdsa["envelope"], none.clone(), 201),
+        (&ecdsa["envelope"], key(ecdsa), 201),
+        // The key of the request did sign it, but it is not one that the site named.
+        (&x509["envelope"], key(x509), 401),
+        (&x509["envelope"], none.clone(), 401),
+        // The site's did, but not the one that was asked for.
+        (&ecdsa["envelope"], key(x509), 401),
+        (&certified("signer"), none.clone(), 201),
+        (&certified("server"), none.clone(), 401),
+        (&vectors["policy"], none, 400),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let body = json!({"runtime_policy": encoded(envelope), "runtime_policy_key": key});
+        let path = format!("/v2.6/allowlists/{n}");
+        let (code, answer) = verifier.call(Method::POST, &path, Some(body)).await;
+        assert_eq!(code, expected, "case {n}: {answer}");
+    }
+    verifier.stop().await;
+}

@@ -21,11 +21,14 @@ use tokio::{
 };
 use troth_core::{
     finding::severity::{Severities, SeverityError},
-    identity::AgentId,
+    identity::{AgentId, TrustAnchors},
     policy::{PolicyError, SigningKey},
     wire::Enrolment,
 };
-use troth_daemon::{client::LargeAnswers, tls::Identity};
+use troth_daemon::{
+    client::LargeAnswers,
+    tls::{self, Identity},
+};
 
 pub use self::{enrol::EnrolError, named::PolicyChangeError};
 use super::{
@@ -88,12 +91,17 @@ impl Fleet {
     ) -> Result<Self, FleetError> {
         let signatures = Signatures {
             required: config.require_allow_list_signatures,
+            signers: config.runtime_policy_signers,
             key: config
                 .runtime_policy_key
                 .as_deref()
                 .map(signing_key)
                 .transpose()?,
+            anchors: signing_cas(&config.runtime_policy_ca)?,
         };
+        if !signatures.can_be_made() {
+            return Err(FleetError::NoSigner);
+        }
         // Before the policies themselves: none that is replaced meanwhile is missed.
         let generation = store.policy_generation().await?;
         let (writer, writing) = Writer::start(store.clone());
@@ -351,6 +359,25 @@ fn signing_key(path: &Path) -> Result<SigningKey, FleetError> {
     SigningKey::parse(&bytes).map_err(|error| unusable(error.to_string()))
 }
 
+/// The configured CAs of those who sign runtime policies.
+fn signing_cas(paths: &[PathBuf]) -> Result<TrustAnchors, FleetError> {
+    let mut anchors = TrustAnchors::default();
+    for path in paths {
+        let unusable = |reason| FleetError::SigningCa {
+            path: path.clone(),
+            reason,
+        };
+        let certificates =
+            tls::load_certificates(path).map_err(|error| unusable(error.to_string()))?;
+        for certificate in certificates {
+            anchors
+                .add(&certificate)
+                .map_err(|error| unusable(error.to_string()))?;
+        }
+    }
+    Ok(anchors)
+}
+
 /// Tells of what the operator may take for granted, but is not judged.
 fn warn(id: &AgentId, rules: &Rules) {
     if let Some(warning) = rules.warning() {
@@ -406,6 +433,19 @@ pub enum FleetError {
     #[error(transparent)]
     Severity(#[from] SeverityError),
     /// The configured key of signed policies.
+    #[error("runtime_policy_ca: {}: {reason}", path.display())]
+    SigningCa {
+        /// Its file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// No signed policy would be taken.
+    #[error(
+        "runtime_policy_signers is configured: name a runtime_policy_key or a runtime_policy_ca"
+    )]
+    NoSigner,
+    /// The configured key is none.
     #[error("runtime_policy_key: {}: {reason}", path.display())]
     SigningKey {
         /// Its file.

@@ -12,14 +12,17 @@ use crate::{
         policies::{Compiled, PolicyName, SentPolicy, SignatureError, TextError},
         rules::{NodeError, can_follow},
     },
-    store::{NewPolicy, PolicyKind, Removed, StoreError},
+    store::{NewPolicy, PolicyKind, PolicySummary, Removed, StoreError},
 };
 
 /// Policies by name.
 impl Fleet {
-    /// Names of all policies of a kind, sorted.
-    pub async fn policy_names(&self, kind: PolicyKind) -> Result<Vec<String>, StoreError> {
-        self.store.policy_names(kind).await
+    /// All policies of a kind, sorted by name.
+    pub async fn policy_summaries(
+        &self,
+        kind: PolicyKind,
+    ) -> Result<Vec<PolicySummary>, StoreError> {
+        self.store.policy_summaries(kind).await
     }
 
     /// Text of the policy of this name.
