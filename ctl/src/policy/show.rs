@@ -1,6 +1,6 @@
 use std::collections::BTreeMap;
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use serde_json::Value;
 use troth_core::{
     policy::{Envelope, EnvelopeSignature, PolicyDocument},
@@ -39,7 +39,8 @@ struct View<'a> {
     /// Who is said to have signed it; nobody has checked.
     signatures: Vec<Claim>,
     /// The policy as it stands there, or its text where that is not JSON.
-    policy: Value,
+    #[serde(serialize_with = "as_json")]
+    policy: &'a str,
 }
 
 /// What a runtime policy holds.
@@ -91,7 +92,7 @@ pub(super) async fn run(config: &Config, args: &ShowArgs, out: &Output) -> Resul
 }
 
 impl<'a> View<'a> {
-    fn new(policy: &'a PolicyRef, text: &str) -> Self {
+    fn new(policy: &'a PolicyRef, text: &'a str) -> Self {
         let (content, problem) = match Content::of(text) {
             Ok(Some(content)) => (Some(content), None),
             Ok(None) => (None, Some("it is no policy of any kind".to_owned())),
@@ -118,7 +119,7 @@ impl<'a> View<'a> {
             problem,
             summary,
             signatures,
-            policy: serde_json::from_str(text).unwrap_or_else(|_| Value::String(text.to_owned())),
+            policy: text,
         }
     }
 
@@ -140,7 +141,7 @@ impl<'a> View<'a> {
         match &self.summary {
             Some(summary) => fields.extend(summary.fields()),
             None => {
-                let text: String = self.policy.to_string().chars().take(500).collect();
+                let text: String = self.policy.trim().chars().take(500).collect();
                 fields.push(("Policy", clean(&text)));
             }
         }
@@ -160,6 +161,13 @@ impl<'a> View<'a> {
             out.paint(Tone::Strong, &clean(&heading)),
             out.fields(&fields)
         )
+    }
+}
+
+fn as_json<S: Serializer>(text: &str, serializer: S) -> Result<S::Ok, S::Error> {
+    match serde_json::from_str::<Value>(text) {
+        Ok(value) => value.serialize(serializer),
+        Err(_) => text.serialize(serializer),
     }
 }
 

@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::launcher::Launcher;
 use super::{configuration, installation};
 use crate::api::Api;
-use crate::process::PATIENCE;
+use crate::process::{PATIENCE, output_of};
 
 /// Keylime's names of the operational states that a verifier reports.
 const STATES: [(u8, &str); 4] = [
@@ -70,6 +70,15 @@ impl Tenant {
         };
         tenant.trust_ek_issuer("issuer", ek_issuer)?;
         Ok(tenant)
+    }
+
+    /// Runs a Python program that uses Keylime's modules; returns what it printed when it succeeded,
+    /// else an error with that.
+    pub fn python(&self, program: &str, arguments: &[&str]) -> Result<String> {
+        let python = installation()?.join("bin/python3");
+        let mut python =
+            configuration::command(&python, &self.directory, &["tenant", "ca", "logging"]);
+        output_of(python.args(["-c", program]).args(arguments))
     }
 
     /// From now on, EKs without a certificate are good enough (or need one again).

@@ -9,6 +9,8 @@ mod configuration;
 mod demo;
 /// Evidence that the verifier keeps, judged again without it.
 mod evidence;
+/// Guides, followed word for word.
+mod guide;
 /// What an agent proves of its host when it registers.
 mod identity;
 /// What is attested of a machine whose programs are not what they should be.

@@ -10,6 +10,8 @@ mod our_registrar;
 mod our_servers;
 /// Keylime's verifier asks every second, for minutes.
 mod polling;
+/// Signed policies of either side at the other.
+mod signed;
 /// Keylime's agent at our registrar and verifier.
 mod their_agent;
 

@@ -1,0 +1,75 @@
+use std::fs;
+use std::process::Command;
+
+use troth_tests::boot::fixtures;
+use troth_tests::fleet::AgentOptions;
+use troth_tests::process::output_of;
+
+use crate::Stage;
+
+/// Commands of a guide: the lines of its blocks without a language.
+fn commands(guide: &str) -> Vec<&str> {
+    let blocks = guide.split("```\n").skip(1).step_by(2);
+    blocks.flat_map(str::lines).collect()
+}
+
+/// Follows docs/policies.md word for word, with two nodes.
+#[test]
+fn the_guide_to_policies_holds() {
+    let stage = Stage::new();
+    let desk = stage.path().join("desk");
+    fs::create_dir(&desk).unwrap();
+    let write = |name: &str, text: &str| fs::write(desk.join(name), text).unwrap();
+    let list = fs::read_to_string(stage.machine.ima_list()).unwrap();
+    write("web1.ima", &list);
+    write(
+        "site.txt",
+        &format!("{}  /opt/site/server\n", "aa".repeat(32)),
+    );
+    write("exclude.txt", "# scratch files\n/tmp/.*\n");
+    write(
+        "update.txt",
+        &format!("{}  /opt/site/server\n", "bb".repeat(32)),
+    );
+    let pcrs = fs::read_to_string(fixtures().join("boots/uki/pcrread.txt")).unwrap();
+    write("pcrs.txt", &pcrs);
+    let _agents = ["web1", "web2"].map(|id| stage.agent(&AgentOptions::with_id(id)));
+
+    let guide = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/policies.md");
+    let guide = fs::read_to_string(guide).unwrap();
+    let commands = commands(&guide);
+    assert!(commands.len() > 20, "{commands:?}");
+    let trothctl = stage.programs.command("trothctl").unwrap();
+    let programs = std::path::Path::new(trothctl.get_program())
+        .parent()
+        .unwrap();
+    let path = format!("{}:{}", programs.display(), std::env::var("PATH").unwrap());
+    let server = |port| format!("https://127.0.0.1:{port}");
+    let mut printed = String::new();
+    for line in commands {
+        let mut shell = Command::new("sh");
+        shell
+            .args(["-e", "-c", line])
+            .current_dir(&desk)
+            .env("PATH", &path)
+            .env("TROTH_VERIFIER", server(stage.fleet.verifier_port()))
+            .env("TROTH_REGISTRAR", server(stage.fleet.registrar_tls_port()))
+            .env("TROTH_CA_DIR", stage.fleet.ca_dir())
+            .env("TROTH_CTL_TPM_CERT_STORE", stage.fleet.tpm_cert_store());
+        let output = output_of(&mut shell).unwrap_or_else(|error| panic!("{line}: {error:#}"));
+        if line == "trothctl policy list" {
+            printed = output;
+        }
+    }
+    let web = printed
+        .lines()
+        .find(|line| line.starts_with("web "))
+        .unwrap();
+    let columns: Vec<_> = web.split_whitespace().collect();
+    assert_eq!(columns[1..3], ["runtime", "2"], "{printed}");
+    let allowlist = fs::read_to_string(desk.join("allowlist.txt")).unwrap();
+    for digest in ["aa", "bb"] {
+        let line = format!("{}  /opt/site/server\n", digest.repeat(32));
+        assert!(allowlist.contains(&line), "{line}");
+    }
+}
