@@ -16,8 +16,8 @@ use crate::identity::{
 };
 use crate::ima;
 use crate::policy::{
-    BootPolicy, Envelope, PolicyDocument, PolicyFormat, PolicySigner, RuntimePolicy, SigningKey,
-    TpmPolicy,
+    BootPolicy, BootRules, Envelope, PolicyDocument, PolicyFormat, PolicySigner, Refstate,
+    RuntimePolicy, SigningKey, TpmPolicy,
 };
 use crate::tpm::{
     Attest, AttestationKey, CredentialBlob, Expected, HashAlgorithm, PcrValues, Public, Quote,
@@ -34,6 +34,8 @@ pub const TARGETS: &[Target] = &[
     ("appraise", appraise),
     ("attest", attest),
     ("bundle", bundle),
+    ("boot_log_by_policy", boot_log_by_policy),
+    ("boot_policy", boot_policy),
     ("credential_blob", credential_blob),
     ("dsse", dsse),
     ("ek_certificate", ek_certificate),
@@ -193,6 +195,46 @@ pub fn bundle(data: &[u8]) {
         let appraisal = bundle.appraise(&ak, &bundle.head.nonce, &policies);
         let outcome = Outcome::new(&appraisal);
         assert!(outcome.canonical().is_ok());
+    }
+}
+
+/// A boot policy, and after a line `---` a boot log that is judged by it. What a policy of ours
+/// is made of, it accepts.
+pub fn boot_log_by_policy(data: &[u8]) {
+    let at = data.windows(5).position(|window| window == b"\n---\n");
+    let (policy, log) = match at {
+        Some(at) => (&data[..at], &data[at + 5..]),
+        None => (&b"{}"[..], data),
+    };
+    let Ok(log) = EventLog::parse(log) else {
+        return;
+    };
+    let bank = HashAlgorithm::Sha256;
+    let text = String::from_utf8_lossy(policy);
+    if let Ok(policy) = BootPolicy::parse(Some(&text)) {
+        let _ = crate::appraise::boot_policy_unverified(&policy, &log, bank);
+    }
+    let _ = Refstate::json_from_log(&log, true);
+    if let Ok(rules) = BootRules::from_log(&log, Some(bank), true) {
+        let measured = |event: Event<'_>| event.digests.get(bank).is_some();
+        let policy = BootPolicy::Rules(rules.into());
+        // An event without a digest of the bank is measured into nothing, and allowed by nothing.
+        if log.unverified_events().all(measured) {
+            let wrong = crate::appraise::boot_policy_unverified(&policy, &log, bank);
+            assert_eq!(wrong, 0, "the policy of a boot refuses that boot");
+        }
+    }
+}
+
+/// A boot policy as JSON or as TOML: what parses is written back to an equal meaning.
+pub fn boot_policy(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    let _ = BootPolicy::parse(Some(&text));
+    let _ = Refstate::parse(&text);
+    for rules in [BootRules::from_json(&text), BootRules::from_toml(&text)] {
+        let Ok(rules) = rules else { continue };
+        assert_eq!(BootRules::from_json(&rules.to_json()).as_ref(), Ok(&rules));
+        assert_eq!(BootRules::from_toml(&rules.to_toml()).as_ref(), Ok(&rules));
     }
 }
 

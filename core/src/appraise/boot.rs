@@ -29,8 +29,13 @@ pub(super) fn check(
     findings: &mut Findings,
 ) -> Vec<BootAggregate> {
     let quoted = || crate::eventlog::quoted_boot_aggregates(quote);
-    if *policy == BootPolicy::None {
-        return quoted();
+    match policy {
+        BootPolicy::None => return quoted(),
+        BootPolicy::RejectAll => {
+            findings.push(boot_policy::rejected);
+            return quoted();
+        }
+        _ => {}
     }
     let logged = LOGGED.into_iter().fold(PcrMask::default(), PcrMask::with);
     let logged = policy.explained(logged);
@@ -64,7 +69,7 @@ pub(super) fn check(
             for mismatch in replayed
                 .mismatches()
                 .iter()
-                .filter(|m| logged.contains(m.pcr))
+                .filter(|m| logged.contains(m.pcr) && !boot_policy::explains(policy, m, &replayed))
             {
                 findings.push(|| mismatched(mismatch, &replayed));
             }

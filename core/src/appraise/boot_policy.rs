@@ -1,9 +1,9 @@
 use super::boot_refstate::Reason;
 use super::{Finding, Place, boot_refstate, boot_rules};
-use crate::eventlog::{Event, EventLog, ReplayedLog};
+use crate::eventlog::{Event, EventLog, Measurement, PcrMismatch, ReplayedLog};
 use crate::finding::{Findings, hex_list, shown};
 use crate::policy::BootPolicy;
-use crate::tpm::{Digest, HashAlgorithm};
+use crate::tpm::{Digest, HashAlgorithm, PcrMask};
 
 /// Longest text of an event in a finding, in characters.
 const SHOWN: usize = 500;
@@ -17,18 +17,72 @@ pub(super) fn check(
     findings: &mut Findings,
 ) {
     let bank = replayed.replayed().bank();
-    let (engine, wrong) = match policy {
-        BootPolicy::None | BootPolicy::Replay | BootPolicy::AcceptAll => return,
-        BootPolicy::RejectAll => {
-            findings.push(rejected);
-            return;
-        }
-        BootPolicy::Refstate(state) => ("example", boot_refstate::judge(state, log, bank)),
-        BootPolicy::Rules(rules) => ("troth", boot_rules::judge(rules, log, replayed)),
+    let mut mismatches = replayed.mismatches().iter();
+    let beyond = Beyond {
+        explained: replayed.explained,
+        measurements: replayed.measurements().collect(),
+        phase: match policy {
+            BootPolicy::Rules(rules) => {
+                mismatches.find_map(|mismatch| boot_rules::phase(rules, mismatch, replayed))
+            }
+            _ => None,
+        },
+    };
+    let Some((engine, wrong)) = wrong(policy, log, bank, &beyond) else {
+        return;
     };
     for wrong in wrong {
         findings.push(|| wrong.finding(engine));
     }
+}
+
+/// How much a policy does not allow in a log that **nothing vouches for**.
+pub(crate) fn unverified(policy: &BootPolicy, log: &EventLog<'_>, bank: HashAlgorithm) -> usize {
+    let beyond = Beyond {
+        explained: (0..24).fold(PcrMask::default(), PcrMask::with),
+        measurements: Vec::new(),
+        phase: None,
+    };
+    wrong(policy, log, bank, &beyond).map_or(0, |(_, wrong)| wrong.len())
+}
+
+/// The name of what judges, and what it does not allow.
+fn wrong(
+    policy: &BootPolicy,
+    log: &EventLog<'_>,
+    bank: HashAlgorithm,
+    beyond: &Beyond<'_>,
+) -> Option<(&'static str, Vec<Wrong>)> {
+    match policy {
+        BootPolicy::None | BootPolicy::Replay | BootPolicy::AcceptAll | BootPolicy::RejectAll => {
+            None
+        }
+        BootPolicy::Refstate(state) => {
+            Some(("example", boot_refstate::judge(state, log, bank, beyond)))
+        }
+        BootPolicy::Rules(rules) => {
+            let wrong = boot_rules::judge(rules, log, bank, beyond);
+            Some(("troth", wrong))
+        }
+    }
+}
+
+/// Does the policy know what the log does not tell of: phases of the boot (PCR 11)?
+pub(super) fn explains(policy: &BootPolicy, mismatch: &PcrMismatch, log: &ReplayedLog<'_>) -> bool {
+    match policy {
+        BootPolicy::Rules(rules) => boot_rules::phase(rules, mismatch, log).is_some(),
+        _ => false,
+    }
+}
+
+/// What is known of a boot beyond the firmware's log.
+pub(super) struct Beyond<'a> {
+    /// PCRs whose quoted values the logs explain.
+    pub(super) explained: PcrMask,
+    /// What user space measured into them.
+    pub(super) measurements: Vec<(u8, &'a Measurement)>,
+    /// The phase that PCR 11 holds without a log of it.
+    pub(super) phase: Option<&'a str>,
 }
 
 /// Something that a boot policy does not allow.
@@ -61,6 +115,26 @@ impl Wrong {
             component: component.to_owned(),
             expected: Vec::new(),
             got: None,
+            explanation: explanation.to_owned(),
+        }
+    }
+
+    /// About what user space measured.
+    pub(super) fn measurement(
+        pcr: u8,
+        measurement: &Measurement,
+        bank: HashAlgorithm,
+        explanation: &str,
+    ) -> Self {
+        let digest = measurement.digest(bank);
+        let digest = digest.map_or_else(String::new, |digest| digest.to_string());
+        let text = shown_text(measurement.text.as_deref().unwrap_or("no text"));
+        let kind = shown_text(measurement.event_type.as_deref().unwrap_or("measurement"));
+        Self {
+            place: Place::Pcr(pcr),
+            component: format!("{kind} by user space"),
+            expected: Vec::new(),
+            got: Some(format!("{digest} {text}")),
             explanation: explanation.to_owned(),
         }
     }
@@ -110,7 +184,7 @@ pub(super) fn digests<'d>(digests: impl Iterator<Item = &'d Digest>) -> Vec<Stri
     hex_list(digests.map(Digest::as_bytes))
 }
 
-fn rejected() -> Finding {
+pub(super) fn rejected() -> Finding {
     Finding {
         id: "measured_boot.policy_reject-all".to_owned(),
         recoverable: true,

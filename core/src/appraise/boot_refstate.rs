@@ -1,7 +1,7 @@
-use super::boot_policy::{Wrong, digests, shown_text};
+use super::boot_policy::{Beyond, Wrong, digests, shown_text};
 use crate::eventlog::content::{Content, Guid, Measured, SignatureLists, Variable, VariableValue};
 use crate::eventlog::{Event, EventLog, EventType};
-use crate::policy::refstate::{Digests, KERNEL_CMDLINE, Kernel, Key, Refstate};
+use crate::policy::refstate::{Digests, KERNEL_CMDLINE, Kernel, Key, PCRS, Refstate};
 use crate::tpm::{Digest, HashAlgorithm};
 
 /// Texts that firmware measures as EV_EFI_ACTION, by PCR.
@@ -20,7 +20,12 @@ const CONFIG_FLAGS: usize = 4;
 ///
 /// The log's PCRs 0 to 9 and 14 are the quoted ones, or there is a finding already; an event of
 /// any other PCR is none that the engine knows.
-pub(super) fn judge(state: &Refstate, log: &EventLog<'_>, bank: HashAlgorithm) -> Vec<Wrong> {
+pub(super) fn judge(
+    state: &Refstate,
+    log: &EventLog<'_>,
+    bank: HashAlgorithm,
+    beyond: &Beyond<'_>,
+) -> Vec<Wrong> {
     let mut walk = Walk {
         state,
         bank,
@@ -37,6 +42,14 @@ pub(super) fn judge(state: &Refstate, log: &EventLog<'_>, bank: HashAlgorithm) -
     for event in log.unverified_events() {
         if let Err(reason) = walk.event(&event) {
             walk.wrong.push(Wrong::event(&event, bank, reason));
+        }
+    }
+    // The engine knows of the firmware's log alone.
+    for (pcr, measurement) in &beyond.measurements {
+        if PCRS >> pcr & 1 == 1 {
+            let explanation = "is none that the policy allows in this PCR";
+            let wrong = Wrong::measurement(*pcr, measurement, bank, explanation);
+            walk.wrong.push(wrong);
         }
     }
     walk.firmware();

@@ -2,12 +2,12 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use super::Place;
-use super::boot_policy::{Wrong, describe, shown_text};
+use super::boot_policy::{Beyond, Wrong, describe, shown_text};
 use super::boot_refstate::Reason;
 use crate::eventlog::content::{
     Content, Guid, IplKind, Measured, Signature, Variable, VariableValue,
 };
-use crate::eventlog::{Event, EventLog, EventType, ReplayedLog};
+use crate::eventlog::{Event, EventLog, EventType, Measurement, PcrMismatch, ReplayedLog};
 use crate::policy::rules::{
     Allowed, BootRules, Called, Component, Key, SecureBoot, generation, is_action,
 };
@@ -15,6 +15,8 @@ use crate::tpm::{Digest, HashAlgorithm, PcrMask};
 
 /// Most allowed values in a finding.
 const SHOWN: usize = 16;
+/// The PCR that holds a unified kernel image and the phases of the boot.
+const PHASES_PCR: u8 = 11;
 /// Name of separators where the order of events is given.
 const SEPARATOR: &str = "separator";
 /// Name of texts that every firmware measures.
@@ -22,14 +24,18 @@ const ACTION: &str = "action";
 /// Name of the events that tell of a section of a unified kernel image, before its content.
 const SECTION_NAME: &str = "section-name";
 /// Judges the events that the quote vouches for: each must be accounted for by a rule, and each
-/// rule by its events.
+/// rule by its events. So must what user space measured.
 pub(super) fn judge(
     rules: &BootRules,
     log: &EventLog<'_>,
-    replayed: &ReplayedLog<'_>,
+    bank: HashAlgorithm,
+    beyond: &Beyond<'_>,
 ) -> Vec<Wrong> {
-    let bank = replayed.replayed().bank();
-    let scope = scope(rules, replayed.explained);
+    let explained = match beyond.phase {
+        Some(_) => beyond.explained.with(PHASES_PCR),
+        None => beyond.explained,
+    };
+    let scope = scope(rules, explained);
     let events = || {
         log.unverified_events().filter(move |event| {
             let pcr = u8::try_from(event.pcr).unwrap_or(u8::MAX);
@@ -50,7 +56,55 @@ pub(super) fn judge(
     for event in events() {
         judge.event(event);
     }
-    judge.finish(scope)
+    let mut phase = beyond.phase;
+    for (pcr, measurement) in &beyond.measurements {
+        if scope.contains(*pcr) {
+            phase = judge.measurement(*pcr, measurement, phase);
+        }
+    }
+    let mut wrong = judge.finish(scope);
+    if scope.contains(PHASES_PCR) {
+        wrong.extend(wrong_phase(rules, phase));
+    }
+    wrong
+}
+
+/// The last phase that PCR 11 holds, where the phases of the policy's chain up to it are all that
+/// the firmware's log lacks: who knows what is measured need not be told.
+pub(super) fn phase<'r>(
+    rules: &'r BootRules,
+    mismatch: &PcrMismatch,
+    log: &ReplayedLog<'_>,
+) -> Option<&'r str> {
+    let phases = rules.phases.as_ref()?;
+    if mismatch.pcr != PHASES_PCR {
+        return None;
+    }
+    let bank = log.replayed().bank();
+    let mut value = *log.replayed().get(PHASES_PCR)?;
+    let mut chain = phases.chain.iter();
+    let last = chain.find(|phase| {
+        let digest = bank.digest(&[phase.as_bytes()]);
+        value = value.extend(bank, digest.as_bytes());
+        value == mismatch.quoted
+    });
+    last.map(String::as_str)
+}
+
+/// A phase in which the node may not be.
+fn wrong_phase(rules: &BootRules, phase: Option<&str>) -> Option<Wrong> {
+    let phases = rules.phases.as_ref()?;
+    if phase.is_some_and(|phase| phases.last.iter().any(|last| last == phase)) {
+        return None;
+    }
+    let mut wrong = Wrong::missing(
+        PHASES_PCR,
+        "the phase of the boot",
+        "is not one that the node may be in",
+    );
+    wrong.expected = phases.last.iter().map(|last| shown_text(last)).collect();
+    wrong.got = Some(phase.map_or_else(|| "none was measured".to_owned(), shown_text));
+    Some(wrong)
 }
 
 /// PCRs whose events are judged. Those that the log does not explain have findings already.
@@ -118,6 +172,52 @@ impl<'r, 'l> Judge<'r, 'l> {
             }
         }
         None
+    }
+
+    /// Accounts for what user space measured; the phase after it.
+    fn measurement<'p>(
+        &mut self,
+        pcr: u8,
+        measurement: &'p Measurement,
+        phase: Option<&'p str>,
+    ) -> Option<&'p str> {
+        let digest = measurement.digest(self.bank);
+        let vouched = measurement.vouches_for_text(self.bank);
+        let text = measurement.text.as_deref().filter(|_| vouched);
+        if let (Some(phases), Some(text), PHASES_PCR) = (&self.rules.phases, text, pcr) {
+            let chain = &phases.chain;
+            let at = phase.and_then(|phase| chain.iter().position(|one| one == phase));
+            if chain
+                .get(at.map_or(0, |at| at + 1))
+                .is_some_and(|next| next == text)
+            {
+                return Some(text);
+            }
+        }
+        let words = Words {
+            text: text.map(Cow::Borrowed),
+            is_section_name: false,
+            called: None,
+            is_command_line: false,
+        };
+        let components = self.rules.components.iter().zip(&mut self.counts);
+        for (component, count) in components {
+            let fits = component.pcrs >> pcr & 1 == 1
+                && component.events.is_empty()
+                && component.called.is_none()
+                && *count < component.max;
+            let allowed = digest.is_some_and(|digest| {
+                allows(&component.allowed, digest, &words, &self.authorities)
+            });
+            if fits && allowed {
+                *count += 1;
+                return phase;
+            }
+        }
+        let explanation = "is something that nobody allowed";
+        let wrong = Wrong::measurement(pcr, measurement, self.bank, explanation);
+        self.wrong.push(wrong);
+        phase
     }
 
     fn is_separator(&self, event: &Event<'_>) -> bool {

@@ -19,6 +19,8 @@ mod boot_refstate;
 mod boot_rules;
 /// IMA entries against the runtime policy.
 mod files;
+/// A boot that was judged good, recognised when it is shown again.
+mod known;
 /// PCR values against the TPM policy, and the binding of the agent's key.
 mod pcrs;
 /// Quote and TPM clock.
@@ -27,6 +29,8 @@ mod quote;
 pub use crate::finding::{Finding, MAX_FINDINGS, Place};
 pub use accept::AcceptedAlgorithms;
 pub use answer::{appraise_answer, unusable_answer};
+pub(crate) use boot_policy::unverified as boot_policy_unverified;
+pub use known::KnownBoot;
 
 use serde::{Deserialize, Serialize};
 
@@ -73,6 +77,9 @@ pub struct NodeState {
     /// The agent's public key (NK, PEM) that PCR 16 was last seen to bind; `None`: the next
     /// request must ask for it.
     pub pubkey: Option<String>,
+    /// What spares the work of judging the same boot again. Only in memory.
+    #[serde(skip)]
+    pub known_boot: KnownBoot,
 }
 
 /// One appraised answer.
@@ -194,6 +201,7 @@ pub(crate) fn judge(
         evidence,
         policies,
         &state.ima,
+        &mut state.known_boot,
         &mut findings,
     );
     let (kept, findings_total, findings_unseen) = findings.into_parts();
@@ -220,9 +228,10 @@ fn content(
     evidence: &QuoteResponse,
     policies: &Policies<'_>,
     position: &ImaPosition,
+    known: &mut KnownBoot,
     findings: &mut Findings,
 ) -> ImaPosition {
-    let aggregates = boot::check(evidence, policies.boot, quote, findings);
+    let aggregates = known.check(evidence, policies.boot, quote, findings);
     let list = files::Answer {
         evidence,
         asked_entry,
@@ -294,7 +303,16 @@ pub fn appraise_evidence(
         .map_err(|finding| vec![*finding])?;
     let mut findings = Findings::default();
     let start = ImaPosition::default();
-    content(&quote, 0, evidence, policies, &start, &mut findings);
+    let mut known = KnownBoot::default();
+    content(
+        &quote,
+        0,
+        evidence,
+        policies,
+        &start,
+        &mut known,
+        &mut findings,
+    );
     match findings.into_parts() {
         (_, 0, _) => Ok(()),
         (findings, ..) => Err(findings),

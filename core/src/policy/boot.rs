@@ -109,8 +109,8 @@ impl BootPolicy {
     /// PCRs whose quoted values the log must explain; `logged` are those that it always must.
     pub(crate) fn explained(&self, logged: PcrMask) -> PcrMask {
         match self {
-            Self::None => PcrMask::default(),
-            Self::Replay | Self::AcceptAll | Self::RejectAll => logged,
+            Self::None | Self::RejectAll => PcrMask::default(),
+            Self::Replay | Self::AcceptAll => logged,
             Self::Refstate(_) => self.mask(),
             Self::Rules(_) => self.mask().union(logged),
         }

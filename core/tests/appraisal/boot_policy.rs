@@ -1,12 +1,16 @@
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use proptest::prelude::*;
 use serde_json::{Value, json};
-use troth_core::appraise::{AcceptedAlgorithms, Finding, Place, Policies, appraise_evidence};
+use troth_core::appraise::{
+    AcceptedAlgorithms, Challenge, Finding, NodeState, Place, Policies, Verdict, appraise,
+    appraise_evidence,
+};
 use troth_core::eventlog::EventLog;
 use troth_core::policy::{
     BootEngine, BootPolicy, BootRules, CreateError, PolicyError, Refstate, TpmPolicy,
 };
-use troth_core::tpm::{HashAlgorithm, PcrValues};
+use troth_core::tpm::{Digest, HashAlgorithm, PcrValues};
 use troth_core::wire::QuoteResponse;
 
 use super::tpm::{Tpm, mask};
@@ -67,6 +71,39 @@ fn example() -> (Vec<u8>, Value) {
         .unwrap();
     let state = Refstate::json_from_log(&EventLog::parse(&log).unwrap(), false).unwrap();
     (log, serde_json::from_str(&state).unwrap())
+}
+
+/// A log of SHA-256 events.
+struct Log(Vec<u8>);
+
+impl Log {
+    fn new() -> Self {
+        let mut header = vec![0; 4];
+        header.extend(3_u32.to_le_bytes());
+        header.extend([0; 20]);
+        let mut data = b"Spec ID Event03\0".to_vec();
+        data.extend([0, 0, 0, 0, 0, 2, 0, 2, 1, 0, 0, 0, 0x0b, 0, 32, 0, 0]);
+        header.extend(u32::try_from(data.len()).unwrap().to_le_bytes());
+        header.extend(data);
+        Self(header)
+    }
+
+    fn event(mut self, pcr: u32, kind: u32, digest: &[u8], data: &[u8]) -> Self {
+        for number in [pcr, kind, 1] {
+            self.0.extend(number.to_le_bytes());
+        }
+        self.0.extend([0x0b, 0]);
+        self.0.extend(digest);
+        self.0
+            .extend(u32::try_from(data.len()).unwrap().to_le_bytes());
+        self.0.extend(data);
+        self
+    }
+
+    /// An event whose digest is of its data.
+    fn plain(self, pcr: u32, kind: u32, data: &[u8]) -> Self {
+        self.event(pcr, kind, BANK.digest(&[data]).as_bytes(), data)
+    }
 }
 
 /// Offset of the digest of `bank` in each event, with the event's index, PCR and data's offset.
@@ -182,6 +219,35 @@ fn a_refstate_accepts_its_boot_and_names_what_differs() {
     assert!(
         findings[0].explanation.contains("dbx lacks 1 of"),
         "{findings:#?}"
+    );
+}
+
+#[test]
+fn a_refstate_believes_what_the_quote_vouches_for() {
+    let (log, state) = example();
+    // What is written beside a digest is not what was measured.
+    let line = b"kernel_cmdline: /vmlinuz-1 root=/dev/sda1 ro";
+    let at = log.windows(line.len()).position(|bytes| bytes == line);
+    let mut rewritten = log.clone();
+    rewritten[at.unwrap() + line.len() - 1] = b'w';
+    let mut wanted = state.clone();
+    wanted["kernels"][0]["kernel_cmdline"] = json!("/vmlinuz-1 root=/dev/sda1 rw");
+    let findings = judge(&parse(&wanted), &rewritten);
+    assert_eq!(findings.len(), 1, "{findings:#?}");
+    assert!(
+        findings[0]
+            .explanation
+            .contains("something else than was measured")
+    );
+    // Digests of another bank are nothing that the quote covers.
+    let mut other = state;
+    let scrtm = other.pointer_mut("/scrtm_and_bios/0/scrtm").unwrap();
+    *scrtm = json!({"sha1": "0x453385da2d1a9fe78c5d755c88db1ea05921f250"});
+    let findings = judge(&parse(&other), &log);
+    assert!(
+        findings[0]
+            .explanation
+            .contains("the policy has no sha256 digest of it")
     );
 }
 
@@ -304,5 +370,469 @@ fn a_policy_of_a_boot_accepts_that_boot_and_names_each_event_that_changes() {
             assert_eq!(finding.id, "measured_boot.policy_troth");
             assert_eq!(finding.place, place, "{path}: {finding:#?}");
         }
+    }
+}
+
+const IPL: u32 = 0xd;
+const ACTION: u32 = 0x8000_0007;
+const APPLICATION: u32 = 0x8000_0003;
+const DRIVER_CONFIG: u32 = 0x8000_0001;
+const AUTHORITY: u32 = 0x8000_00e0;
+const GLOBAL: &str = "61dfe48bca93d211aa0d00e098032b8c";
+const DATABASE: &str = "cbb219d73a3d9645a3bcdad00e67656f";
+const SHIM: &str = "50ab5d6046e00043abb63dd810dd8b23";
+
+/// UEFI_VARIABLE_DATA.
+fn variable(guid: &str, name: &str, value: &[u8]) -> Vec<u8> {
+    let mut data = hex::decode(guid).unwrap();
+    data.extend(u64::try_from(name.len()).unwrap().to_le_bytes());
+    data.extend(u64::try_from(value.len()).unwrap().to_le_bytes());
+    data.extend(name.encode_utf16().flat_map(u16::to_le_bytes));
+    data.extend(value);
+    data
+}
+
+/// EFI_SIGNATURE_LIST of one key.
+fn key_list(key: &[u8]) -> Vec<u8> {
+    let mut list = hex::decode("a159c0a5e494a74a87b5ab155c2bf072").unwrap();
+    let size = u32::try_from(16 + key.len()).unwrap();
+    for number in [28 + size, 0, size] {
+        list.extend(number.to_le_bytes());
+    }
+    list.extend([0x11; 16]);
+    list.extend(key);
+    list
+}
+
+/// Explanations of what is wrong with a boot by a policy in TOML.
+fn wrong(policy: &str, log: &Log) -> Vec<String> {
+    let rules = BootRules::from_toml(policy).unwrap_or_else(|error| panic!("{policy}: {error}"));
+    let findings = judge(&BootPolicy::Rules(rules.into()), &log.0);
+    findings
+        .into_iter()
+        .map(|finding| finding.explanation)
+        .collect()
+}
+
+#[test]
+fn each_event_needs_a_rule_and_each_rule_its_events() {
+    let zeros = [0; 32];
+    let hex = |digest: &[u8]| format!("sha256:{}", hex::encode(digest));
+    let shim = Log::new().event(4, APPLICATION, &zeros, &[0; 32]);
+    let rule = format!(
+        "[[component]]\nname = \"shim\"\ndigests = [\"{}\"]\n",
+        hex(&zeros)
+    );
+    let allow = format!("version = 1\nothers = \"allow\"\n{rule}");
+    let deny = format!("version = 1\n{rule}");
+    let other = || Log(shim.0.clone()).event(2, 0x8000_0004, &[1; 32], &[0; 32]);
+    let twice = Log(shim.0.clone()).event(4, APPLICATION, &zeros, &[0; 32]);
+    let more = Log(shim.0.clone()).event(4, IPL, &[1; 32], b"more");
+    for (policy, log, expected) in [
+        (&allow, &shim, ""),
+        (&deny, &shim, ""),
+        (&allow, &other(), ""),
+        (&deny, &other(), "event 2 is an event that nobody allowed"),
+        (&allow, &twice, "event 2 is an event that nobody allowed"),
+        (&allow, &more, "event 2 is an event that nobody allowed"),
+        (&allow, &Log::new(), "shim was not measured"),
+        (
+            &allow,
+            &Log::new().event(4, APPLICATION, &[1; 32], &[0; 32]),
+            "shim is not what it has to be: event 1",
+        ),
+        // A label that says otherwise changes nothing.
+        (
+            &allow,
+            &Log(shim.0.clone()).event(
+                4,
+                ACTION,
+                &[1; 32],
+                b"Calling EFI Application from Boot Option",
+            ),
+            "event 2 is an event that nobody allowed",
+        ),
+        (
+            &allow,
+            &Log(shim.0.clone()).plain(4, ACTION, b"Calling EFI Application from Boot Option"),
+            "",
+        ),
+        (&allow, &Log(shim.0.clone()).plain(4, 4, &[0; 4]), ""),
+        (
+            &allow,
+            &Log(shim.0.clone()).plain(4, 4, &[1, 0, 0, 0]),
+            "event 2 is an event that nobody allowed",
+        ),
+    ] {
+        let wrong = wrong(policy, log);
+        match expected {
+            "" => assert_eq!(wrong, Vec::<String>::new()),
+            expected => assert!(wrong.len() == 1 && wrong[0].contains(expected), "{wrong:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_command_line_is_believed_if_its_digest_is_of_it() {
+    let policy = "version = 1\nothers = \"allow\"\ncommand_line = ['/vmlinuz root=/dev/\\w+ ro']\n";
+    let line = |text: &str, measured: &str| {
+        let digest = BANK.digest(&[measured.as_bytes()]);
+        Log::new().event(
+            8,
+            IPL,
+            digest.as_bytes(),
+            format!("kernel_cmdline: {text}\0").as_bytes(),
+        )
+    };
+    let good = "/vmlinuz root=/dev/sda ro";
+    assert_eq!(wrong(policy, &line(good, good)), Vec::<String>::new());
+    for log in [
+        line(good, "/vmlinuz root=/dev/sda ro init=/bin/sh"),
+        line(
+            "/vmlinuz root=/dev/sda ro init=/bin/sh",
+            "/vmlinuz root=/dev/sda ro init=/bin/sh",
+        ),
+        line("x /vmlinuz root=/dev/sda ro", "x /vmlinuz root=/dev/sda ro"),
+        // Measured by GRUB, but as a command of its script.
+        Log::new().event(
+            8,
+            IPL,
+            BANK.digest(&[good.as_bytes()]).as_bytes(),
+            b"grub_cmd: x",
+        ),
+    ] {
+        let wrong = wrong(policy, &log);
+        assert!(
+            wrong.iter().any(|one| one.contains("command-line")),
+            "{wrong:?}"
+        );
+    }
+    let wide: Vec<_> = "/vmlinuz root=/dev/sda ro\0"
+        .encode_utf16()
+        .flat_map(u16::to_le_bytes)
+        .collect();
+    assert_eq!(
+        wrong(policy, &Log::new().plain(12, IPL, &wide)),
+        Vec::<String>::new()
+    );
+}
+
+#[test]
+fn secure_boot_is_judged_by_state_keys_signers_and_generations() {
+    let der = b"certificate";
+    let digest = BANK.digest(&[der]);
+    let mut signature = vec![0x11; 16];
+    signature.extend(der);
+    let log = |on: u8, signature: &[u8], sbat: &str| {
+        Log::new()
+            .plain(7, DRIVER_CONFIG, &variable(GLOBAL, "SecureBoot", &[on]))
+            .plain(7, DRIVER_CONFIG, &variable(DATABASE, "db", &key_list(der)))
+            .plain(7, 4, &[0; 4])
+            .plain(7, AUTHORITY, &variable(DATABASE, "db", signature))
+            .plain(7, AUTHORITY, &variable(SHIM, "SbatLevel", sbat.as_bytes()))
+            .event(4, APPLICATION, &[5; 32], &[0; 32])
+    };
+    let policy = format!(
+        "version = 1\n[secure_boot]\nenabled = true\ndb = [\"sha256:{digest}\"]\n\
+         sbat = {{ sbat = 2023012900, shim = 3 }}\n\
+         [[component]]\nname = \"kernel\"\nsigners = [\"sha256:{digest}\"]\n"
+    );
+    let sbat = "sbat,1,2023012900\nshim,3\n";
+    let good = log(1, &signature, sbat);
+    assert_eq!(wrong(&policy, &good), Vec::<String>::new());
+    let mut other = signature.clone();
+    other.push(0);
+    let db = format!("sha256:{}", "00".repeat(32));
+    for (policy, log, expected) in [
+        (
+            policy.clone(),
+            log(0, &signature, sbat),
+            "Secure Boot is not in the state",
+        ),
+        (
+            policy.clone(),
+            log(1, &other, sbat),
+            "let an image run by a key that is not allowed",
+        ),
+        (
+            policy.clone(),
+            log(1, &signature, "sbat,1,2022052400\nshim,3\n"),
+            "SbatLevel is older",
+        ),
+        (
+            policy.clone(),
+            log(1, &signature, "sbat,1,2023012900\n"),
+            "SbatLevel is older",
+        ),
+        (
+            policy.replacen(&format!("sha256:{digest}"), &db, 1),
+            good,
+            "db has a key that is not allowed",
+        ),
+        (
+            policy
+                .replace(
+                    "enabled = true",
+                    "enabled = true\ndbx_at_least = [\"sha256:00\"]",
+                )
+                .replace("sha256:00\"", &format!("{db}\"")),
+            log(1, &signature, sbat),
+            "dbx was not measured",
+        ),
+        (
+            policy.clone(),
+            Log::new().event(4, APPLICATION, &[5; 32], &[0; 32]),
+            "SecureBoot was not measured",
+        ),
+    ] {
+        let wrong = wrong(&policy, &log);
+        assert!(
+            wrong.iter().any(|one| one.contains(expected)),
+            "{expected}: {wrong:?}"
+        );
+    }
+}
+
+#[test]
+fn phases_are_a_chain_that_ends_where_it_may() {
+    let policy = "version = 1\nothers = \"allow\"\n[phases]\n\
+        chain = [\"sysinit\", \"ready\", \"shutdown\"]\nlast = [\"ready\"]\n\
+        [[component]]\nname = \"uki-section\"\ndigests = [\"sha256:07\"]\n";
+    let policy = policy.replace(":07", &format!(":{}", "07".repeat(32)));
+    let policy = BootPolicy::Rules(BootRules::from_toml(&policy).unwrap().into());
+    let log = Log::new().event(11, IPL, &[7; 32], b".\0l\0i\0n\0u\0x\0\0\0");
+    let pcrs = EventLog::parse(&log.0).unwrap().replay(BANK);
+    let after = |phases: &[&str]| {
+        let mut pcrs = pcrs.clone();
+        for phase in phases {
+            let digest = BANK.digest(&[phase.as_bytes()]);
+            let value = pcrs.get(11).unwrap().extend(BANK, digest.as_bytes());
+            pcrs.set(11, value);
+        }
+        judge_with(&policy, &log.0, &pcrs)
+    };
+    assert_eq!(after(&["sysinit", "ready"]), []);
+    for (phases, id, words) in [
+        (
+            &["sysinit"][..],
+            "measured_boot.policy_troth",
+            "the phase of the boot",
+        ),
+        (
+            &["sysinit", "ready", "shutdown"],
+            "measured_boot.policy_troth",
+            "the phase of the boot",
+        ),
+        (&[], "measured_boot.policy_troth", "the phase of the boot"),
+        (&["ready"], "measured_boot.invalid_pcr_11", ""),
+        (
+            &["sysinit", "evil", "ready"],
+            "measured_boot.invalid_pcr_11",
+            "",
+        ),
+    ] {
+        let findings = after(phases);
+        assert_eq!(findings[0].id, id, "{phases:?}");
+        assert!(
+            findings[0].explanation.contains(words),
+            "{phases:?}: {findings:?}"
+        );
+    }
+}
+
+#[test]
+fn events_out_of_their_order_are_told_from_the_first_on() {
+    let log = fixture("boots/grub/binary_bios_measurements");
+    let rules = BootRules::from_log(&EventLog::parse(&log).unwrap(), Some(BANK), true).unwrap();
+    let toml = rules.to_toml();
+    let swapped = toml.replacen(
+        "\"boot-loader\",\n    \"kernel\"",
+        "\"kernel\",\n    \"boot-loader\"",
+        1,
+    );
+    assert_ne!(toml, swapped, "{toml}");
+    let policy = BootPolicy::Rules(BootRules::from_toml(&swapped).unwrap().into());
+    let findings = judge(&policy, &log);
+    assert_eq!(findings.len(), 1, "{findings:#?}");
+    assert_eq!(findings[0].place, Place::BootEvent { event: 23, pcr: 4 });
+    assert!(
+        findings[0]
+            .explanation
+            .contains("boot-loader comes where kernel")
+    );
+}
+
+#[test]
+fn the_examples_of_the_documentation_are_policies() {
+    let text = std::fs::read_to_string("../docs/boot-policy.md").unwrap();
+    let blocks = text.split("```").skip(1).step_by(2);
+    let examples: Vec<_> = blocks
+        .filter(|block| block.contains("version = 1"))
+        .collect();
+    assert_eq!(examples.len(), 3);
+    for example in examples {
+        // Their digests are cut short for the reader.
+        let mut whole = String::new();
+        for (index, part) in example.split("...").enumerate() {
+            let digits = part
+                .rsplit_once("sha256:")
+                .map_or(0, |(_, digits)| digits.len());
+            whole.push_str(part);
+            if index + 1 < example.split("...").count() {
+                whole.push_str(&"0".repeat(64 - digits));
+            }
+        }
+        BootRules::from_toml(&whole).unwrap_or_else(|error| panic!("{error}\n{whole}"));
+    }
+}
+
+/// A host under attestation by one boot policy.
+struct Host {
+    tpm: Tpm,
+    policy: BootPolicy,
+    state: NodeState,
+}
+
+impl Host {
+    /// Booted as `log` tells.
+    fn booted(log: &[u8], policy: BootPolicy) -> Self {
+        let mut tpm = Tpm::new(BANK);
+        let pcrs = EventLog::parse(log).unwrap().replay(BANK);
+        pcrs.iter()
+            .for_each(|(pcr, value)| tpm.pcrs.set(pcr, *value));
+        tpm.bind("key");
+        Self {
+            tpm,
+            policy,
+            state: NodeState::default(),
+        }
+    }
+
+    /// Whether it is trusted with this boot log, base64.
+    fn is_trusted(&mut self, log: &str) -> bool {
+        let boot_pcrs = mask((0..16).filter(|pcr| *pcr != 10));
+        let evidence = QuoteResponse {
+            quote: self.tpm.quote_string("nonce", boot_pcrs.with(16)),
+            hash_alg: BANK.name().to_owned(),
+            enc_alg: "ecc256".to_owned(),
+            sign_alg: "ecdsa".to_owned(),
+            pubkey: Some("key".to_owned()),
+            mb_measurement_list: Some(log.to_owned()),
+            ..QuoteResponse::default()
+        };
+        let ak = self.tpm.ak();
+        let policies = Policies {
+            tpm: &TpmPolicy::parse(r#"{"mask": "0x0"}"#).unwrap(),
+            runtime: None,
+            boot: &self.policy,
+            accept: &AcceptedAlgorithms::of(&ak),
+        };
+        let challenge = Challenge {
+            nonce: "nonce",
+            mask: boot_pcrs,
+            ima_entry: 0,
+        };
+        let appraisal = appraise(&ak, &challenge, &evidence, &policies, &self.state);
+        self.state = appraisal.state;
+        matches!(appraisal.verdict, Verdict::Trusted(_))
+    }
+}
+
+/// A policy of the boot, as the verifier gets it.
+fn policy_of(log: &[u8]) -> (BootPolicy, Value) {
+    let rules = BootRules::from_log(&EventLog::parse(log).unwrap(), Some(BANK), true).unwrap();
+    let json = serde_json::from_str(&rules.to_json()).unwrap();
+    (BootPolicy::Rules(rules.into()), json)
+}
+
+#[test]
+fn what_was_judged_good_is_recognised_by_every_bit_of_it() {
+    let log = fixture("boots/sdboot/binary_bios_measurements");
+    let (policy, _) = policy_of(&log);
+    let mut host = Host::booted(&log, policy.clone());
+    let text = STANDARD.encode(&log);
+    for _ in 0..3 {
+        assert!(
+            host.is_trusted(&text),
+            "the same evidence is good each time"
+        );
+    }
+    let known = host.state.clone();
+    let mut fresh = Host::booted(&log, policy.clone());
+    // What differs in one bit is judged as if nothing had been judged before.
+    for at in (0..text.len()).step_by(7) {
+        for bit in [1, 2, 4] {
+            let mut flipped = text.clone().into_bytes();
+            flipped[at] ^= bit;
+            let flipped = String::from_utf8(flipped).unwrap();
+            host.state = known.clone();
+            fresh.state = NodeState::default();
+            let (known, anew) = (host.is_trusted(&flipped), fresh.is_trusted(&flipped));
+            assert_eq!(known, anew, "bit {bit} of character {at}");
+        }
+    }
+    host.state = known.clone();
+    assert!(!host.is_trusted(&text[..text.len() - 4]));
+    assert!(!host.is_trusted(""));
+    for pcr in (0..16).filter(|pcr| *pcr != 10) {
+        let mut host = Host::booted(&log, policy.clone());
+        host.state = known.clone();
+        let mut value = host.tpm.pcrs.get(pcr).unwrap().as_bytes().to_vec();
+        value[31] ^= 1;
+        host.tpm.pcrs.set(pcr, Digest::from_slice(&value).unwrap());
+        assert!(!host.is_trusted(&text), "PCR {pcr}");
+    }
+    let mut host = Host::booted(&log, BootPolicy::RejectAll);
+    host.state = known;
+    assert!(!host.is_trusted(&text), "another policy");
+}
+
+/// Digests, and the PCR that each event of `log` is in.
+fn measured(log: &EventLog<'_>) -> Vec<(u32, Option<Digest>)> {
+    let events = log.unverified_events().filter(|event| event.kind.0 != 3);
+    events
+        .map(|event| (event.pcr, event.digests.get(BANK)))
+        .collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    /// With the quoted PCRs of the true log, a flipped bit is found, or it is in what no quote
+    /// vouches for and no verdict depends on.
+    #[test]
+    fn no_flipped_bit_of_a_log_is_trusted(
+        path in prop::sample::select(LOGS.to_vec()),
+        at in any::<prop::sample::Index>(),
+        bit in 0..8_u8,
+    ) {
+        let log = fixture(path);
+        let (policy, _) = policy_of(&log);
+        let true_log = EventLog::parse(&log).unwrap();
+        let mut flipped = log.clone();
+        flipped[at.index(log.len())] ^= 1 << bit;
+        if judge_with(&policy, &flipped, &true_log.replay(BANK)).is_empty() {
+            let flipped = EventLog::parse(&flipped).unwrap();
+            prop_assert_eq!(measured(&flipped), measured(&true_log));
+        }
+    }
+
+    /// A policy with one flipped bit in a digest is another policy.
+    #[test]
+    fn no_flipped_bit_of_a_policys_digest_is_trusted(
+        path in prop::sample::select(LOGS.to_vec()),
+        which in any::<prop::sample::Index>(),
+        digit in 0..64_usize,
+        bit in 0..4_u8,
+    ) {
+        let log = fixture(path);
+        let (_, policy) = policy_of(&log);
+        let text = policy.to_string();
+        let digests: Vec<_> = text.match_indices("sha256:").map(|(at, _)| at + 7).collect();
+        let at = digests[which.index(digests.len())] + digit;
+        let value = u8::from_str_radix(&text[at..=at], 16).unwrap() ^ (1 << bit);
+        let text = format!("{}{value:x}{}", &text[..at], &text[at + 1..]);
+        let policy = BootPolicy::parse(Some(&text)).unwrap();
+        prop_assert!(!judge(&policy, &log).is_empty());
     }
 }

@@ -9,6 +9,7 @@ use tokio::{
 };
 use tracing::Level;
 use troth_core::{
+    appraise::KnownBoot,
     finding::severity::Severities,
     identity::AgentId,
     policy::BootEngine,
@@ -61,6 +62,8 @@ pub(super) struct Shared {
     pub(super) boot_engine: BootEngine,
     /// `None`: no evidence is kept.
     pub(super) keeper: Option<Keeper>,
+    /// Boots that were judged good are judged again with every answer.
+    pub(super) judge_again: bool,
 }
 
 /// What a node's task is told.
@@ -225,9 +228,13 @@ impl Node {
         let started = now();
         let question = {
             let record = self.record();
+            let mut state = record.node.clone();
+            if shared.judge_again {
+                state.known_boot = KnownBoot::default();
+            }
             Question {
                 rules: Arc::clone(rules),
-                state: record.node.clone(),
+                state,
                 version: record.version.clone(),
                 attested: record.attestation_count > 0,
                 full: full || record.node.pubkey.is_none(),

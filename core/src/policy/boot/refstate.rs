@@ -9,7 +9,7 @@ use crate::policy::pattern::{Pattern, PatternBudget};
 use crate::tpm::{Digest, HashAlgorithm};
 
 /// PCRs that the engine looks at: 0 to 9 and 14.
-pub(super) const PCRS: u32 = 0x43ff;
+pub(crate) const PCRS: u32 = 0x43ff;
 /// What GRUB puts before a kernel command line that it measured.
 pub(crate) const KERNEL_CMDLINE: &str = "kernel_cmdline: ";
 

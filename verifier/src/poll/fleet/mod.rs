@@ -40,7 +40,7 @@ use super::{
     writer::Writer,
 };
 use crate::{
-    config::VerifierConfig,
+    config::{Evaluate, VerifierConfig},
     evidence::{Keeper, Retention},
     rest::CURRENT_VERSION,
     store::{NodeRow, PolicyDigests, PolicyKind, Store, StoreError},
@@ -118,6 +118,7 @@ impl Fleet {
                 .map(|retention| Keeper::start(config.evidence_keep, retention))
                 .transpose()
                 .map_err(FleetError::Thread)?,
+            judge_again: config.measured_boot_evaluate == Evaluate::Always,
         };
         let fleet = Self {
             nodes: RwLock::default(),
