@@ -7,7 +7,7 @@
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
-use crate::appraise::{AcceptedAlgorithms, Challenge, NodeState, Policies};
+use crate::appraise::{AcceptedAlgorithms, Challenge, ImaRules, NodeState, Policies};
 use crate::bundle::{Bundle, Outcome};
 use crate::eventlog::{Event, EventLog, Measured, UserspaceLog};
 use crate::identity::{
@@ -42,7 +42,10 @@ pub const TARGETS: &[Target] = &[
     ("ek_chain", ek_chain),
     ("event_content", event_content),
     ("eventlog", eventlog),
+    ("ima_binary", ima_binary),
+    ("ima_keyring", ima_keyring),
     ("ima_list", ima_list),
+    ("ima_signature", ima_signature),
     ("pcr_blob", pcr_blob),
     ("pcrread", pcrread),
     ("policy_document", policy_document),
@@ -140,6 +143,7 @@ pub fn appraise(data: &[u8]) {
         runtime: runtime.as_ref(),
         boot: &boot,
         accept: &accept,
+        ima: ImaRules::default(),
     };
     let ima_entry = case.state.ima.next_entry;
     let text = String::from_utf8_lossy(&nonce);
@@ -186,11 +190,16 @@ pub fn bundle(data: &[u8]) {
         TpmPolicy::parse(&criteria.tpm_policy),
         BootPolicy::parse_for(boot.as_deref(), criteria.boot_engine),
     ) {
+        let keys = criteria.keyring().ok();
         let policies = Policies {
             tpm: &tpm,
             runtime: runtime.as_ref(),
             boot: &boot,
             accept: &criteria.accept,
+            ima: ImaRules {
+                tomtou: criteria.tomtou,
+                keys: keys.as_ref(),
+            },
         };
         let appraisal = bundle.appraise(&ak, &bundle.head.nonce, &policies);
         let outcome = Outcome::new(&appraisal);
@@ -334,12 +343,37 @@ pub fn eventlog(data: &[u8]) {
     }
 }
 
+/// The content of an IMA list's file, of either form, as text.
+pub fn ima_binary(data: &[u8]) {
+    if let Ok(text) = ima::list_text(data) {
+        ima_list(text.as_bytes());
+    }
+}
+
+/// The JSON of a keyring, and a measured key.
+pub fn ima_keyring(data: &[u8]) {
+    if let Ok(text) = std::str::from_utf8(data) {
+        let _ = ima::Keyring::from_json(text).map(|keyring| keyring.get(1).map(ima::ImaKey::id));
+    }
+    let _ = ima::MeasuredKey::parse(data);
+}
+
+/// A signature as it stands in `security.ima`.
+pub fn ima_signature(data: &[u8]) {
+    let _ = ima::ImaSignature::parse(data).map(|signature| signature.hash_name());
+}
+
 /// An IMA list: replay, keys in it, and a policy made of it, which allows its files.
 pub fn ima_list(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
-    let _ = ima::unverified_replay(&text, HashAlgorithm::Sha1, HashAlgorithm::Sha256);
-    for entry in ima::unverified_entries(&text, 0).flatten() {
-        let _ = (entry.key(), entry.buffer_matches_digest());
+    let log_hash = ima::log_hash(&text);
+    let _ = ima::unverified_replay(&text, log_hash, HashAlgorithm::Sha256);
+    for entry in ima::unverified_entries(&text, 0, log_hash).flatten() {
+        let _ = (
+            entry.key(),
+            entry.buffer_matches_digest(),
+            entry.signature(),
+        );
     }
     if let Ok(json) = RuntimePolicy::json_from_ima_list(&text, 0) {
         assert!(RuntimePolicy::compile(json.as_bytes()).is_ok());

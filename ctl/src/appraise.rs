@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use troth_core::{
-    appraise::{AcceptedAlgorithms, Policies, Verdict},
-    bundle::{Bundle, Chain, Outcome},
+    appraise::{AcceptedAlgorithms, ImaRules, Policies, Verdict},
+    bundle::{Bundle, Chain, Criteria, Outcome},
     tpm::{AttestationKey, Name, Public},
 };
 
@@ -43,13 +43,22 @@ pub(crate) fn run(args: &AppraiseArgs, out: &Output) -> Result<Exit, Error> {
         let key = key(&path, &bundle, ak.as_ref())?;
         let chosen = given.choose(&path, &bundle)?;
         let nonce = args.nonce.as_deref().unwrap_or(&bundle.head.nonce);
-        let accept = bundle.head.criteria.as_ref();
-        let accept = accept.map(|criteria| criteria.accept.clone());
+        let criteria = bundle.head.criteria.as_ref();
+        let accept = criteria.map(|criteria| criteria.accept.clone());
+        let keys = criteria.map(Criteria::keyring).transpose();
+        let keys = keys.map_err(|error| Error::Malformed {
+            path: path.clone(),
+            reason: format!("ima_keys: {error}"),
+        })?;
         let policies = Policies {
             tpm: &chosen.tpm,
             runtime: chosen.runtime.as_deref(),
             boot: &chosen.boot,
             accept: &accept.unwrap_or_else(|| AcceptedAlgorithms::of(&key)),
+            ima: ImaRules {
+                tomtou: criteria.map(|criteria| criteria.tomtou).unwrap_or_default(),
+                keys: keys.as_ref(),
+            },
         };
         let link = chain.link(&bundle.head.state);
         let appraisal = bundle.appraise(&key, nonce, &policies);

@@ -30,7 +30,7 @@ use std::path::Path;
 pub(crate) use self::{
     boot::boot,
     download::{Checksum, Url},
-    source::{RuntimeOptions, RuntimeText, read_file, read_text, tpm_text},
+    source::{RuntimeOptions, RuntimeText, read_file, read_ima_list, read_text, tpm_text},
     stored::{replace_runtime, text},
 };
 use crate::{

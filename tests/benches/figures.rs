@@ -21,7 +21,9 @@ use aws_lc_rs::{
 use base64::{Engine, prelude::BASE64_STANDARD as STANDARD};
 use flate2::{Compression, write::GzEncoder};
 use troth_core::{
-    appraise::{AcceptedAlgorithms, Challenge, NodeState, Policies, Verdict, appraise},
+    appraise::{
+        AcceptedAlgorithms, Challenge, ImaRules, NodeState, Policies, Tomtou, Verdict, appraise,
+    },
     bundle::{Bundle, Criteria, Head, Outcome, PolicyReference, Word, policy_digest},
     eventlog::EventLog,
     identity::AgentId,
@@ -154,6 +156,7 @@ fn ima(table: &mut Table) -> Result<()> {
         runtime: Some(&runtime),
         boot: &BootPolicy::None,
         accept: &accept,
+        ima: ImaRules::default(),
     };
     let challenge = Challenge {
         nonce: NONCE,
@@ -289,6 +292,8 @@ fn evidence(table: &mut Table) -> Result<()> {
                     runtime_policy: reference("base"),
                     boot_policy: reference("{}"),
                     boot_engine: BootEngine::default(),
+                    tomtou: Tomtou::default(),
+                    ima_keys: None,
                 }),
             },
             answer: &answer,
@@ -354,6 +359,7 @@ fn boot_policy(table: &mut Table) -> Result<()> {
             runtime: None,
             boot,
             accept: &accept,
+            ima: ImaRules::default(),
         };
         appraise(&ak, &challenge, &evidence, &policies, state)
     };

@@ -8,6 +8,7 @@ use std::{
 use serde::{Deserialize, de::DeserializeOwned};
 pub use tls::{CaSubject, CertificateFiles, TlsOptions};
 use troth_core::{
+    appraise::Tomtou,
     finding::severity::{self, SeverityRule},
     policy::BootEngine,
 };
@@ -295,6 +296,8 @@ pub struct VerifierConfig {
     /// `once`: a boot log that was judged good is judged again when it, the PCRs or the policy
     /// change; `always`: with every answer. The verdict is the same.
     pub measured_boot_evaluate: Evaluate,
+    /// What violations of the IMA list are: files written to while they were measured or used.
+    pub tomtou: Tomtou,
     /// Checks on demand (`/verify/identity`, `/verify/evidence`) at a time, for anybody; each may
     /// hold 16 MiB of evidence, and as much may be on its way to it. 0: none.
     pub max_evidence_checks: usize,
@@ -377,6 +380,7 @@ impl Default for VerifierConfig {
             severity_policy: SeverityRule::defaults(),
             measured_boot_policy_name: BootEngine::default(),
             measured_boot_evaluate: Evaluate::default(),
+            tomtou: Tomtou::default(),
             max_evidence_checks: 2,
             evidence_rate_limit: 5,
             evidence_dir: None,

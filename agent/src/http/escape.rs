@@ -1,5 +1,7 @@
+use troth_core::ima::character_for_byte;
+
 /// Appends `bytes` to `out` as they stand between the quotes of a JSON string (RFC 8259, 7).
-/// Bytes that are not UTF-8 become U+FFFD.
+/// Bytes that are not UTF-8 become the characters that stand for them in a list.
 pub(super) fn escape_into(out: &mut Vec<u8>, bytes: &[u8]) {
     // Checking the whole first is many times as fast as looking for pieces.
     if std::str::from_utf8(bytes).is_ok() {
@@ -8,8 +10,10 @@ pub(super) fn escape_into(out: &mut Vec<u8>, bytes: &[u8]) {
     }
     for chunk in bytes.utf8_chunks() {
         escape_text(out, chunk.valid().as_bytes());
-        if !chunk.invalid().is_empty() {
-            out.extend_from_slice("\u{FFFD}".as_bytes());
+        for byte in chunk.invalid() {
+            let mut character = [0; 4];
+            let character = character_for_byte(*byte).encode_utf8(&mut character);
+            out.extend_from_slice(character.as_bytes());
         }
     }
 }
@@ -95,9 +99,9 @@ mod tests {
     }
 
     #[test]
-    fn bytes_that_are_not_utf8_are_replaced_as_std_does() {
+    fn bytes_that_are_not_utf8_are_told_apart() {
         for bytes in [&b"a\xFFb"[..], b"\xF0\x9F\n", b"\xC3", b"\x80\x80\"\\"] {
-            assert_eq!(read_back(bytes), String::from_utf8_lossy(bytes));
+            assert_eq!(read_back(bytes), troth_core::ima::list_text(bytes).unwrap());
         }
     }
 }

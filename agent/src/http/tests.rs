@@ -267,7 +267,7 @@ async fn bytes_of_the_list_that_are_not_utf8_are_replaced() {
         .await;
     assert_eq!(
         body["results"]["ima_measurement_list"],
-        "10 a \u{FFFD}\u{FFFD}\u{1}\n"
+        "10 a \u{10FFff}\u{10FFfe}\u{1}\n"
     );
 }
 

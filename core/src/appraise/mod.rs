@@ -35,7 +35,7 @@ pub use known::KnownBoot;
 use serde::{Deserialize, Serialize};
 
 use crate::finding::Findings;
-use crate::ima::ImaPosition;
+use crate::ima::{ImaPosition, Keyring};
 use crate::policy::{BootPolicy, RuntimePolicy, TpmPolicy};
 use crate::tpm::{AttestationKey, BIND_PCR, ClockInfo, PcrMask, VerifiedQuote};
 use crate::wire::QuoteResponse;
@@ -63,6 +63,29 @@ pub struct Policies<'a> {
     pub boot: &'a BootPolicy,
     /// Accepted algorithms.
     pub accept: &'a AcceptedAlgorithms,
+    /// What the verifier, not a policy, says about the IMA list.
+    pub ima: ImaRules<'a>,
+}
+
+/// What the verifier, not a policy, says about the IMA list.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ImaRules<'a> {
+    /// What violations are.
+    pub tomtou: Tomtou,
+    /// Keys for the signatures of this node's files, instead of those of its policy.
+    pub keys: Option<&'a Keyring>,
+}
+
+/// What violations are: files that were written to while they were measured (open writers), or
+/// measured and then opened for writing (time of measure, time of use). Nobody knows what was read.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Tomtou {
+    /// Not judged, as they have no digest. Logs and databases cause them all the time.
+    #[default]
+    Ignore,
+    /// A finding each.
+    Fail,
 }
 
 /// What the verifier remembers of one node between two quotes; a few hundred bytes, kept over restarts.
@@ -238,7 +261,7 @@ fn content(
         quote,
         aggregates: &aggregates,
     };
-    let position = files::check(&list, policies.runtime, position, findings);
+    let position = files::check(&list, policies, position, findings);
     pcrs::check_values(policies, quote, findings);
     position
 }

@@ -24,9 +24,11 @@ pub use parts::{BundleError, policy_digest};
 use serde::{Deserialize, Serialize};
 
 use crate::appraise::{
-    AcceptedAlgorithms, Appraisal, Challenge, NodeState, Policies, appraise_answer,
+    AcceptedAlgorithms, Appraisal, Challenge, ImaRules, NodeState, Policies, Tomtou,
+    appraise_answer,
 };
 use crate::identity::{AgentId, check_ak};
+use crate::ima::{Keyring, KeyringError};
 use crate::policy::BootEngine;
 use crate::tpm::{AttestationKey, PcrMask, Public};
 
@@ -93,6 +95,22 @@ pub struct Criteria {
     /// What a boot policy's text means to this verifier.
     #[serde(default)]
     pub boot_engine: BootEngine,
+    /// What violations of the IMA list are.
+    #[serde(default)]
+    pub tomtou: Tomtou,
+    /// JSON of the keys that were sent with the node for its files' signatures.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ima_keys: Option<String>,
+}
+
+impl Criteria {
+    /// Keys that were sent with the node for its files' signatures.
+    ///
+    /// # Errors
+    /// What is no keyring.
+    pub fn keyring(&self) -> Result<Keyring, KeyringError> {
+        Keyring::from_json(self.ima_keys.as_deref().unwrap_or_default())
+    }
 }
 
 /// A policy that the verifier had under a name.
@@ -133,6 +151,7 @@ impl Bundle<'_> {
             runtime: _,
             boot: _,
             accept: _,
+            ima: ImaRules { tomtou: _, keys: _ },
         } = policies;
         let challenge = Challenge {
             nonce,

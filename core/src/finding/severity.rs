@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use fancy_regex::{Regex, RegexBuilder};
 use serde::{Deserialize, Serialize};
 
-use crate::policy::python_pattern;
+use crate::policy::{Scope, python_pattern};
 
 /// Keylime's labels, lowest first: those of syslog.
 pub const LABELS: [&str; 7] = [
@@ -90,16 +90,18 @@ impl Severities {
             unknown: Vec::new(),
         };
         for (index, rule) in policy.iter().enumerate() {
-            let anchored = format!(r"\A(?:{})\z", python_pattern(&rule.event_id));
+            let fail = |reason| SeverityError::Pattern {
+                rule: index + 1,
+                pattern: rule.event_id.clone(),
+                reason,
+            };
+            let translated = python_pattern(&rule.event_id, Scope::Whole).map_err(fail)?;
+            let anchored = format!(r"\A(?:{translated})\z");
             let regex = RegexBuilder::new(&anchored)
                 .backtrack_limit(BACKTRACK_LIMIT)
                 .delegate_size_limit(SIZE_LIMIT)
                 .build()
-                .map_err(|error| SeverityError::Pattern {
-                    rule: index + 1,
-                    pattern: rule.event_id.clone(),
-                    reason: error.to_string(),
-                })?;
+                .map_err(|error| fail(error.to_string()))?;
             let known = labels.iter().position(|l| *l == rule.severity_label);
             let level = known.and_then(|level| u8::try_from(level).ok());
             if level.is_none() {

@@ -1,4 +1,5 @@
-use super::{MAX_LINE, MeasuredKey};
+use super::template::Field;
+use super::{MAX_LINE, MeasuredKey, Template, raw};
 use crate::tpm::{Digest, HashAlgorithm};
 
 /// A line that is no entry: which, and why.
@@ -11,32 +12,6 @@ pub struct EntryError {
     pub reason: &'static str,
 }
 
-/// The template of an entry: which fields were measured (kernel, Documentation/security/IMA-templates).
-#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
-#[non_exhaustive]
-pub enum Template {
-    /// `ima`: SHA-1 or MD5 digest and a name of up to 255 bytes, of fixed size.
-    Ima,
-    /// `ima-ng`: `d-ng|n-ng`.
-    ImaNg,
-    /// `ima-sig`: `d-ng|n-ng|sig`.
-    ImaSig,
-    /// `ima-buf`: `d-ng|n-ng|buf`.
-    ImaBuf,
-}
-
-impl Template {
-    /// The name as the list writes it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Ima => "ima",
-            Self::ImaNg => "ima-ng",
-            Self::ImaSig => "ima-sig",
-            Self::ImaBuf => "ima-buf",
-        }
-    }
-}
-
 /// One entry of the list. Borrows its line.
 #[derive(Clone, Copy, Debug)]
 pub struct Entry<'l> {
@@ -44,7 +19,8 @@ pub struct Entry<'l> {
     pub index: u64,
     /// The PCR that was extended.
     pub pcr: u32,
-    /// Template hash as printed; the kernel prints SHA-1 whatever the bank.
+    /// Template hash as printed; the kernel prints SHA-1 whatever the bank, but in the lists that
+    /// are named after another one.
     pub template_hash: Digest,
     /// The template.
     pub template: Template,
@@ -52,10 +28,15 @@ pub struct Entry<'l> {
     pub algorithm: &'l str,
     /// Digest of the file or buffer.
     pub digest: Digest,
-    /// File path, keyring or buffer name.
+    /// Is the digest fs-verity's, over a Merkle tree, and not that of the file's content?
+    pub verity: bool,
+    /// File path, keyring or buffer name. The kernel writes spaces as underscores; a byte that is
+    /// not UTF-8 is a character from U+10FF80 to U+10FFFF.
     pub name: &'l str,
-    /// Hex of the signature (`ima-sig`) or buffer (`ima-buf`), else empty.
-    extra: &'l str,
+    /// What stands before the digest, `alg` or `type:alg`.
+    prefix: &'l str,
+    /// The fields behind the name, as they stand in the line.
+    rest: &'l str,
 }
 
 impl<'l> Entry<'l> {
@@ -68,7 +49,8 @@ impl<'l> Entry<'l> {
         if line.len() > MAX_LINE {
             return Err(fail("line is over 1 MiB"));
         }
-        let mut parts = line.splitn(4, ' ');
+        // The kernel writes the PCR with a width of two.
+        let mut parts = line.strip_prefix(' ').unwrap_or(line).splitn(4, ' ');
         let (Some(pcr), Some(hash), Some(template), Some(fields)) =
             (parts.next(), parts.next(), parts.next(), parts.next())
         else {
@@ -76,43 +58,49 @@ impl<'l> Entry<'l> {
         };
         let pcr = pcr.parse().map_err(|_| fail("PCR is not a number"))?;
         let template_hash = decode(hash).ok_or_else(|| fail("template hash is not hex"))?;
-        let template = match template {
-            "ima-sig" => Template::ImaSig,
-            "ima-ng" => Template::ImaNg,
-            "ima-buf" => Template::ImaBuf,
-            "ima" => Template::Ima,
-            _ => return Err(fail("unknown template")),
-        };
+        let template = Template::from_name(template).ok_or_else(|| fail("unknown template"))?;
         let (digest, rest) = fields
             .split_once(' ')
             .ok_or_else(|| fail("no name after the digest"))?;
-        let (algorithm, digest) = match template {
+        let (prefix, digest) = match template {
             Template::Ima => ("", digest),
             _ => digest
-                .split_once(':')
+                .rsplit_once(':')
                 .ok_or_else(|| fail("digest without its algorithm"))?,
         };
-        let digest = decode(digest).ok_or_else(|| fail("digest is not hex"))?;
-        let size = digest.as_bytes().len();
-        let (name, extra) = match template {
-            Template::Ima => {
-                if size != 16 && size != 20 {
-                    return Err(fail("digest is neither MD5 nor SHA-1"));
-                }
-                if rest.len() > 255 {
-                    return Err(fail("name is longer than 255 bytes"));
-                }
-                (rest, "")
+        let (verity, algorithm) = if template.has_digest_type() {
+            match prefix.split_once(':') {
+                Some(("ima", algorithm)) => (false, algorithm),
+                Some(("verity", algorithm)) => (true, algorithm),
+                _ => return Err(fail("digest is neither of type ima nor verity")),
             }
-            Template::ImaNg => (rest, ""),
-            // A name may hold spaces in lists of very old kernels; the last field never does.
-            Template::ImaSig | Template::ImaBuf => rest
-                .rsplit_once(' ')
-                .ok_or_else(|| fail("no field after the name"))?,
+        } else {
+            (false, prefix)
         };
-        if !extra.len().is_multiple_of(2) {
-            return Err(fail("last field is not hex"));
-        }
+        let digest = decode(digest).ok_or_else(|| fail("digest is not hex"))?;
+        let (name, rest) = if template == Template::Ima {
+            if !matches!(digest.as_bytes().len(), 16 | 20) {
+                return Err(fail("digest is neither MD5 nor SHA-1"));
+            }
+            if rest.len() > 255 {
+                return Err(fail("name is longer than 255 bytes"));
+            }
+            (rest, "")
+        } else {
+            // A name may hold spaces in lists of very old kernels; the last fields never do.
+            match template.fields().len() {
+                0 => (rest, ""),
+                behind => {
+                    let at = rest.bytes().rev();
+                    let mut spaces = at.enumerate().filter(|(_, byte)| *byte == b' ');
+                    let (from_end, _) = spaces
+                        .nth(behind - 1)
+                        .ok_or_else(|| fail("no field after the name"))?;
+                    let (name, rest) = rest.split_at(rest.len() - from_end);
+                    (&name[..name.len() - 1], rest)
+                }
+            }
+        };
         Ok(Self {
             index,
             pcr,
@@ -120,8 +108,10 @@ impl<'l> Entry<'l> {
             template,
             algorithm,
             digest,
+            verity,
             name,
-            extra,
+            prefix,
+            rest,
         })
     }
 
@@ -131,64 +121,144 @@ impl<'l> Entry<'l> {
         self.template_hash.as_bytes().iter().all(|byte| *byte == 0)
     }
 
-    /// The bytes of the signature or buffer.
-    pub fn extra(&self) -> Vec<u8> {
-        hex::decode(self.extra).unwrap_or_default()
+    /// Is it a key or another buffer, and not a file?
+    pub fn is_buffer(&self) -> bool {
+        self.template == Template::ImaBuf
+    }
+
+    /// The bytes of the buffer; empty in an entry of a file.
+    pub fn buffer(&self) -> Vec<u8> {
+        if self.is_buffer() {
+            hex::decode(self.rest).unwrap_or_default()
+        } else {
+            Vec::new()
+        }
+    }
+
+    /// The signature of the file that was measured along, as it stands in `security.ima`.
+    pub fn signature(&self) -> Option<Vec<u8>> {
+        let hex = match self.template {
+            Template::ImaSig | Template::ImaSigV2 => self.rest,
+            Template::ImaModsig => self.rest.split(' ').next().unwrap_or_default(),
+            Template::Ima
+            | Template::ImaNg
+            | Template::ImaNgV2
+            | Template::ImaBuf
+            | Template::EvmSig => "",
+        };
+        hex::decode(hex).ok().filter(|bytes| !bytes.is_empty())
     }
 
     /// The key, if the entry measured one being added to a keyring.
     pub fn key(&self) -> Option<MeasuredKey> {
-        match self.template {
-            Template::ImaBuf => MeasuredKey::parse(&self.extra()),
-            Template::Ima | Template::ImaNg | Template::ImaSig => None,
-        }
+        self.is_buffer()
+            .then(|| MeasuredKey::parse(&self.buffer()))
+            .flatten()
     }
 
     /// Does the digest belong to the buffer? `None` for a hash algorithm that is not known.
     pub fn buffer_matches_digest(&self) -> Option<bool> {
         let algorithm = HashAlgorithm::from_name(self.algorithm)?;
-        Some(algorithm.digest(&[&self.extra()]) == self.digest)
+        Some(algorithm.digest(&[&self.buffer()]) == self.digest)
     }
 
     /// Writes the template data, the bytes that the template hash and PCR 10 are made of, into
-    /// `out`. Fields are preceded by their length as u32, little-endian, except in `ima`.
-    pub(super) fn template_data(&self, out: &mut Vec<u8>) -> Result<(), EntryError> {
+    /// `out`. Fields are preceded by their length as u32, little-endian, except in `ima`. With
+    /// `raw`, characters of the name that stand for bytes that are not UTF-8 become these.
+    pub(super) fn template_data(&self, out: &mut Vec<u8>, raw: bool) -> Result<(), EntryError> {
         out.clear();
-        let digest = self.digest.as_bytes();
-        if self.template == Template::Ima {
-            out.extend_from_slice(digest);
-            out.extend_from_slice(self.name.as_bytes());
-            out.resize(digest.len() + 256, 0);
-            return Ok(());
-        }
         let fail = |reason| EntryError {
             entry: self.index,
             reason,
         };
-        let length = |bytes: usize| {
-            u32::try_from(bytes)
-                .map(u32::to_le_bytes)
-                .map_err(|_| fail("field over 4 GiB"))
+        let write_name = |out: &mut Vec<u8>| {
+            if raw {
+                raw::decode_into(out, self.name);
+            } else {
+                out.extend_from_slice(self.name.as_bytes());
+            }
         };
-        out.extend_from_slice(&length(self.algorithm.len() + 2 + digest.len())?);
-        out.extend_from_slice(self.algorithm.as_bytes());
-        out.extend_from_slice(b":\0");
-        out.extend_from_slice(digest);
-        out.extend_from_slice(&length(self.name.len() + 1)?);
-        out.extend_from_slice(self.name.as_bytes());
+        let digest = self.digest.as_bytes();
+        if self.template == Template::Ima {
+            out.extend_from_slice(digest);
+            write_name(out);
+            out.resize(digest.len() + 256, 0);
+            return Ok(());
+        }
+        write_digest(out, self.prefix, digest);
+        let name = out.len();
+        out.extend_from_slice(&[0; 4]);
+        write_name(out);
         out.push(0);
-        if matches!(self.template, Template::ImaSig | Template::ImaBuf) {
-            let bytes = self.extra.len() / 2;
-            out.extend_from_slice(&length(bytes)?);
+        set_length(out, name);
+        let fields = self.template.fields();
+        for (field, text) in fields.iter().zip(self.rest.split(' ')) {
             let start = out.len();
-            out.resize(start + bytes, 0);
-            decode_into(self.extra.as_bytes(), &mut out[start..])
-                .ok_or_else(|| fail("last field is not hex"))?;
+            if text.is_empty() {
+                out.extend_from_slice(&[0; 4]);
+                continue;
+            }
+            match field {
+                Field::Digest => {
+                    let (prefix, hex) = text.rsplit_once(':').ok_or_else(|| {
+                        fail("digest of the appended signature without algorithm")
+                    })?;
+                    let digest = decode(hex).ok_or_else(|| fail("digest is not hex"))?;
+                    write_digest(out, prefix, digest.as_bytes());
+                }
+                Field::Hex => {
+                    if !text.len().is_multiple_of(2) {
+                        return Err(fail("a field after the name is not hex"));
+                    }
+                    out.resize(start + 4 + text.len() / 2, 0);
+                    decode_into(text.as_bytes(), &mut out[start + 4..])
+                        .ok_or_else(|| fail("a field after the name is not hex"))?;
+                    set_length(out, start);
+                }
+                Field::Text => {
+                    out.extend_from_slice(&[0; 4]);
+                    out.extend_from_slice(text.as_bytes());
+                    out.push(0);
+                    set_length(out, start);
+                }
+                Field::Number(size) => {
+                    let number: u32 = text
+                        .parse()
+                        .map_err(|_| fail("owner or mode is not a number"))?;
+                    let bytes = number.to_le_bytes();
+                    let (low, high) = bytes
+                        .split_at_checked(*size)
+                        .ok_or_else(|| fail("owner or mode is not a number"))?;
+                    if high.iter().any(|byte| *byte != 0) {
+                        return Err(fail("owner or mode is too large a number"));
+                    }
+                    out.extend_from_slice(&[0; 4]);
+                    out.extend_from_slice(low);
+                    set_length(out, start);
+                }
+            }
         }
         Ok(())
     }
 }
 
+/// A digest field: its length, `prefix`, a colon, NUL, the digest.
+fn write_digest(out: &mut Vec<u8>, prefix: &str, digest: &[u8]) {
+    let start = out.len();
+    out.extend_from_slice(&[0; 4]);
+    out.extend_from_slice(prefix.as_bytes());
+    out.extend_from_slice(b":\0");
+    out.extend_from_slice(digest);
+    set_length(out, start);
+}
+
+/// Puts the length of what follows it into the four bytes at `start`. A line is at most 1 MiB.
+fn set_length(out: &mut [u8], start: usize) {
+    let length = u32::try_from(out.len() - start - 4).unwrap_or(u32::MAX);
+    if let Some(slot) = out.get_mut(start..start + 4) {
+        slot.copy_from_slice(&length.to_le_bytes());
+    }
+}
 /// Value of each hex digit, 0xff for other bytes. A list is mostly hex: this decodes at a third
 /// of the price of a match on each digit.
 const NIBBLES: [u8; 256] = {
@@ -240,7 +310,7 @@ mod tests {
         let mut data = Vec::new();
         Entry::parse(LINE, 0)
             .unwrap()
-            .template_data(&mut data)
+            .template_data(&mut data, false)
             .unwrap();
         assert_eq!(
             hex::encode(data),
@@ -255,19 +325,30 @@ mod tests {
         assert_eq!(Entry::parse(&spaces, 0).unwrap().name, "/a b  c ");
         let signed = LINE.replace("ima-ng", "ima-sig") + " 0302";
         let entry = Entry::parse(&signed, 0).unwrap();
-        assert_eq!((entry.name, entry.extra()), ("/usr/bin/true", vec![3, 2]));
+        assert_eq!(
+            (entry.name, entry.signature()),
+            ("/usr/bin/true", Some(vec![3, 2]))
+        );
         let unsigned = LINE
             .replace("ima-ng", "ima-sig")
             .replace("/usr", "/usr local")
             + " ";
         let entry = Entry::parse(&unsigned, 0).unwrap();
-        assert_eq!((entry.name, entry.extra()), ("/usr local/bin/true", vec![]));
+        assert_eq!(
+            (entry.name, entry.signature()),
+            ("/usr local/bin/true", None)
+        );
     }
 
     #[test]
     fn what_is_no_entry_says_why() {
         for (from, to, reason) in [
-            ("ima-ng", "ima-ngv2", "unknown template"),
+            ("ima-ng", "ima-ng3", "unknown template"),
+            (
+                "ima-ng",
+                "ima-ngv2",
+                "digest is neither of type ima nor verity",
+            ),
             ("10 ", "x ", "PCR is not a number"),
             ("53e5", "53eg", "template hash is not hex"),
             ("sha1:", "", "digest without its algorithm"),

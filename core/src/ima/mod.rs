@@ -1,17 +1,38 @@
 //! The kernel's IMA measurement list: its lines, and their replay against the quoted PCR 10.
 
-/// One line of the list, and the template data the kernel hashed for it.
+/// The kernel's binary list, written as the ASCII one.
+mod binary;
+/// One entry of the list, and the template data the kernel hashed for it.
 mod entry;
-/// Keys that the kernel measured when they were added to a keyring.
+/// Keys that IMA signatures are checked with.
 mod key;
+/// Keys of operators, and keys learned from lists.
+mod keyring;
+/// File names that are not UTF-8.
+mod raw;
+/// The lines of one entry.
+mod record;
 /// Incremental replay: from lines to a list that the quote vouches for.
 mod replay;
+/// Signatures of files, as they were measured.
+mod signature;
+/// Templates and their fields.
+mod template;
+/// Signatures that were found good before.
+mod verified;
 
-pub use entry::{Entry, EntryError, Template};
-pub use key::MeasuredKey;
+pub use binary::{ListError, list_text};
+pub use entry::{Entry, EntryError};
+pub use key::{ImaKey, KeyFault, MeasuredKey};
+pub use keyring::{Keyring, KeyringError, LearnedKeys};
+pub use raw::character as character_for_byte;
 pub use replay::{
-    Anomalies, Anomaly, AnomalyKind, Mismatch, Replay, ReplayedList, replay, unverified_replay,
+    Anomalies, Anomaly, AnomalyKind, Mismatch, Replay, ReplayedList, log_hash, replay,
+    unverified_entries, unverified_replay,
 };
+pub use signature::{ImaSignature, SignatureFault, SignatureScope};
+pub use template::Template;
+pub(crate) use verified::VerifiedSignatures;
 
 use serde::{Deserialize, Serialize};
 
@@ -26,7 +47,8 @@ pub const MAX_LINE: usize = 1 << 20;
 /// Most entries in one answer.
 pub const MAX_ENTRIES: u64 = 4_000_000;
 
-/// Where the check of a node's list resumes: entries matched so far and the PCR value after them.
+/// Where the check of a node's list resumes: entries matched so far, the PCR value after them, and
+/// what was learned from them.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
 pub struct ImaPosition {
     /// Entries that the last matching quote covered; the next request starts here.
@@ -35,22 +57,9 @@ pub struct ImaPosition {
     pub pcr: Option<Digest>,
     /// How many entries the last answer had beyond the match (quote progress rule).
     pub lag: u64,
-}
-
-/// The lines of a list as entries, **not checked against any quote**: for display, and for
-/// making policies of a list one trusts. `first` is the index of the first line.
-pub fn unverified_entries(
-    list: &str,
-    first: u64,
-) -> impl Iterator<Item = Result<Entry<'_>, EntryError>> {
-    lines(list)
-        .zip(first..)
-        .map(|(line, index)| Entry::parse(line, index))
-}
-
-/// The non-empty lines.
-fn lines(list: &str) -> impl Iterator<Item = &str> {
-    list.split('\n').filter(|line| !line.is_empty())
+    /// Keys learned from the entries before.
+    #[serde(default, skip_serializing_if = "LearnedKeys::is_empty")]
+    pub keys: LearnedKeys,
 }
 
 /// The hash algorithm whose digests have `bytes` bytes.

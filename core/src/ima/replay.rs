@@ -1,6 +1,6 @@
 use std::marker::PhantomData;
 
-use super::{Entry, IMA_PCR, ImaPosition, MAX_ENTRIES, lines};
+use super::{Entry, EntryError, IMA_PCR, ImaPosition, MAX_ENTRIES, hash_of_size, record};
 use crate::tpm::{Digest, HashAlgorithm, VerifiedQuote};
 
 /// Anomalies kept in memory; the others are only counted.
@@ -20,15 +20,38 @@ pub struct ReplayedList<'q, 'l> {
     /// How many lines are covered, and how many the answer had.
     covered: u64,
     listed: u64,
+    /// PCR 10 before the first line, and after the last one.
+    start: Digest,
     pcr: Digest,
+    bank: HashAlgorithm,
+    log_hash: HashAlgorithm,
+    /// Entries of several lines: the index of the first, and how many they are.
+    joined: Vec<(u64, u64)>,
     quote: PhantomData<&'q VerifiedQuote>,
 }
 
 impl<'l> ReplayedList<'_, 'l> {
     /// The covered entries. A line that does not parse is left out; it is among the anomalies.
-    pub fn entries(&self) -> impl Iterator<Item = Entry<'l>> + use<'l> {
-        let lines = lines(self.text).zip(self.first..);
-        lines.filter_map(|(line, index)| Entry::parse(line, index).ok())
+    pub fn entries(&self) -> impl Iterator<Item = Entry<'l>> + use<'_, 'l> {
+        let mut rest = self.text;
+        let mut index = self.first;
+        let mut joined = self.joined.iter().copied().peekable();
+        std::iter::from_fn(move || {
+            loop {
+                if rest.is_empty() {
+                    return None;
+                }
+                let (at, mut lines) = (index, 1);
+                if let Some((_, several)) = joined.next_if(|(first, _)| *first == at) {
+                    lines = several;
+                }
+                let (text, after) = split_lines(rest, lines);
+                (rest, index) = (after, at.saturating_add(lines));
+                if let Ok(entry) = Entry::parse(text, at) {
+                    return Some(entry);
+                }
+            }
+        })
     }
 
     /// How many entries of this answer are covered.
@@ -36,12 +59,30 @@ impl<'l> ReplayedList<'_, 'l> {
         self.covered
     }
 
-    /// Where the next check resumes.
+    /// Where the next check resumes, but for the keys learned on the way.
     pub fn position(&self) -> ImaPosition {
         ImaPosition {
             next_entry: self.first.saturating_add(self.covered),
             pcr: Some(self.pcr),
             lag: self.listed - self.covered,
+            ..ImaPosition::default()
+        }
+    }
+
+    /// Where the next check resumes to judge the covered entry `entry`, and what follows, again.
+    /// What the answer listed from there on must be covered then.
+    pub fn position_before(&self, entry: u64) -> ImaPosition {
+        let mut running = Running::new(self.bank, self.log_hash, self.start);
+        let (mut rest, mut index) = (self.text, self.first);
+        while index < entry && !rest.is_empty() {
+            let (lines, after) = running.extend(rest, index);
+            (rest, index) = (after, index.saturating_add(lines));
+        }
+        ImaPosition {
+            next_entry: index,
+            pcr: Some(running.value),
+            lag: self.listed.saturating_sub(index - self.first),
+            ..ImaPosition::default()
         }
     }
 
@@ -50,6 +91,20 @@ impl<'l> ReplayedList<'_, 'l> {
     pub fn made_progress(&self, previous: &ImaPosition) -> bool {
         self.covered == self.listed || self.covered >= previous.lag
     }
+}
+
+/// Splits off the first `lines` lines; the last one's line feed is in neither part.
+fn split_lines(text: &str, lines: u64) -> (&str, &str) {
+    let nth = usize::try_from(lines.saturating_sub(1)).unwrap_or(usize::MAX);
+    let end = memchr_nth(text, nth);
+    match end {
+        Some(end) => (&text[..end], &text[end + 1..]),
+        None => (text, ""),
+    }
+}
+
+fn memchr_nth(text: &str, nth: usize) -> Option<usize> {
+    text.match_indices('\n').map(|(at, _)| at).nth(nth)
 }
 
 /// What came of a replay.
@@ -135,10 +190,11 @@ pub fn replay<'q, 'l>(
     let first = position.next_entry;
     let start = position.pcr.unwrap_or_else(|| Digest::zero(bank));
     let mut running = Running::new(bank, log_hash, start);
-    let mut covered = 0;
+    let mut covered: u64 = 0;
+    let mut joined = Vec::new();
     let mut rest = list;
     while quoted != Some(&running.value) {
-        let Some((line, after)) = next_line(rest) else {
+        if rest.is_empty() {
             let mismatch = Mismatch {
                 quoted: quoted.copied(),
                 replayed: running.value,
@@ -148,27 +204,34 @@ pub fn replay<'q, 'l>(
                 outcome: Err(mismatch),
                 anomalies: running.anomalies,
             };
-        };
+        }
         let index = first.saturating_add(covered);
-        if covered == MAX_ENTRIES {
+        if covered >= MAX_ENTRIES {
             let kind = AnomalyKind::TooManyEntries;
             running.anomalies.push(index, None, kind);
             rest = "";
             continue;
         }
+        let (lines, after) = running.extend(rest, index);
+        if lines > 1 {
+            joined.push((index, lines));
+        }
         rest = after;
-        covered += 1;
-        running.extend(line, index);
+        covered += lines;
     }
     let text = &list[..list.len() - rest.len()];
-    let beyond = u64::try_from(lines(rest).count()).unwrap_or(u64::MAX);
+    let beyond = u64::try_from(rest.lines().count()).unwrap_or(u64::MAX);
     let listed = covered.saturating_add(beyond);
     let list = ReplayedList {
         text,
         first,
         covered,
         listed,
+        start,
         pcr: running.value,
+        bank,
+        log_hash,
+        joined,
         quote: PhantomData,
     };
     Replay {
@@ -185,19 +248,52 @@ pub fn unverified_replay(
     bank: HashAlgorithm,
 ) -> (Digest, Anomalies) {
     let mut running = Running::new(bank, log_hash, Digest::zero(bank));
-    for (line, index) in lines(list).zip(0..MAX_ENTRIES) {
-        running.extend(line, index);
+    let (mut rest, mut index) = (list, 0);
+    while !rest.is_empty() && index < MAX_ENTRIES {
+        let (lines, after) = running.extend(rest, index);
+        (rest, index) = (after, index + lines);
     }
     (running.value, running.anomalies)
 }
 
-/// PCR 10 between two lines.
+/// The entries of a list, **not checked against any quote**: for display, and for making policies
+/// of a list one trusts. `first` is the index of the first line, `log_hash` as for [`replay`].
+pub fn unverified_entries(
+    list: &str,
+    first: u64,
+    log_hash: HashAlgorithm,
+) -> impl Iterator<Item = Result<Entry<'_>, EntryError>> {
+    let (mut rest, mut index) = (list, first);
+    let mut data = Vec::new();
+    std::iter::from_fn(move || {
+        loop {
+            if rest.is_empty() {
+                return None;
+            }
+            let record = record::next(rest, index, log_hash, &mut data);
+            (rest, index) = (record.after, index.saturating_add(record.lines));
+            if !record.text.is_empty() {
+                return Some(record.entry);
+            }
+        }
+    })
+}
+
+/// The hash that a list's template hashes are printed in, by their size; SHA-1 for none.
+pub fn log_hash(list: &str) -> HashAlgorithm {
+    let first = list.lines().find_map(|line| Entry::parse(line, 0).ok());
+    first
+        .and_then(|entry| hash_of_size(entry.template_hash.as_bytes().len()))
+        .unwrap_or(HashAlgorithm::Sha1)
+}
+
+/// PCR 10 between two entries.
 struct Running {
     bank: HashAlgorithm,
     log_hash: HashAlgorithm,
     value: Digest,
     anomalies: Anomalies,
-    /// Template data of the last line, kept for its allocation.
+    /// Template data of the last entry, kept for its allocation.
     data: Vec<u8>,
 }
 
@@ -212,15 +308,22 @@ impl Running {
         }
     }
 
-    /// Extends by one line, as the kernel did.
-    fn extend(&mut self, line: &str, index: u64) {
-        let entry = Entry::parse(line, index);
-        let entry = entry.and_then(|entry| entry.template_data(&mut self.data).map(|()| entry));
-        let entry = match entry {
-            Ok(entry) => entry,
-            Err(error) => {
-                let kind = AnomalyKind::Unparsable(error.reason);
-                return self.anomalies.push(index, None, kind);
+    /// Extends by the entry that `list` begins with, as the kernel did; how many lines it takes,
+    /// and what follows.
+    fn extend<'l>(&mut self, list: &'l str, index: u64) -> (u64, &'l str) {
+        let record = record::next(list, index, self.log_hash, &mut self.data);
+        let taken = (record.lines, record.after);
+        // The kernel writes no empty lines, but agents count them.
+        if record.text.is_empty() {
+            return taken;
+        }
+        let (entry, hash) = match (record.entry, record.hash) {
+            (Ok(entry), Some(hash)) => (entry, hash),
+            (entry, _) => {
+                let reason = entry.err().map_or("no entry", |error| error.reason);
+                let kind = AnomalyKind::Unparsable(reason);
+                self.anomalies.push(index, None, kind);
+                return taken;
             }
         };
         if entry.pcr != u32::from(IMA_PCR) {
@@ -230,29 +333,20 @@ impl Running {
         let extended = if entry.is_violation() {
             Digest::ones(self.bank)
         } else {
-            let expected = self.log_hash.digest(&[&self.data]);
-            if expected != entry.template_hash {
+            if hash != entry.template_hash {
                 let kind = AnomalyKind::TemplateHash {
-                    expected,
+                    expected: hash,
                     printed: entry.template_hash,
                 };
                 self.anomalies.push(index, Some(entry.name), kind);
             }
             if self.bank == self.log_hash {
-                expected
+                hash
             } else {
                 self.bank.digest(&[&self.data])
             }
         };
         self.value = self.value.extend(self.bank, extended.as_bytes());
+        taken
     }
-}
-
-/// The next non-empty line, and what follows it.
-fn next_line(text: &str) -> Option<(&str, &str)> {
-    let text = text.trim_start_matches('\n');
-    if text.is_empty() {
-        return None;
-    }
-    Some(text.split_once('\n').unwrap_or((text, "")))
 }

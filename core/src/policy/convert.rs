@@ -5,7 +5,7 @@ use serde::de::IgnoredAny;
 
 use super::schema::Members;
 use super::{DigestNames, MAX_RUNTIME_POLICY, PolicyDocument, PolicyError};
-use crate::ima::{self, Template};
+use crate::ima;
 use crate::tpm::Digest;
 
 /// `meta.generator` of a policy that was brought to the present version.
@@ -68,21 +68,18 @@ impl PolicyDocument {
     /// Names the entry that does not parse.
     pub fn from_ima_list(list: &str, timestamp: u64) -> Result<Self, PolicyError> {
         let mut document = Self::new(timestamp);
-        for entry in ima::unverified_entries(list, 0) {
+        let log_hash = ima::log_hash(list);
+        document.set_log_hash_alg(log_hash);
+        for entry in ima::unverified_entries(list, 0, log_hash) {
             let entry = entry?;
-            if let Some(algorithm) = ima::hash_of_size(entry.template_hash.as_bytes().len()) {
-                document.set_log_hash_alg(algorithm);
-            }
             if entry.is_violation() {
                 continue;
             }
             let (name, digest) = (entry.name, entry.digest);
-            let added = match entry.template {
-                Template::ImaBuf if entry.key().is_some() => document.add_keyring(name, digest),
-                Template::ImaBuf => document.add_buffer(name, digest),
-                Template::Ima | Template::ImaNg | Template::ImaSig => {
-                    document.add_digest(name, digest)
-                }
+            let added = match (entry.is_buffer(), entry.key()) {
+                (_, Some(_)) => document.add_keyring(name, digest),
+                (true, None) => document.add_buffer(name, digest),
+                (false, None) => document.add_digest(name, digest),
             };
             if let Err(PolicyError::Digest { .. }) = added {
                 let reason = "an MD5 digest cannot be written into a runtime policy";

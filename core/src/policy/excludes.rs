@@ -1,9 +1,7 @@
-use std::iter::Peekable;
-use std::str::Chars;
-
 use regex::{RegexBuilder, RegexSet, RegexSetBuilder};
 
 use super::PolicyError;
+use super::python::{self, Scope};
 
 /// All patterns of a policy together, in bytes. A `\w` is two of them, and some KiB once parsed.
 const TEXT_LIMIT: usize = 64 << 10;
@@ -67,7 +65,8 @@ impl Excludes {
                 let reason = format!("with it, the patterns have more than {TEXT_LIMIT} bytes");
                 return Err(fail(reason));
             }
-            let anchored = format!(r"\A(?:{})", translate(pattern));
+            let translated = python::translate(pattern, Scope::Start).map_err(&fail)?;
+            let anchored = format!(r"\A(?:{translated})");
             // Only parsed: the size of all together is what counts.
             let parsed = RegexBuilder::new(&anchored).size_limit(0).build();
             if matches!(parsed, Ok(_) | Err(regex::Error::CompiledTooBig(_))) {
@@ -122,146 +121,6 @@ impl Excludes {
     /// No patterns?
     pub fn is_empty(&self) -> bool {
         self.linear.is_empty() && self.backtracking.is_empty()
-    }
-}
-
-/// Puts a Python pattern into the syntax that both Rust engines share.
-///
-/// Differences handled: `\Z` (end of text), `{,n}`, a `{` that starts no quantifier, `(?P=name)`,
-/// `(?#comment)`, octal escapes, `\<` and `\>` (literal in Python), and in classes a bare `[`,
-/// `&&`, `~~` and `--`, which Rust reads as set operations.
-pub(crate) fn translate(pattern: &str) -> String {
-    let mut out = String::with_capacity(pattern.len() + 8);
-    let mut chars = pattern.chars().peekable();
-    while let Some(c) = chars.next() {
-        match c {
-            '\\' => escape(&mut chars, &mut out, false),
-            '[' => class(&mut chars, &mut out),
-            '{' => quantifier(&mut chars, &mut out),
-            '(' => group(&mut chars, &mut out),
-            c => out.push(c),
-        }
-    }
-    out
-}
-
-fn escape(chars: &mut Peekable<Chars<'_>>, out: &mut String, in_class: bool) {
-    match chars.next() {
-        Some('Z') if !in_class => out.push_str(r"\z"),
-        Some(c @ ('<' | '>')) => out.push(c),
-        // In a class, \b is the backspace character.
-        Some('b') if in_class => out.push_str(r"\x08"),
-        Some(c @ '0'..='7') => {
-            // \0 and its followers are octal; \123 is too; \1 to \99 are back-references.
-            let mut digits = String::from(c);
-            let mut ahead = chars.clone();
-            while digits.len() < 3 {
-                match ahead.next() {
-                    Some(d @ '0'..='7') => digits.push(d),
-                    _ => break,
-                }
-            }
-            if c == '0' || digits.len() == 3 || in_class {
-                for _ in 1..digits.len() {
-                    chars.next();
-                }
-                let code = u32::from_str_radix(&digits, 8).unwrap_or_default();
-                out.push_str(&format!(r"\x{{{code:x}}}"));
-            } else {
-                out.push('\\');
-                out.push(c);
-            }
-        }
-        Some(c) => {
-            out.push('\\');
-            out.push(c);
-        }
-        // A trailing backslash stays, and the engines refuse it.
-        None => out.push('\\'),
-    }
-}
-
-/// A character class, from after its `[` to its `]`.
-fn class(chars: &mut Peekable<Chars<'_>>, out: &mut String) {
-    out.push('[');
-    if chars.next_if_eq(&'^').is_some() {
-        out.push('^');
-    }
-    if chars.next_if_eq(&']').is_some() {
-        out.push_str(r"\]");
-    } else if chars.next_if_eq(&'-').is_some() {
-        out.push_str(r"\-");
-    }
-    while let Some(c) = chars.next() {
-        match c {
-            ']' => {
-                out.push(']');
-                return;
-            }
-            '\\' => escape(chars, out, true),
-            '[' | '&' | '~' => {
-                out.push('\\');
-                out.push(c);
-            }
-            '-' if chars.peek() == Some(&'-') => {
-                // A range that ends in a hyphen, as in `[+--]`.
-                chars.next();
-                out.push_str(r"-\-");
-            }
-            c => out.push(c),
-        }
-    }
-}
-
-/// What follows a `{`: Python takes it for a character unless it is `{n}`, `{n,}`, `{,n}`, `{n,m}`.
-fn quantifier(chars: &mut Peekable<Chars<'_>>, out: &mut String) {
-    let mut ahead = chars.clone();
-    let mut body = String::new();
-    let closed = loop {
-        match ahead.next() {
-            Some('}') => break true,
-            Some(c @ ('0'..='9' | ',')) if body.len() < 24 => body.push(c),
-            _ => break false,
-        }
-    };
-    let quantifier = closed && !body.is_empty() && body.matches(',').count() <= 1;
-    if !quantifier {
-        out.push_str(r"\{");
-        return;
-    }
-    *chars = ahead;
-    out.push('{');
-    if body.starts_with(',') {
-        out.push('0');
-    }
-    out.push_str(&body);
-    out.push('}');
-}
-
-/// What follows a `(`.
-fn group(chars: &mut Peekable<Chars<'_>>, out: &mut String) {
-    let mut ahead = chars.clone();
-    let prefix = (ahead.next(), ahead.next(), ahead.next());
-    match prefix {
-        (Some('?'), Some('#'), _) => {
-            for c in chars.by_ref() {
-                if c == ')' {
-                    break;
-                }
-            }
-        }
-        (Some('?'), Some('P'), Some('=')) => {
-            let mut name = String::new();
-            for c in ahead.by_ref() {
-                if c == ')' {
-                    break;
-                }
-                name.push(c);
-            }
-            *chars = ahead;
-            out.push_str(&format!(r"\k<{name}>"));
-        }
-        _ => out.push('('),
     }
 }
 

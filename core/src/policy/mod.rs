@@ -16,6 +16,8 @@ mod excludes;
 mod format;
 /// Regular expressions of Python's syntax that must match a whole text.
 mod pattern;
+/// Python's regular expressions in Rust's syntax.
+mod python;
 /// Runtime policy (Keylime JSON, version 1), compiled.
 mod runtime;
 /// Reads runtime policy JSON, strictly, into either form.
@@ -34,9 +36,9 @@ pub use dsse::{
     Envelope, EnvelopeSignature, PolicySigner, PolicySignerError, SignerError, SigningKey,
     SigningKeyError,
 };
-pub(crate) use excludes::translate as python_pattern;
 pub use excludes::{Excludes, ExcludesBudget};
 pub use format::PolicyFormat;
+pub(crate) use python::{Scope, translate as python_pattern};
 pub use runtime::RuntimePolicy;
 pub use tpm::TpmPolicy;
 

@@ -1,6 +1,6 @@
 use regex::RegexBuilder;
 
-use super::excludes::translate;
+use super::python::{Scope, translate};
 
 /// Patterns of one policy that are more than a literal text.
 const MOST: usize = 256;
@@ -105,7 +105,9 @@ impl Eq for Pattern {}
 
 impl Matcher {
     fn compile(source: &str) -> Result<Self, String> {
-        let anchored = format!(r"\A(?:{})\z", translate(source));
+        let translated = translate(source, Scope::Whole)
+            .map_err(|reason| format!("is no usable regular expression: {reason}"))?;
+        let anchored = format!(r"\A(?:{translated})\z");
         let linear = RegexBuilder::new(&anchored).size_limit(SIZE_LIMIT).build();
         match linear {
             Ok(regex) => return Ok(Self::Linear(regex)),

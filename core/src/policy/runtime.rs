@@ -3,7 +3,7 @@ use std::collections::HashSet;
 use super::digests::DigestTableBuilder;
 use super::schema::{self, Ignored};
 use super::{DigestTable, Envelope, Excludes, PolicyDocument, PolicyError};
-use crate::ima::BOOT_AGGREGATE;
+use crate::ima::{BOOT_AGGREGATE, Keyring, VerifiedSignatures};
 use crate::tpm::{Digest, HashAlgorithm};
 
 /// `generator` of the policy that stands for "no policy".
@@ -19,7 +19,8 @@ pub struct RuntimePolicy {
     ignored_keyrings: HashSet<String>,
     log_hash_alg: HashAlgorithm,
     generator: u8,
-    verification_keys: bool,
+    verification_keys: Keyring,
+    verified: VerifiedSignatures,
     content_digest: Digest,
 }
 
@@ -40,7 +41,9 @@ impl RuntimePolicy {
             ignored_keyrings: document.ima.ignored_keyrings.into_iter().collect(),
             log_hash_alg: document.ima.log_hash_alg,
             generator: document.meta.generator,
-            verification_keys: !document.verification_keys.is_empty(),
+            verification_keys: Keyring::from_json(&document.verification_keys)
+                .map_err(|error| PolicyError::VerificationKeys(error.to_string()))?,
+            verified: VerifiedSignatures::default(),
             content_digest: HashAlgorithm::Sha256.digest(&[json]),
         })
     }
@@ -118,19 +121,28 @@ impl RuntimePolicy {
         let empty = self.digests.is_empty()
             && self.keyrings.is_empty()
             && self.ima_buf.is_empty()
-            && self.excludes.is_empty();
+            && self.excludes.is_empty()
+            && self.verification_keys.is_empty();
         !(empty && self.generator <= EMPTY_ALLOWLIST)
     }
 
-    /// Does it list any file, key or buffer beside `boot_aggregate`?
+    /// Does it list any file, key or buffer beside `boot_aggregate`, or keys for files?
     pub fn lists_files(&self) -> bool {
         let aggregate = usize::from(self.digests.get(BOOT_AGGREGATE).is_some());
-        self.digests.len() > aggregate || !self.keyrings.is_empty() || !self.ima_buf.is_empty()
+        self.digests.len() > aggregate
+            || !self.keyrings.is_empty()
+            || !self.ima_buf.is_empty()
+            || !self.verification_keys.is_empty()
     }
 
-    /// Does it name keys whose signatures stand in for digests?
-    pub fn has_verification_keys(&self) -> bool {
-        self.verification_keys
+    /// Keys whose signatures stand in for digests.
+    pub fn verification_keys(&self) -> &Keyring {
+        &self.verification_keys
+    }
+
+    /// Signatures that were found good under this policy, on any node.
+    pub(crate) fn verified_signatures(&self) -> &VerifiedSignatures {
+        &self.verified
     }
 
     /// SHA-256 of the JSON text it was compiled from.

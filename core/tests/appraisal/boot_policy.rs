@@ -3,8 +3,8 @@ use base64::engine::general_purpose::STANDARD;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use troth_core::appraise::{
-    AcceptedAlgorithms, Challenge, Finding, NodeState, Place, Policies, Verdict, appraise,
-    appraise_evidence,
+    AcceptedAlgorithms, Challenge, Finding, ImaRules, NodeState, Place, Policies, Verdict,
+    appraise, appraise_evidence,
 };
 use troth_core::eventlog::EventLog;
 use troth_core::policy::{
@@ -53,6 +53,7 @@ fn judge_with(policy: &BootPolicy, log: &[u8], pcrs: &PcrValues) -> Vec<Finding>
         runtime: None,
         boot: policy,
         accept: &AcceptedAlgorithms::of(&ak),
+        ima: ImaRules::default(),
     };
     match appraise_evidence(&ak, "nonce", &evidence, &policies) {
         Ok(()) => Vec::new(),
@@ -726,6 +727,7 @@ impl Host {
             runtime: None,
             boot: &self.policy,
             accept: &AcceptedAlgorithms::of(&ak),
+            ima: ImaRules::default(),
         };
         let challenge = Challenge {
             nonce: "nonce",

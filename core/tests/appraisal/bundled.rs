@@ -1,6 +1,6 @@
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use troth_core::appraise::{AcceptedAlgorithms, NodeState, Policies, Verdict};
+use troth_core::appraise::{AcceptedAlgorithms, ImaRules, NodeState, Policies, Tomtou, Verdict};
 use troth_core::bundle::{
     Bundle, BundleError, Chain, Criteria, Head, Link, Outcome, PolicyReference, Word, policy_digest,
 };
@@ -64,6 +64,8 @@ impl Node {
                     sha256: policy_digest(b"{}"),
                 }),
                 boot_engine: BootEngine::Example,
+                tomtou: Tomtou::Ignore,
+                ima_keys: None,
             },
             boot: BootPolicy::Replay,
             runtime_text,
@@ -90,6 +92,10 @@ impl Node {
             runtime: Some(&self.runtime),
             boot: &self.boot,
             accept: &self.criteria.accept,
+            ima: ImaRules {
+                tomtou: self.criteria.tomtou,
+                keys: None,
+            },
         }
     }
 
@@ -379,8 +385,8 @@ fn what_is_no_bundle_is_refused_with_its_place() {
         ("\"maker\":", "\"maker2\":", "unknown field `maker2`"),
         (
             "\"accept\":",
-            "\"tomtou\":1,\"accept\":",
-            "unknown field `tomtou`",
+            "\"other\":1,\"accept\":",
+            "unknown field `other`",
         ),
         ("\"node\":\"node\"", "\"node\":\"../../etc\"", "agent"),
         (

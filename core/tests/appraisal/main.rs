@@ -20,6 +20,12 @@ mod joined_logs;
 mod judged;
 /// Quotes and evidence on demand.
 mod on_demand;
+/// Where the check of a list goes on after a finding.
+mod recovery;
+/// Signatures of files, and the keys for them.
+mod signatures;
+/// Entries of every template, in both forms of the list.
+mod templates;
 /// A TPM of the test: keys, PCRs, a clock, and quotes over them.
 mod tpm;
 

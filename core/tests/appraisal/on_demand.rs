@@ -1,7 +1,7 @@
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use troth_core::appraise::{
-    AcceptedAlgorithms, Finding, Policies, appraise_evidence, appraise_quote,
+    AcceptedAlgorithms, Finding, ImaRules, Policies, appraise_evidence, appraise_quote,
 };
 use troth_core::policy::{BootPolicy, TpmPolicy};
 
@@ -18,6 +18,7 @@ fn one_flipped_bit_of_a_quote_is_refused_on_demand_too() {
             runtime: None,
             boot: &BootPolicy::None,
             accept: &accept,
+            ima: ImaRules::default(),
         };
         appraise_quote(&ak, &nonce, &evidence).unwrap();
         appraise_evidence(&ak, &nonce, &evidence, &policies).unwrap();

@@ -2,7 +2,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 use troth_core::{
-    ima::{Anomalies, AnomalyKind, BOOT_AGGREGATE, Entry, unverified_entries, unverified_replay},
+    ima::{
+        Anomalies, AnomalyKind, BOOT_AGGREGATE, Entry, log_hash, unverified_entries,
+        unverified_replay,
+    },
     tpm::HashAlgorithm,
 };
 
@@ -10,7 +13,7 @@ use crate::{
     cli::ImaArgs,
     error::{Error, Exit},
     output::{Output, Tone, clean},
-    policy::read_text,
+    policy::read_ima_list,
 };
 
 /// Problems that the text form lists; JSON has all that core keeps.
@@ -76,20 +79,23 @@ struct EntryView<'l> {
 
 /// Runs `trothctl inspect ima`.
 pub(crate) fn run(args: &ImaArgs, out: &Output) -> Result<Exit, Error> {
-    let list = read_text(&args.file)?;
-    let entries: Vec<_> = unverified_entries(&list, 0)
+    let malformed = |reason| Error::Malformed {
+        path: args.file.clone(),
+        reason,
+    };
+    let list = read_ima_list(&args.file)?;
+    let hash = log_hash(&list);
+    let entries: Vec<_> = unverified_entries(&list, 0, hash)
         .filter_map(Result::ok)
         .collect();
     if entries.is_empty() {
-        return Err(Error::Malformed {
-            path: args.file.clone(),
-            reason: match unverified_entries(&list, 0).find_map(Result::err) {
-                Some(error) => format!("not an ASCII IMA list: {error}"),
-                None => "the file is empty".to_owned(),
-            },
-        });
+        let error = unverified_entries(&list, 0, hash).find_map(Result::err);
+        return Err(malformed(match error {
+            Some(error) => format!("not an IMA list: {error}"),
+            None => "the file is empty".to_owned(),
+        }));
     }
-    let view = View::new(&list, &entries, args.entries);
+    let view = View::new(&list, hash, &entries, args.entries);
     out.result(&view, || view.describe(out))?;
     Ok(if view.problems_total == 0 {
         Exit::Success
@@ -99,16 +105,7 @@ pub(crate) fn run(args: &ImaArgs, out: &Output) -> Result<Exit, Error> {
 }
 
 impl<'l> View<'l> {
-    fn new(list: &str, entries: &[Entry<'l>], all: bool) -> Self {
-        let log_hash = BANKS
-            .into_iter()
-            .find(|bank| {
-                let printed = entries
-                    .first()
-                    .map(|entry| entry.template_hash.as_bytes().len());
-                printed == Some(bank.size())
-            })
-            .unwrap_or(HashAlgorithm::Sha1);
+    fn new(list: &str, log_hash: HashAlgorithm, entries: &[Entry<'l>], all: bool) -> Self {
         let replayed = BANKS.map(|bank| (bank, unverified_replay(list, log_hash, bank)));
         let pcr10 = replayed
             .iter()

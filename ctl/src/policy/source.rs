@@ -4,8 +4,9 @@ use std::{
 };
 
 use base64::{Engine, prelude::BASE64_STANDARD};
-use troth_core::policy::{
-    Envelope, PolicyDocument, PolicyError, PolicyFormat, RuntimePolicy, SigningKey,
+use troth_core::{
+    ima::list_text,
+    policy::{Envelope, PolicyDocument, PolicyError, PolicyFormat, RuntimePolicy, SigningKey},
 };
 
 use super::download::{Checksum, Url};
@@ -116,7 +117,7 @@ impl RuntimeSource<'_> {
                 let exclude = exclude.map(read_text).transpose()?.unwrap_or_default();
                 RuntimePolicy::json_from_allowlist(&read_text(path)?, &exclude, now)
             }
-            Self::ImaList(path) => RuntimePolicy::json_from_ima_list(&read_text(path)?, now),
+            Self::ImaList(path) => RuntimePolicy::json_from_ima_list(&read_ima_list(path)?, now),
         };
         made.map_err(|source| Error::Policy {
             what: format!("runtime policy from {}", self.place()),
@@ -171,8 +172,17 @@ pub(crate) fn read_file(path: &Path) -> Result<Vec<u8>, Error> {
     })
 }
 
-/// A whole file as text. File names in lists are bytes: what is not UTF-8 becomes U+FFFD, as it
-/// does on its way through the JSON of an agent's answer.
+/// The kernel's IMA list, ASCII or binary, as text.
+pub(crate) fn read_ima_list(path: &Path) -> Result<String, Error> {
+    let file = read_file(path)?;
+    let list = list_text(&file).map_err(|error| Error::Malformed {
+        path: path.to_owned(),
+        reason: error.to_string(),
+    })?;
+    Ok(list.into_owned())
+}
+
+/// A whole file as text; what is not UTF-8 becomes U+FFFD.
 pub(crate) fn read_text(path: &Path) -> Result<String, Error> {
     read_file(path).map(lossy)
 }

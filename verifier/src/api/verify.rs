@@ -6,7 +6,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use troth_core::{
-    appraise::{AcceptedAlgorithms, Finding, Policies, appraise_evidence, appraise_quote},
+    appraise::{
+        AcceptedAlgorithms, Finding, ImaRules, Policies, Tomtou, appraise_evidence, appraise_quote,
+    },
     identity::check_ak,
     policy::{BootEngine, BootPolicy, RuntimePolicy, TpmPolicy},
     tpm::{AttestationKey, Public},
@@ -35,6 +37,7 @@ pub(super) struct OnDemand {
     limit: SourceLimit,
     /// What judges refstates.
     engine: BootEngine,
+    tomtou: Tomtou,
 }
 
 /// The body of a `POST /verify/evidence`. Typed, as a tree of JSON values would take many times
@@ -121,6 +124,7 @@ impl OnDemand {
             )),
             limit: SourceLimit::new(config.evidence_rate_limit),
             engine: config.measured_boot_policy_name,
+            tomtou: config.tomtou,
         }
     }
 
@@ -171,9 +175,13 @@ impl OnDemand {
         // A place is for what can be checked now, not for who sends slowly.
         let (body, held) = read_shared_body(body, MAX_EVIDENCE, &self.room).await?;
         let slot = self.enter()?;
+        let ima = ImaRules {
+            tomtou: self.tomtou,
+            keys: None,
+        };
         let engine = self.engine;
         let verdict = check(slot, move || {
-            let verdict = judge(&body, engine);
+            let verdict = judge(&body, engine, ima);
             drop(held);
             verdict
         });
@@ -200,7 +208,7 @@ async fn check<T: Send + 'static>(
 }
 
 /// Judges the body of a `POST /verify/evidence`.
-fn judge(body: &[u8], engine: BootEngine) -> Result<Verdict, Refusal> {
+fn judge(body: &[u8], engine: BootEngine, ima: ImaRules<'_>) -> Result<Verdict, Refusal> {
     let Request { kind, data } = serde_json::from_slice(body)
         .map_err(|error| Refusal::bad_request(format!("body: {error}")))?;
     let missing = |name| Refusal::bad_request(format!("missing parameter '{name}'"));
@@ -217,7 +225,7 @@ fn judge(body: &[u8], engine: BootEngine) -> Result<Verdict, Refusal> {
         }
         _ => return Err(Refusal::bad_request("invalid evidence type")),
     }
-    let failures = tpm_failures(&evidence, engine)?;
+    let failures = tpm_failures(&evidence, engine, ima)?;
     let valid = failures.is_empty();
     Ok(Verdict {
         valid,
@@ -230,7 +238,11 @@ fn judge(body: &[u8], engine: BootEngine) -> Result<Verdict, Refusal> {
 }
 
 /// What is wrong with the evidence of a TPM; an error is about the policies that came with it.
-fn tpm_failures(sent: &Evidence, engine: BootEngine) -> Result<Vec<Failure>, Refusal> {
+fn tpm_failures(
+    sent: &Evidence,
+    engine: BootEngine,
+    ima: ImaRules<'_>,
+) -> Result<Vec<Failure>, Refusal> {
     let required = [
         ("quote", text(&sent.quote)),
         ("nonce", text(&sent.nonce)),
@@ -278,6 +290,7 @@ fn tpm_failures(sent: &Evidence, engine: BootEngine) -> Result<Vec<Failure>, Ref
         runtime: runtime.as_ref(),
         boot: &boot,
         accept: &AcceptedAlgorithms::of(&ak),
+        ima,
     };
     Ok(match appraise_evidence(&ak, nonce, &evidence, &policies) {
         Ok(()) => Vec::new(),

@@ -131,10 +131,11 @@ pub(super) static VERIFIER: Keylime = Keylime {
             "severity_policy",
             Kind::Custom(severity_policy),
         ),
-        O::dropped(
+        O::option(
             "ignore_tomtou_errors",
             "False",
-            "violations of the IMA list are not judged: they have no digest",
+            "tomtou",
+            Kind::Custom(tomtou),
         ),
         O::dropped("durable_attestation_import", "", KEPT),
         O::dropped("persistent_store_url", "", KEPT),
@@ -390,6 +391,14 @@ fn database_url(text: &str, base: &Base) -> Result<Option<Value>, String> {
 fn boot_engine(text: &str, _: &Base) -> Result<Option<Value>, String> {
     let chosen = !matches!(text, "" | "accept-all");
     Ok(chosen.then(|| Value::String(text.to_owned())))
+}
+
+/// What `ignore_tomtou_errors` does in Keylime, which is the opposite of what it is called: with
+/// `True`, violations fail the host.
+fn tomtou(text: &str, base: &Base) -> Result<Option<Value>, String> {
+    let fails = Kind::Boolean.convert(text, base)? == Some(Value::Boolean(true));
+    let word = if fails { "fail" } else { "ignore" };
+    Ok(Some(Value::String(word.to_owned())))
 }
 
 /// `SIZE,OVERFLOW`: together the most connections that Keylime opens.

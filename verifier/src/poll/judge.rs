@@ -7,7 +7,8 @@ use std::{
 use tokio::sync::Semaphore;
 use troth_core::{
     appraise::{
-        Challenge, Finding, NodeState, Place, Policies, Verdict, appraise_answer, unusable_answer,
+        Challenge, Finding, ImaRules, NodeState, Place, Policies, Verdict, appraise_answer,
+        unusable_answer,
     },
     bundle,
 };
@@ -96,6 +97,10 @@ pub(super) fn judge(
         runtime: rules.named.runtime.as_deref(),
         boot: &rules.named.boot,
         accept: &rules.accept,
+        ima: ImaRules {
+            tomtou: rules.tomtou,
+            keys: Some(&rules.ima_keys),
+        },
     };
     let (appraisal, evidence) = appraise_answer(&rules.ak, &challenge, body, &policies, state);
     let kept = keep.map(|keep| (keep, bundle::Outcome::new(&appraisal)));

@@ -34,6 +34,7 @@ pub(super) fn job(
     let Enrolment {
         runtime_policy_name,
         mb_policy_name,
+        ima_sign_verification_keys,
         ..
     } = enrolment;
     Job {
@@ -54,6 +55,10 @@ pub(super) fn job(
                 runtime_policy: named(runtime_policy_name, &rules.named.runtime_digest),
                 boot_policy: named(mb_policy_name, &rules.named.boot_digest),
                 boot_engine,
+                tomtou: rules.tomtou,
+                ima_keys: ima_sign_verification_keys
+                    .clone()
+                    .filter(|keys| !keys.is_empty()),
             }),
         },
         answer: body,

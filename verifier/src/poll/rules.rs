@@ -3,11 +3,11 @@ use std::sync::Arc;
 use base64::{Engine, engine::general_purpose::STANDARD};
 use rustls::ClientConfig;
 use troth_core::{
-    appraise::AcceptedAlgorithms,
+    appraise::{AcceptedAlgorithms, Tomtou},
     bundle::policy_digest,
     identity::{IdentityError, check_ak},
-    ima::IMA_PCR,
-    policy::{BootPolicy, PolicyError, RuntimePolicy, TpmPolicy},
+    ima::{IMA_PCR, Keyring, KeyringError},
+    policy::{BootPolicy, PolicyError, TpmPolicy},
     tpm::{AttestationKey, KeyError, PcrMask, Public, StructureError},
     wire::Enrolment,
 };
@@ -29,20 +29,30 @@ pub(super) struct Rules {
     pub(super) tpm: TpmPolicy,
     pub(super) named: Named,
     pub(super) accept: AcceptedAlgorithms,
-    /// The operator sent keys for IMA signatures.
-    signature_keys: bool,
+    pub(super) tomtou: Tomtou,
+    /// Keys for IMA signatures that the operator sent with the node.
+    pub(super) ima_keys: Arc<Keyring>,
     /// Pinned to the key of the node's registered certificate; `None`: plain HTTP.
     tls: Option<Arc<ClientConfig>>,
 }
 
+/// What the verifier's configuration says of every node.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Site {
+    /// Refuse nodes without a certificate.
+    pub(super) mtls_only: bool,
+    /// What violations are.
+    pub(super) tomtou: Tomtou,
+}
+
 /// Checks and compiles an enrolment; its policies are in `named`. `identity` is the verifier's
-/// towards agents; `mtls_only` refuses nodes without a certificate.
+/// towards agents.
 pub(super) fn rules(
     enrolment: &Enrolment,
     named: Named,
     policies: &PolicyCache,
     identity: &Identity,
-    mtls_only: bool,
+    site: Site,
 ) -> Result<Rules, NodeError> {
     let host = enrolment.cloudagent_ip.clone().unwrap_or_default();
     if !crate::registrar::is_host(&host) {
@@ -82,7 +92,7 @@ pub(super) fn rules(
         signing: enrolment.accept_tpm_signing_algs.clone(),
     };
     let tls = match enrolment.mtls_cert.as_deref() {
-        None | Some("" | "disabled") if mtls_only => return Err(NodeError::MtlsRequired),
+        None | Some("" | "disabled") if site.mtls_only => return Err(NodeError::MtlsRequired),
         None | Some("" | "disabled") => None,
         Some(pem) => {
             let certificate = certificates_from_pem(pem.as_bytes())
@@ -100,7 +110,8 @@ pub(super) fn rules(
         tpm,
         named,
         accept,
-        signature_keys: names_keys(enrolment.ima_sign_verification_keys.as_deref())?,
+        tomtou: site.tomtou,
+        ima_keys: Arc::new(keyring(enrolment)?),
         tls,
     })
 }
@@ -144,19 +155,12 @@ impl Rules {
 
     /// What the operator may take for granted, but is not judged.
     pub(super) fn warning(&self) -> Option<&'static str> {
-        let runtime = self.named.runtime.as_deref();
         let bare = self.tpm.allowed().next().is_none()
             && !self.tpm.mask().contains(IMA_PCR)
             && self.named.boot == BootPolicy::None;
-        if bare {
-            return Some(
-                "nothing is measured: only the AK and the agent's key are checked; enrol the node \
-                 with a TPM policy, a runtime policy or a measured boot policy",
-            );
-        }
-        let keys = self.signature_keys || runtime.is_some_and(RuntimePolicy::has_verification_keys);
-        keys.then_some(
-            "IMA signatures are not checked yet: a signed file passes only by its digest",
+        bare.then_some(
+            "nothing is measured: only the AK and the agent's key are checked; enrol the node with \
+             a TPM policy, a runtime policy or a measured boot policy",
         )
     }
 
@@ -168,15 +172,10 @@ impl Rules {
     }
 }
 
-/// Is there a key in the keyring? Keylime sends `""`, or an object with a list of keys.
-fn names_keys(keyring: Option<&str>) -> Result<bool, NodeError> {
-    let text = keyring.map_or("", str::trim);
-    if matches!(text, "" | "null" | "{}") {
-        return Ok(false);
-    }
-    let keyring: serde_json::Value = serde_json::from_str(text).map_err(|_| NodeError::Keyring)?;
-    let keys = keyring.get("pubkeys").and_then(|keys| keys.as_array());
-    Ok(!keys.ok_or(NodeError::Keyring)?.is_empty())
+/// Keys for the node's files.
+fn keyring(enrolment: &Enrolment) -> Result<Keyring, NodeError> {
+    let text = enrolment.ima_sign_verification_keys.as_deref();
+    Keyring::from_json(text.unwrap_or_default()).map_err(NodeError::Keyring)
 }
 
 /// An enrolment that cannot be judged by, with the member to change.
@@ -202,8 +201,8 @@ pub enum NodeError {
     #[error("mtls_cert: {0}")]
     Certificate(TlsError),
     /// Not a keyring.
-    #[error("ima_sign_verification_keys is not JSON with a list `pubkeys`")]
-    Keyring,
+    #[error("ima_sign_verification_keys: {0}")]
+    Keyring(KeyringError),
     /// The policy needs PCRs that the quote would not have.
     #[error("tpm_policy: the mask lacks PCRs {missing}, which {policy} needs")]
     Mask {

@@ -266,12 +266,15 @@ impl NodeRecord {
         }
     }
 
-    /// An operator wants the node judged anew, from the first entry of its list.
+    /// An operator wants the node judged anew: from the first entry of its list, or, after a
+    /// failure, from the first entry with a finding.
     pub(crate) fn reactivate(&mut self) {
+        if self.state != State::Failed {
+            self.node.ima = ImaPosition::default();
+        }
         self.enter(State::Pending, now());
         self.operational = operational::START;
         self.reason = String::from("reactivated; waiting for new evidence");
-        self.node.ima = ImaPosition::default();
         self.findings = Vec::new();
         self.findings_total = 0;
         self.retries = 0;

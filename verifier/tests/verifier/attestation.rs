@@ -314,17 +314,6 @@ async fn node_of_which_nothing_is_measured_says_so() {
     let status = verifier.until_state("bare", "trusted").await;
     let reason = status["troth"]["reason"].as_str().unwrap();
     assert!(reason.contains("warning: nothing is measured"), "{reason}");
-    // IMA signatures are kept, and that nobody looks at them yet is said.
-    let keyring = json!({ "keyids": [1], "pubkeys": ["AAAA"] }).to_string();
-    body["tpm_policy"] = json!(format!("{{\"0\": [\"{ZERO}\"], \"mask\": \"0x1\"}}"));
-    body["ima_sign_verification_keys"] = json!(keyring);
-    assert_eq!(verifier.enrol("signed", body).await.0, 200);
-    let status = verifier.until_state("signed", "trusted").await;
-    let reason = status["troth"]["reason"].as_str().unwrap();
-    assert!(
-        reason.contains("IMA signatures are not checked"),
-        "{reason}"
-    );
     verifier.enrol("a", enrolment(&agent, &listening)).await;
     let status = verifier.until_state("a", "trusted").await;
     assert!(!status["troth"]["reason"].to_string().contains("warning"));

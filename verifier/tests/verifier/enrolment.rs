@@ -51,7 +51,7 @@ async fn unusable_enrolments_are_refused_with_the_member_to_change() {
         (
             "ima_sign_verification_keys",
             json!("{\"keys\": 1}"),
-            "ima_sign_verification_keys is not",
+            "ima_sign_verification_keys: not JSON",
         ),
         (
             "mtls_cert",

@@ -104,6 +104,16 @@ pub(super) const ROWS: &[Kind] = &[
         next: &[node("fuser -v -- {file}"), LIST, STATUS],
     },
     Kind {
+        id: "ima.too_many_keys",
+        origin: Origin::Troth,
+        component: COMPONENT,
+        title: "more keys were added to keyrings than are remembered",
+        meaning: "The kernel measured keys that the policy allows, more than the verifier keeps of \
+                  one node: signatures by the later ones would not be known.",
+        causes: &["Keyrings that sign no files are measured too (.platform, .machine)."],
+        next: &[LIST, POLICY],
+    },
+    Kind {
         id: "ima.validation.ima-buf.digest",
         origin: Origin::Troth,
         component: COMPONENT,

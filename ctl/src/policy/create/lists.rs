@@ -3,7 +3,7 @@ use std::path::Path;
 use troth_core::policy::{PolicyDocument, PolicyError};
 
 use super::{
-    super::{read_file, read_text},
+    super::{read_file, read_ima_list, read_text},
     keys::Key,
 };
 use crate::{cli::ListArgs, error::Error};
@@ -20,7 +20,7 @@ pub(super) fn document(args: &ListArgs, timestamp: u64) -> Result<PolicyDocument
         None => PolicyDocument::new(timestamp),
     };
     if let Some(path) = &args.ima_list {
-        let list = PolicyDocument::from_ima_list(&read_text(path)?, timestamp);
+        let list = PolicyDocument::from_ima_list(&read_ima_list(path)?, timestamp);
         let list = list.map_err(unusable(path))?;
         if args.base_policy.is_none() {
             document.set_log_hash_alg(list.log_hash_alg());

@@ -1,5 +1,6 @@
 use std::{fs, path::Path};
 
+use troth_core::appraise::Tomtou;
 use troth_daemon::config::{self, ConfigError, Place};
 use troth_tests::configuration::{assert_complete, assert_documented};
 
@@ -55,6 +56,17 @@ fn the_files_of_a_fresh_installation_are_our_defaults() {
     assert_eq!(verifier.database_url(), ours.database_url());
     let registrar: RegistrarConfig = load(root.path(), &files).unwrap();
     assert_eq!((registrar.port, registrar.tls_port), (8890, 8891));
+}
+
+#[test]
+fn keylimes_tomtou_option_means_what_it_does() {
+    let root = tempfile::tempdir().unwrap();
+    for (word, expected) in [("True", Tomtou::Fail), ("False", Tomtou::Ignore)] {
+        let text = format!("[verifier]\nignore_tomtou_errors = {word}\n");
+        let files = [("etc/keylime/verifier.conf", &*text)];
+        let verifier: VerifierConfig = load(root.path(), &files).unwrap();
+        assert_eq!(verifier.tomtou, expected);
+    }
 }
 
 #[test]

@@ -34,9 +34,9 @@ impl Fleet {
         // The databases have signed integers.
         let generation = u64::from_be_bytes(generation) >> 1;
         let (policies, identity) = (Arc::clone(&self.policies), Arc::clone(&self.identity));
-        let mtls_only = self.mtls_only;
+        let site = self.site;
         let check = move || {
-            let rules = rules(&enrolment, named, &policies, &identity, mtls_only)?;
+            let rules = rules(&enrolment, named, &policies, &identity, site)?;
             Ok::<_, NodeError>((enrolment, rules))
         };
         let (enrolment, rules) = self.shared.workers.run(check).await??;

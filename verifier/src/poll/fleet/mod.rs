@@ -35,7 +35,7 @@ use super::{
     judge::{WorkerError, Workers},
     node::{Command, Enrolled, Node, Shared},
     policies::{Compiled, Named, PolicyCache, Signatures},
-    rules::{NodeError, Rules, rules},
+    rules::{NodeError, Rules, Site, rules},
     state::{NodeRecord, Timing},
     writer::Writer,
 };
@@ -70,7 +70,7 @@ pub struct Fleet {
     verifier_id: String,
     /// Where operators reach this verifier, unless an enrolment says otherwise.
     address: SocketAddr,
-    mtls_only: bool,
+    site: Site,
 }
 
 /// Dropping an entry ends the node's task.
@@ -135,7 +135,10 @@ impl Fleet {
             writing: Mutex::new(Some(writing)),
             verifier_id: config.uuid.clone(),
             address,
-            mtls_only: config.enable_agent_mtls,
+            site: Site {
+                mtls_only: config.enable_agent_mtls,
+                tomtou: config.tomtou,
+            },
         };
         fleet.load().await?;
         Ok(fleet)
@@ -234,7 +237,7 @@ impl Fleet {
                 named?,
                 &self.policies,
                 &self.identity,
-                self.mtls_only,
+                self.site,
             )?)
         });
         let error = match (checked, record) {

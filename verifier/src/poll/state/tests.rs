@@ -140,9 +140,26 @@ fn failure_stops_polling_keeps_findings_and_recovers_after_reactivation() {
     record.resume();
     assert_eq!(record.state, State::Failed);
     record.reactivate();
-    assert_eq!(record.node.ima.next_entry, 0);
+    assert_eq!(
+        record.node.ima.next_entry, 7,
+        "what was good is not asked for again"
+    );
     assert_eq!(record.status(T0, &timing()).state, "pending");
     assert_eq!(apply(&mut record, trusted()).event, Some(Event::Recovered));
+}
+
+#[test]
+fn reactivation_of_a_node_that_has_not_failed_has_its_whole_list_judged() {
+    for stop in [false, true] {
+        let mut record = record();
+        apply(&mut record, trusted());
+        if stop {
+            apply(&mut record, failed(1));
+            record.stop();
+        }
+        record.reactivate();
+        assert_eq!(record.node.ima.next_entry, 0);
+    }
 }
 
 #[test]

@@ -1,0 +1,178 @@
+use base64::{Engine, engine::general_purpose::STANDARD};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
+
+use super::{ImaKey, KeyFault};
+
+/// Longest JSON text of a keyring, in bytes, and most keys in it.
+const MAX_TEXT: usize = 1 << 20;
+const MAX_KEYS: usize = 256;
+/// Most keys learned from one list, and bytes of them. A distribution has some ten.
+const MAX_LEARNED: usize = 64;
+const MAX_LEARNED_BYTES: usize = 16 << 10;
+/// Longest name of a keyring that is remembered, in bytes.
+const MAX_NAME: usize = 255;
+
+/// Keys that an operator trusts to sign files, by id.
+#[derive(Debug, Default)]
+pub struct Keyring(Vec<ImaKey>);
+
+/// Keylime's JSON of a keyring.
+#[derive(Deserialize)]
+struct Document {
+    pubkeys: Vec<String>,
+    #[serde(default)]
+    keyids: Vec<Option<u32>>,
+}
+
+/// A keyring that cannot be used.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum KeyringError {
+    /// Too long a text, or too many keys.
+    #[error("a keyring has at most {MAX_KEYS} keys and 1 MiB")]
+    TooLarge,
+    /// Not the expected JSON; the text says where.
+    #[error("not JSON with the lists `pubkeys` and `keyids`: {0}")]
+    Json(String),
+    /// A key that is none, by its place in `pubkeys`.
+    #[error("pubkeys[{index}] cannot be used: {fault}")]
+    Key {
+        /// From 0.
+        index: usize,
+        /// Why.
+        fault: KeyFault,
+    },
+}
+
+impl Keyring {
+    /// From Keylime's JSON: `pubkeys` with base64 of SubjectPublicKeyInfos in DER, and their
+    /// `keyids`; an id that is missing, null or 0 is made of the key. No text, `null` and `{}` are a
+    /// keyring without keys; a JSON string with JSON in it is that.
+    ///
+    /// # Errors
+    /// Names what is wrong, and the key.
+    pub fn from_json(text: &str) -> Result<Self, KeyringError> {
+        let text = text.trim();
+        if matches!(text, "" | "null" | "{}" | "[]") {
+            return Ok(Self::default());
+        }
+        if text.len() > MAX_TEXT {
+            return Err(KeyringError::TooLarge);
+        }
+        if text.starts_with('"') {
+            let inner: String = parse(text)?;
+            let inner = inner.trim();
+            // Once only: there is no end of quotes else.
+            return if inner.starts_with('"') {
+                Err(KeyringError::Json("quoted more than once".to_owned()))
+            } else {
+                Self::from_json(inner)
+            };
+        }
+        let document: Document = parse(text)?;
+        if document.pubkeys.len() > MAX_KEYS {
+            return Err(KeyringError::TooLarge);
+        }
+        let mut keys: Vec<ImaKey> = Vec::new();
+        for (index, key) in document.pubkeys.iter().enumerate() {
+            let fail = |fault| KeyringError::Key { index, fault };
+            let der = STANDARD.decode(key).map_err(|_| fail(KeyFault::NotAKey))?;
+            let id = document.keyids.get(index).copied().flatten();
+            let key = ImaKey::from_spki(&der, id).map_err(fail)?;
+            match keys.iter_mut().find(|other| other.id() == key.id()) {
+                Some(other) => *other = key,
+                None => keys.push(key),
+            }
+        }
+        Ok(Self(keys))
+    }
+
+    /// The key of an id.
+    pub fn get(&self, id: u32) -> Option<&ImaKey> {
+        self.0.iter().find(|key| key.id() == id)
+    }
+
+    /// No keys?
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+fn parse<'t, T: Deserialize<'t>>(text: &'t str) -> Result<T, KeyringError> {
+    serde_json::from_str(text).map_err(|error| KeyringError::Json(error.to_string()))
+}
+
+/// Keys learned from a list: each was measured when it was added to a keyring, and allowed. They
+/// are part of the position that they were learned up to.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[serde(transparent)]
+pub struct LearnedKeys(Vec<LearnedKey>);
+
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+struct LearnedKey {
+    keyring: String,
+    id: u32,
+    /// SubjectPublicKeyInfo.
+    #[serde(serialize_with = "to_base64", deserialize_with = "from_base64")]
+    key: Vec<u8>,
+}
+
+impl LearnedKeys {
+    /// Adds a key. False: there are as many as are kept of one node.
+    pub(crate) fn learn(&mut self, keyring: &str, key: &ImaKey) -> bool {
+        let learned = LearnedKey {
+            keyring: keyring.to_owned(),
+            id: key.id(),
+            key: key.spki().to_owned(),
+        };
+        let of_ring = |other: &LearnedKey| other.keyring == keyring;
+        let place = self
+            .0
+            .iter()
+            .position(|other| of_ring(other) && other.id == key.id());
+        if let Some(place) = place {
+            self.0[place] = learned;
+            return true;
+        }
+        let bytes: usize = self.0.iter().map(|other| other.key.len()).sum();
+        if keyring.len() > MAX_NAME
+            || self.0.len() >= MAX_LEARNED
+            || bytes + learned.key.len() > MAX_LEARNED_BYTES
+        {
+            return false;
+        }
+        // A keyring's keys stay together: the first keyring with an id is the one that counts.
+        let place = self
+            .0
+            .iter()
+            .rposition(of_ring)
+            .map_or(self.0.len(), |last| last + 1);
+        self.0.insert(place, learned);
+        true
+    }
+
+    /// The key of an id.
+    pub(crate) fn get(&self, id: u32) -> Option<ImaKey> {
+        let learned = self.0.iter().find(|key| key.id == id)?;
+        ImaKey::from_spki(&learned.key, Some(id)).ok()
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// None?
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+fn to_base64<S: Serializer>(key: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&STANDARD.encode(key))
+}
+
+fn from_base64<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    STANDARD.decode(text).map_err(D::Error::custom)
+}
