@@ -17,7 +17,7 @@ pub(crate) use self::{
         PolicyArgs, RemoveArgs, Until, UpdateArgs, WatchArgs,
     },
     policy::{
-        BootFormat, CreateBootArgs, ImportCommand, Kind, ListArgs, PolicyCommand,
+        BootFormat, CreateBootArgs, ImageArgs, ImportCommand, Kind, ListArgs, PolicyCommand,
         PolicyCreateCommand, RuntimeArgs, TreeArgs,
     },
     policy_file::{

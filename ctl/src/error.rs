@@ -273,8 +273,8 @@ pub(crate) enum Error {
         source: ClientError,
     },
     /// Files that should be in a policy and could not be read.
-    #[error("{}: {count} files or directories cannot be read; no policy was made", root.display())]
-    Unreadable { root: PathBuf, count: u64 },
+    #[error("{place}: {count} files or directories cannot be read; no policy was made")]
+    Unreadable { place: String, count: u64 },
     /// A node was removed to be enrolled anew, and that was refused.
     #[error("agent {id} was removed to be enrolled anew, which did not succeed: {source}")]
     UpdateLost {

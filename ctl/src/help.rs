@@ -63,6 +63,11 @@ other types of file systems. It leaves out /sys, /run, /proc, /lost+found, /dev,
 /mnt, /var, /tmp and /.snapshots. It needs no privilege beyond reading the files. With --cache, \
 what was read is kept when the command is interrupted, and is not read again until it changes.
 
+--rpm takes digests from the headers of packages, which are not unpacked; it checks the header's \
+own SHA-256, and neither the signature of a package nor that of a repository (repomd.xml.asc): get \
+packages by a way that does. --initrd reads archives (cpio) that are not compressed or compressed \
+with gzip, xz, zstd or lz4; --uki finds them in the sections .ucode and .initrd.
+
 The kernel measures with the algorithm that its option ima_hash names: --algorithm must name the \
 same. With SOURCE_DATE_EPOCH in the environment, equal input gives equal text.";
 

@@ -355,3 +355,109 @@ fn an_interrupted_command_keeps_what_it_has_read() {
         stderr(&again)
     );
 }
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../tests/fixtures")
+        .join(name)
+}
+
+#[test]
+fn packages_are_read_one_by_one_or_below_a_directory() {
+    let package = fixture("packages/troth-test-1-1.noarch.rpm");
+    let one = create(&["--rpm", text(&package)]);
+    let found = digests(&one);
+    let names: Vec<_> = found.keys().map(String::as_str).collect();
+    let expected = [
+        "/usr/bin/troth-test",
+        "/usr/lib/troth-test/lib.so",
+        "/usr/share/empty",
+        "/usr/share/troth_test/a_b",
+    ];
+    assert_eq!(names, expected);
+    let content = "bfdeaeb08cffb6a36438bcd12dda25417e3cdd36f1e7e482a2849d539225288b";
+    assert_eq!(found["/usr/bin/troth-test"], [content]);
+
+    let repository = tempfile::tempdir().unwrap();
+    fs::create_dir(repository.path().join("noarch")).unwrap();
+    fs::copy(&package, repository.path().join("noarch/a.rpm")).unwrap();
+    fs::write(repository.path().join("noarch/a.txt"), "no package").unwrap();
+    let all = create(&["--rpm", text(repository.path())]);
+    assert_eq!(all.stdout, one.stdout);
+    fs::write(repository.path().join("b.rpm"), "no package").unwrap();
+    let refused = create(&["--rpm", text(repository.path())]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(
+        stderr(&refused).contains("b.rpm: lead: "),
+        "{}",
+        stderr(&refused)
+    );
+    let taken = create(&["--rpm", text(repository.path()), "--ignore-unreadable"]);
+    assert_eq!(taken.stdout, one.stdout);
+    let other = create(&["--rpm", text(&package), "--algorithm", "sha1"]);
+    assert!(
+        stderr(&other).contains("its digests are not sha1"),
+        "{}",
+        stderr(&other)
+    );
+}
+
+#[test]
+fn keys_that_signed_a_packages_files_are_told_and_believed_when_named() {
+    let package = fixture("packages/troth-test-signed-1-1.noarch.rpm");
+    let without = create(&["--rpm", text(&package)]);
+    let told = stderr(&without);
+    assert!(
+        told.contains("4 files of packages are signed for IMA, by key 8e01ee36"),
+        "{told}"
+    );
+    assert!(told.contains("--verification-key"), "{told}");
+    let key = fixture("packages/ima.pem");
+    let with = create(&["--rpm", text(&package), "--verification-key", text(&key)]);
+    assert!(
+        !stderr(&with).contains("--verification-key"),
+        "{}",
+        stderr(&with)
+    );
+    let policy: Value = serde_json::from_slice(&with.stdout).unwrap();
+    let keys: Value = serde_json::from_str(policy["verification-keys"].as_str().unwrap()).unwrap();
+    assert_eq!(keys["keyids"], serde_json::json!([0x8e01_ee36_u32]));
+}
+
+#[test]
+fn initrds_are_read_alone_in_a_directory_and_in_a_unified_kernel_image() {
+    let image = fixture("initrds/zstd.img");
+    let one = create(&["--initrd", text(&image)]);
+    let found = digests(&one);
+    let names: Vec<_> = found.keys().map(String::as_str).collect();
+    let expected = [
+        "/etc/caf\u{fffd}",
+        "/etc/empty",
+        "/etc/with_space",
+        "/kernel/x86/microcode/GenuineIntel.bin",
+        "/usr/bin/init",
+        "/usr/bin/sh",
+        "/usr/lib/zeros",
+    ];
+    assert_eq!(names, expected);
+    assert_eq!(found["/usr/bin/init"], found["/usr/bin/sh"]);
+    let directory = tempfile::tempdir().unwrap();
+    fs::copy(&image, directory.path().join("initrd-6.12")).unwrap();
+    fs::copy(
+        fixture("initrds/xz.img"),
+        directory.path().join("initrd-6.13"),
+    )
+    .unwrap();
+    fs::write(directory.path().join("vmlinuz"), "a kernel").unwrap();
+    let all = create(&["--ramdisk-dir", text(directory.path())]);
+    assert_eq!(all.stdout, one.stdout, "{}", stderr(&all));
+    let uki = fixture("../fuzz/corpus/pe/uki");
+    let uki = create(&["--uki", text(&uki)]);
+    assert_eq!(uki.stdout, one.stdout, "{}", stderr(&uki));
+    let wrong = create(&["--uki", text(&image)]);
+    assert!(
+        stderr(&wrong).contains("does not begin with MZ"),
+        "{}",
+        stderr(&wrong)
+    );
+}

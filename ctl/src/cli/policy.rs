@@ -99,11 +99,18 @@ pub(crate) enum BootFormat {
 pub(crate) struct RuntimeArgs {
     #[command(flatten, next_help_heading = "Files of a system")]
     pub(crate) tree: TreeArgs,
+    #[command(flatten, next_help_heading = "Packages")]
+    pub(crate) packages: PackageArgs,
+    #[command(flatten, next_help_heading = "Boot images")]
+    pub(crate) images: ImageArgs,
     #[command(flatten, next_help_heading = "Lists")]
     pub(crate) lists: ListArgs,
     /// Hash algorithm, by default that of --base-policy or of the lists, else sha256
     #[arg(long, value_name = "NAME", value_parser = hash_algorithm, help_heading = "Result")]
     pub(crate) algorithm: Option<HashAlgorithm>,
+    /// Succeed even if something cannot be read; it is told all the same
+    #[arg(long, help_heading = "Result")]
+    pub(crate) ignore_unreadable: bool,
     /// Write to this file instead of standard output
     #[arg(long, short, value_name = "FILE", help_heading = "Result")]
     pub(crate) output: Option<PathBuf>,
@@ -131,9 +138,36 @@ pub(crate) struct TreeArgs {
     /// Keep digests in this file, and read only what has changed since
     #[arg(long, value_name = "FILE", requires = "root")]
     pub(crate) cache: Option<PathBuf>,
-    /// Succeed even if some files cannot be read; they are told all the same
-    #[arg(long, requires = "root")]
-    pub(crate) ignore_unreadable: bool,
+}
+
+/// What installs a system.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct PackageArgs {
+    /// Allow the files of this RPM package, or of all packages below this directory, by the digests
+    /// in their headers; repeat it for more
+    #[arg(long, value_name = "FILE|DIR", group = "sources")]
+    pub(crate) rpm: Vec<PathBuf>,
+}
+
+/// What a system boots from.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct ImageArgs {
+    /// Allow the files of this initrd; repeat it for more
+    #[arg(long, value_name = "FILE", group = "sources")]
+    pub(crate) initrd: Vec<PathBuf>,
+    /// Allow the files of the initrd in this unified kernel image; repeat it for more
+    #[arg(long, value_name = "FILE", group = "sources")]
+    pub(crate) uki: Vec<PathBuf>,
+    /// Allow the files of all initrds in this directory: files named initr*
+    #[arg(long, value_name = "DIR", group = "sources")]
+    pub(crate) ramdisk_dir: Vec<PathBuf>,
+}
+
+impl ImageArgs {
+    /// Is none named?
+    pub(crate) fn is_empty(&self) -> bool {
+        self.initrd.is_empty() && self.uki.is_empty() && self.ramdisk_dir.is_empty()
+    }
 }
 
 /// What was written down before.

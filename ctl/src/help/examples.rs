@@ -173,6 +173,10 @@ pub(super) const EXAMPLES: &[(&str, &[Example])] = &[
                 "From a snapshot, reading only what has changed since the last time",
                 "trothctl policy create runtime --root /.snapshots/12/snapshot --cache digests -o base.json",
             ),
+            (
+                "From a repository's packages, and from the initrds that boot them",
+                "trothctl policy create runtime --rpm /srv/repo --ramdisk-dir /boot -o base.json",
+            ),
         ],
     ),
     (

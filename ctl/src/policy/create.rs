@@ -1,9 +1,15 @@
 /// Digests that are kept from one run to the next.
 mod cache;
+/// What a source of files holds.
+mod found;
+/// Initrds and unified kernel images.
+mod images;
 /// Keys that files are signed with.
 mod keys;
 /// IMA lists, allowlists, keys, and the policy to begin with.
 mod lists;
+/// RPM packages.
+mod packages;
 /// What is shown while files are read.
 mod progress;
 /// Digests of open files.
@@ -11,7 +17,13 @@ mod read;
 /// The files of a system.
 mod tree;
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeSet,
+    panic::resume_unwind,
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicUsize, Ordering},
+    thread,
+};
 
 use troth_core::{
     policy::{PolicyDocument, PolicyError, RuntimePolicy, measured_name},
@@ -19,11 +31,7 @@ use troth_core::{
 };
 use troth_daemon::shutdown::Shutdown;
 
-use self::{
-    cache::Cache,
-    progress::Bar,
-    tree::{Found, Tree},
-};
+use self::{cache::Cache, found::Found, packages::Packages, progress::Bar, tree::Tree};
 use super::write_file;
 use crate::{
     cli::{RuntimeArgs, TreeArgs},
@@ -67,7 +75,21 @@ impl Maker {
         let algorithm = self.args.algorithm.or_else(|| algorithm_of(&document));
         let algorithm = algorithm.unwrap_or(HashAlgorithm::Sha256);
         if let Some(root) = &self.args.tree.root {
-            self.add_tree(&mut document, root, algorithm)?;
+            let found = self.tree(root, algorithm)?;
+            let kept = self.args.tree.cache.as_deref();
+            self.take(&mut document, &root.display().to_string(), found, kept)?;
+        }
+        let places = &self.args.packages.rpm;
+        if !places.is_empty() {
+            let packages = packages::read(places, algorithm, &*self.stop)?;
+            let count = packages.count;
+            self.tell_signatures(&document, &packages);
+            let place = format!("{count} packages");
+            self.take(&mut document, &place, packages.found, None)?;
+        }
+        let images = images::read(&self.args.images, algorithm, &*self.stop)?;
+        if !self.args.images.is_empty() {
+            self.take(&mut document, "images", images, None)?;
         }
         let json = document.to_json();
         // What no verifier could use is an error here.
@@ -75,12 +97,7 @@ impl Maker {
         Ok(json)
     }
 
-    fn add_tree(
-        &self,
-        document: &mut PolicyDocument,
-        root: &Path,
-        algorithm: HashAlgorithm,
-    ) -> Result<(), Error> {
+    fn tree(&self, root: &Path, algorithm: HashAlgorithm) -> Result<Found, Error> {
         let args = &self.args.tree;
         let mut cache = None;
         if let Some(path) = &args.cache {
@@ -96,15 +113,27 @@ impl Maker {
             all_owners: args.all_owners,
             algorithm,
         };
-        let found = tree.read(cache.as_ref(), &Bar::new(!self.out.is_json()), &*self.stop)?;
-        self.tell(root, &found);
+        tree.read(cache.as_ref(), &Bar::new(!self.out.is_json()), &*self.stop)
+    }
+
+    /// Puts into the policy what was found at a place, if all of it was.
+    fn take(
+        &self,
+        document: &mut PolicyDocument,
+        place: &str,
+        found: Found,
+        cache: Option<&Path>,
+    ) -> Result<(), Error> {
+        self.tell(place, &found);
         if found.stopped {
-            let (files, cache) = (found.files.len(), args.cache.clone());
-            return Err(Error::Interrupted { files, cache });
+            return Err(Error::Interrupted {
+                files: found.files.len(),
+                cache: cache.map(Path::to_owned),
+            });
         }
-        if found.unreadable_count > 0 && !args.ignore_unreadable {
+        if found.unreadable_count > 0 && !self.args.ignore_unreadable {
             return Err(Error::Unreadable {
-                root: root.to_owned(),
+                place: place.to_owned(),
                 count: found.unreadable_count,
             });
         }
@@ -114,8 +143,30 @@ impl Maker {
         Ok(())
     }
 
+    /// Who signed the packages' files, and whether the policy believes them.
+    fn tell_signatures(&self, document: &PolicyDocument, packages: &Packages) {
+        if packages.signed == 0 {
+            return;
+        }
+        let known: BTreeSet<_> = document
+            .verification_keys()
+            .iter()
+            .map(|(id, _)| id)
+            .collect();
+        let id = |id: &u32| format!("{id:08x}");
+        let ids: Vec<_> = packages.key_ids.iter().map(id).collect();
+        let unknown: Vec<_> = packages.key_ids.difference(&known).map(id).collect();
+        let (signed, ids) = (packages.signed, ids.join(", "));
+        let mut text = format!("{signed} files of packages are signed for IMA, by key {ids}");
+        if !unknown.is_empty() {
+            text.push_str("; --verification-key makes the policy believe ");
+            text.push_str(&unknown.join(", "));
+        }
+        self.out.note(&text);
+    }
+
     /// What somebody must know who will rely on the policy.
-    fn tell(&self, root: &Path, found: &Found) {
+    fn tell(&self, place: &str, found: &Found) {
         let shown = found.unreadable.iter().take(SHOWN);
         shown.for_each(|file| self.out.note(&format!("cannot read {file}")));
         let more = found.unreadable_count.saturating_sub(SHOWN as u64);
@@ -128,8 +179,7 @@ impl Maker {
                 .note(&format!("left out, other file systems: {places}"));
         }
         self.out.note(&format!(
-            "{}: {} files{}",
-            root.display(),
+            "{place}: {} files{}",
             found.files.len(),
             match found.cached {
                 0 => String::new(),
@@ -137,6 +187,39 @@ impl Maker {
             }
         ));
     }
+}
+
+/// What `work` makes of each item, in their order, on all cores; `None` from when `stop` says so.
+fn parallel<T: Sync, R: Send>(
+    items: &[T],
+    stop: &(dyn Fn() -> bool + Sync),
+    work: impl Fn(&T) -> R + Sync,
+) -> Vec<Option<R>> {
+    let next = AtomicUsize::new(0);
+    let worker = || {
+        let mut made = Vec::new();
+        loop {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            match items.get(index) {
+                Some(item) if !stop() => made.push((index, work(item))),
+                _ => return made,
+            }
+        }
+    };
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    let mut all: Vec<Option<R>> = items.iter().map(|_| None).collect();
+    thread::scope(|scope| {
+        let threads: Vec<_> = (0..cores).map(|_| scope.spawn(worker)).collect();
+        for thread in threads {
+            let made = thread.join().unwrap_or_else(|panic| resume_unwind(panic));
+            for (index, result) in made {
+                if let Some(slot) = all.get_mut(index) {
+                    *slot = Some(result);
+                }
+            }
+        }
+    });
+    all
 }
 
 /// When the policy is made, in Unix seconds. `SOURCE_DATE_EPOCH`, if set, makes equal input give
@@ -165,7 +248,7 @@ fn algorithm_of(document: &PolicyDocument) -> Option<HashAlgorithm> {
 }
 
 /// Paths below the root that are left out.
-fn skipped(args: &TreeArgs) -> Result<std::collections::BTreeSet<PathBuf>, Error> {
+fn skipped(args: &TreeArgs) -> Result<BTreeSet<PathBuf>, Error> {
     let default = tree::SKIPPED.map(PathBuf::from);
     let paths = default.iter().chain(&args.skip).map(|path| {
         let below = path.strip_prefix("/").map_err(|_| Error::Option {

@@ -27,6 +27,7 @@ use troth_core::tpm::{Digest, HashAlgorithm};
 
 use super::{
     cache::{Cache, FileKey},
+    found::Found,
     kernel_name,
     progress::{Bar, Counters},
     read::{Reader, Unread},
@@ -53,8 +54,6 @@ const BATCH_FILES: usize = 64;
 const BATCH_BYTES: u64 = 16 << 20;
 /// Threads for each core: while some wait for the disk, others compute.
 const THREADS_PER_CORE: usize = 2;
-/// Problems that are told one by one; the rest is counted.
-const MAX_TOLD: usize = 1000;
 /// How often the cache is written while files are read.
 const SAVE_EVERY: Duration = Duration::from_secs(60);
 const SHOW_EVERY: Duration = Duration::from_millis(100);
@@ -69,44 +68,6 @@ pub(super) struct Tree {
     /// Also files that do not belong to root.
     pub(super) all_owners: bool,
     pub(super) algorithm: HashAlgorithm,
-}
-
-/// What a directory holds.
-#[derive(Debug, Default)]
-pub(super) struct Found {
-    /// Names as the kernel writes them, with digests; in no order.
-    pub(super) files: Vec<(String, Digest)>,
-    /// Files and directories that could not be read, and why.
-    pub(super) unreadable: Vec<String>,
-    /// How many there are of them.
-    pub(super) unreadable_count: u64,
-    /// Mount points of other file systems.
-    pub(super) not_entered: Vec<String>,
-    /// Files whose digest was in the cache.
-    pub(super) cached: u64,
-    /// Was the command stopped before the end?
-    pub(super) stopped: bool,
-}
-
-impl Found {
-    fn add(&mut self, other: Self) {
-        self.files.extend(other.files);
-        let room = MAX_TOLD.saturating_sub(self.unreadable.len());
-        self.unreadable
-            .extend(other.unreadable.into_iter().take(room));
-        self.unreadable_count += other.unreadable_count;
-        self.not_entered.extend(other.not_entered);
-        self.cached += other.cached;
-    }
-
-    fn unreadable(&mut self, path: &Path, reason: impl std::fmt::Display) {
-        self.unreadable_count += 1;
-        if self.unreadable.len() < MAX_TOLD {
-            let path = Path::new("/").join(path);
-            self.unreadable
-                .push(format!("{}: {reason}", path.display()));
-        }
-    }
 }
 
 impl Tree {
@@ -284,7 +245,7 @@ impl Scan<'_> {
         if let Err(error) = self.try_list(directory, &mut inside, found)
             && error != Errno::NOENT
         {
-            found.unreadable(&directory.path, io::Error::from(error));
+            found.unreadable(&named(&directory.path), io::Error::from(error));
         }
         inside
     }
@@ -298,7 +259,7 @@ impl Scan<'_> {
         let open = self.open_directory(&directory.path)?;
         let device = fstat(&open)?.st_dev;
         if device != directory.device && file_system(&open)? != self.file_system {
-            let path = Path::new("/").join(&directory.path);
+            let path = named(&directory.path);
             found.not_entered.push(path.display().to_string());
             return Ok(());
         }
@@ -327,7 +288,7 @@ impl Scan<'_> {
                 Ok(stat) => stat,
                 Err(Errno::NOENT) => continue,
                 Err(error) => {
-                    found.unreadable(&path, io::Error::from(error));
+                    found.unreadable(&named(&path), io::Error::from(error));
                     continue;
                 }
             };
@@ -367,7 +328,9 @@ impl Scan<'_> {
         let directory = match self.open_directory(&batch.directory) {
             Ok(directory) => directory,
             Err(Errno::NOENT) => return,
-            Err(error) => return found.unreadable(&batch.directory, io::Error::from(error)),
+            Err(error) => {
+                return found.unreadable(&named(&batch.directory), io::Error::from(error));
+            }
         };
         let mut digests = Vec::new();
         for file in &batch.files {
@@ -381,8 +344,10 @@ impl Scan<'_> {
                 }
                 Err(Unread::Gone) => {}
                 Err(Unread::Stopped) => break,
-                Err(Unread::Failed(error)) => found.unreadable(&path, error),
-                Err(Unread::Changing) => found.unreadable(&path, "it changes while it is read"),
+                Err(Unread::Failed(error)) => found.unreadable(&named(&path), error),
+                Err(Unread::Changing) => {
+                    found.unreadable(&named(&path), "it changes while it is read")
+                }
             }
         }
         self.counters
@@ -483,10 +448,13 @@ fn batches(directory: &Arc<Path>, mut files: Vec<Candidate>) -> Vec<Batch> {
         .collect()
 }
 
+/// A path below the root as the policy has it.
+fn named(path: &Path) -> PathBuf {
+    Path::new("/").join(path)
+}
+
 fn name_of(path: &Path) -> String {
-    let mut name = vec![b'/'];
-    name.extend(path.as_os_str().as_bytes());
-    kernel_name(&name)
+    kernel_name(named(path).as_os_str().as_bytes())
 }
 
 fn file_system(open: &OwnedFd) -> Result<u64, Errno> {

@@ -1,0 +1,45 @@
+use std::{fmt, path::Path};
+
+use troth_core::tpm::Digest;
+
+/// Problems that are told one by one; the rest is counted.
+const MAX_TOLD: usize = 1000;
+
+/// What a source of files holds.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    /// Names as the kernel writes them, with digests; in no order.
+    pub(super) files: Vec<(String, Digest)>,
+    /// Files and directories that could not be read, and why.
+    pub(super) unreadable: Vec<String>,
+    /// How many there are of them.
+    pub(super) unreadable_count: u64,
+    /// Mount points of other file systems.
+    pub(super) not_entered: Vec<String>,
+    /// Files whose digest was in the cache.
+    pub(super) cached: u64,
+    /// Was the command stopped before the end?
+    pub(super) stopped: bool,
+}
+
+impl Found {
+    /// Takes over what another thread found.
+    pub(super) fn add(&mut self, other: Self) {
+        self.files.extend(other.files);
+        let room = MAX_TOLD.saturating_sub(self.unreadable.len());
+        self.unreadable
+            .extend(other.unreadable.into_iter().take(room));
+        self.unreadable_count += other.unreadable_count;
+        self.not_entered.extend(other.not_entered);
+        self.cached += other.cached;
+    }
+
+    /// Remembers what could not be read.
+    pub(super) fn unreadable(&mut self, path: &Path, reason: impl fmt::Display) {
+        self.unreadable_count += 1;
+        if self.unreadable.len() < MAX_TOLD {
+            self.unreadable
+                .push(format!("{}: {reason}", path.display()));
+        }
+    }
+}
