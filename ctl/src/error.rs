@@ -272,6 +272,9 @@ pub(crate) enum Error {
         option: &'static str,
         source: ClientError,
     },
+    /// Files whose `security.ima` could not be written.
+    #[error("{place}: {count} files cannot be labelled; no policy was made")]
+    Unlabelled { place: String, count: u64 },
     /// Files that should be in a policy and could not be read.
     #[error("{place}: {count} files or directories cannot be read; no policy was made")]
     Unreadable { place: String, count: u64 },
@@ -484,6 +487,12 @@ impl Error {
                 ),
                 None => "with --cache FILE, the same command goes on where it was".to_owned(),
             },
+            Self::Unlabelled { .. } => {
+                "\"Operation not supported\": the file system keeps no extended attributes of this \
+                 kind (vfat, NFS before Linux 5.9, some FUSE); \"Read-only file system\": label it \
+                 before it is sealed; \"Operation not permitted\": the file is immutable (lsattr)"
+                    .to_owned()
+            }
             Self::Unreadable { .. } => {
                 "run it as a user who may read them (root), leave them out with --skip, or take                  what can be read with --ignore-unreadable"
                     .to_owned()

@@ -68,6 +68,11 @@ own SHA-256, and neither the signature of a package nor that of a repository (re
 packages by a way that does. --initrd reads archives (cpio) that are not compressed or compressed \
 with gzip, xz, zstd or lz4; --uki finds them in the sections .ucode and .initrd.
 
+--write-xattr labels what it reads for the kernel's appraisal (ima_appraise): with the file's \
+digest, or with --sign-key with a signature (version 2, as evmctl makes them), whose key the \
+policy then believes. A label that is right is not written again, and a signature by another key \
+is kept.
+
 The kernel measures with the algorithm that its option ima_hash names: --algorithm must name the \
 same. With SOURCE_DATE_EPOCH in the environment, equal input gives equal text.";
 

@@ -461,3 +461,81 @@ fn initrds_are_read_alone_in_a_directory_and_in_a_unified_kernel_image() {
         stderr(&wrong)
     );
 }
+
+/// The value of `security.ima`, in hex; `None` without one.
+fn label(file: &Path) -> Option<String> {
+    let mut value = [0; 1024];
+    let length = rustix::fs::lgetxattr(file, "security.ima", &mut value).ok()?;
+    Some(hex::encode(&value[..length]))
+}
+
+/// Is a test of labels possible here? Says why not.
+fn takes_labels(directory: &Path) -> bool {
+    let file = write(directory, "probe", b"");
+    let flags = rustix::fs::XattrFlags::empty();
+    match rustix::fs::lsetxattr(&file, "security.ima", &[4, 4], flags) {
+        Ok(()) => true,
+        Err(error) => {
+            eprintln!("skipped: {}: security.ima: {error}", directory.display());
+            false
+        }
+    }
+}
+
+#[test]
+fn labels_are_the_digests_of_contents_and_are_written_once() {
+    let directory = tempfile::tempdir().unwrap();
+    if !takes_labels(directory.path()) {
+        return;
+    }
+    let root = directory.path().join("root");
+    let tool = write(&root, "bin/tool", b"tool");
+    let signed = write(&root, "bin/signed", b"signed");
+    symlink("/etc/passwd", root.join("bin/link")).unwrap();
+    let vendor = [3, 2, 4, 1, 2, 3, 4, 0, 1, 9];
+    let flags = rustix::fs::XattrFlags::empty();
+    rustix::fs::lsetxattr(&signed, "security.ima", &vendor, flags).unwrap();
+    let run = |more: &[&str]| {
+        let output = create(&[&["--root", text(&root), "--write-xattr"], more].concat());
+        assert_eq!(digests(&output).len(), 2);
+        stderr(&output)
+    };
+    let told = run(&["--dry-run"]);
+    assert!(
+        told.contains("1 would be written, 0 were right, 1 are signatures by other"),
+        "{told}"
+    );
+    assert_eq!(label(&tool), None);
+    let told = run(&[]);
+    assert!(told.contains("security.ima: 1 written"), "{told}");
+    assert_eq!(
+        label(&tool).unwrap(),
+        format!("0404{}", sum("sha256sum", &tool))
+    );
+    assert_eq!(
+        label(&signed).unwrap(),
+        hex::encode(vendor),
+        "a vendor's signature is kept"
+    );
+    assert!(run(&[]).contains("security.ima: 0 written, 1 were right"));
+    fs::write(&tool, "changed").unwrap();
+    assert!(run(&["--algorithm", "sha512"]).contains("1 written"));
+    assert_eq!(
+        label(&tool).unwrap(),
+        format!("0406{}", sum("sha512sum", &tool))
+    );
+}
+
+#[test]
+fn a_file_system_without_such_attributes_is_told() {
+    let directory = tempfile::tempdir().unwrap();
+    if !takes_labels(directory.path()) {
+        return;
+    }
+    // procfs has regular files of root, and no attributes.
+    let output = create(&["--root", "/proc/sys/kernel/random", "--write-xattr"]);
+    assert_eq!(output.status.code(), Some(1));
+    let told = stderr(&output);
+    assert!(told.contains("cannot label /"), "{told}");
+    assert!(told.contains("keeps no extended attributes"), "{told}");
+}

@@ -145,6 +145,20 @@ const SYSTEM_NEEDS: &[SystemNeed] = &[
     },
     SystemNeed {
         scope: Scope::Test,
+        probe: Probe::Program("rpmbuild"),
+        apt: "rpm",
+        zypper: "rpm-build",
+        dnf: "rpm-build",
+    },
+    SystemNeed {
+        scope: Scope::Test,
+        probe: Probe::Program("evmctl"),
+        apt: "ima-evm-utils",
+        zypper: "ima-evm-utils",
+        dnf: "ima-evm-utils",
+    },
+    SystemNeed {
+        scope: Scope::Test,
         probe: Probe::PythonVenv,
         apt: "python3-venv",
         zypper: "python3",

@@ -99,6 +99,8 @@ pub(crate) enum BootFormat {
 pub(crate) struct RuntimeArgs {
     #[command(flatten, next_help_heading = "Files of a system")]
     pub(crate) tree: TreeArgs,
+    #[command(flatten, next_help_heading = "Labels of its files")]
+    pub(crate) label: LabelArgs,
     #[command(flatten, next_help_heading = "Packages")]
     pub(crate) packages: PackageArgs,
     #[command(flatten, next_help_heading = "Boot images")]
@@ -138,6 +140,22 @@ pub(crate) struct TreeArgs {
     /// Keep digests in this file, and read only what has changed since
     #[arg(long, value_name = "FILE", requires = "root")]
     pub(crate) cache: Option<PathBuf>,
+}
+
+/// What is written to the files themselves.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct LabelArgs {
+    /// Write the digest of each file's content to its extended attribute security.ima, for which
+    /// one must be root
+    #[arg(long, requires = "root")]
+    pub(crate) write_xattr: bool,
+    /// Write signatures by this private key instead (PEM, RSA or EC); its certificate may be in the
+    /// same file
+    #[arg(long, value_name = "FILE", requires = "write_xattr")]
+    pub(crate) sign_key: Option<PathBuf>,
+    /// Only tell how many would be written
+    #[arg(long, requires = "write_xattr")]
+    pub(crate) dry_run: bool,
 }
 
 /// What installs a system.

@@ -174,6 +174,10 @@ pub(super) const EXAMPLES: &[(&str, &[Example])] = &[
                 "trothctl policy create runtime --root /.snapshots/12/snapshot --cache digests -o base.json",
             ),
             (
+                "Sign all programs and libraries of an image for IMA, and believe that key",
+                "trothctl policy create runtime --root /mnt/image --write-xattr --sign-key ima.pem -o base.json",
+            ),
+            (
                 "From a repository's packages, and from the initrds that boot them",
                 "trothctl policy create runtime --rpm /srv/repo --ramdisk-dir /boot -o base.json",
             ),

@@ -6,6 +6,8 @@ mod found;
 mod images;
 /// Keys that files are signed with.
 mod keys;
+/// `security.ima` of files.
+mod label;
 /// IMA lists, allowlists, keys, and the policy to begin with.
 mod lists;
 /// RPM packages.
@@ -19,6 +21,7 @@ mod tree;
 
 use std::{
     collections::BTreeSet,
+    fmt::Write as _,
     panic::resume_unwind,
     path::{Path, PathBuf},
     sync::atomic::{AtomicUsize, Ordering},
@@ -31,7 +34,9 @@ use troth_core::{
 };
 use troth_daemon::shutdown::Shutdown;
 
-use self::{cache::Cache, found::Found, packages::Packages, progress::Bar, tree::Tree};
+use self::{
+    cache::Cache, found::Found, label::Label, packages::Packages, progress::Bar, tree::Tree,
+};
 use super::write_file;
 use crate::{
     cli::{RuntimeArgs, TreeArgs},
@@ -75,7 +80,12 @@ impl Maker {
         let algorithm = self.args.algorithm.or_else(|| algorithm_of(&document));
         let algorithm = algorithm.unwrap_or(HashAlgorithm::Sha256);
         if let Some(root) = &self.args.tree.root {
-            let found = self.tree(root, algorithm)?;
+            let label = self.label(algorithm)?;
+            if let Some(key) = label.as_ref().and_then(Label::key) {
+                let added = document.add_verification_key(key.id, &key.spki);
+                added.map_err(unusable)?;
+            }
+            let found = self.tree(root, algorithm, label)?;
             let kept = self.args.tree.cache.as_deref();
             self.take(&mut document, &root.display().to_string(), found, kept)?;
         }
@@ -97,7 +107,18 @@ impl Maker {
         Ok(json)
     }
 
-    fn tree(&self, root: &Path, algorithm: HashAlgorithm) -> Result<Found, Error> {
+    fn label(&self, algorithm: HashAlgorithm) -> Result<Option<Label>, Error> {
+        let args = &self.args.label;
+        let label = || Label::new(algorithm, args.sign_key.as_deref(), args.dry_run);
+        args.write_xattr.then(label).transpose()
+    }
+
+    fn tree(
+        &self,
+        root: &Path,
+        algorithm: HashAlgorithm,
+        label: Option<Label>,
+    ) -> Result<Found, Error> {
         let args = &self.args.tree;
         let mut cache = None;
         if let Some(path) = &args.cache {
@@ -112,6 +133,7 @@ impl Maker {
             skip: skipped(args)?,
             all_owners: args.all_owners,
             algorithm,
+            label,
         };
         tree.read(cache.as_ref(), &Bar::new(!self.out.is_json()), &*self.stop)
     }
@@ -135,6 +157,12 @@ impl Maker {
             return Err(Error::Unreadable {
                 place: place.to_owned(),
                 count: found.unreadable_count,
+            });
+        }
+        if found.unlabelled_count > 0 {
+            return Err(Error::Unlabelled {
+                place: place.to_owned(),
+                count: found.unlabelled_count,
             });
         }
         for (name, digest) in found.files {
@@ -167,11 +195,32 @@ impl Maker {
 
     /// What somebody must know who will rely on the policy.
     fn tell(&self, place: &str, found: &Found) {
-        let shown = found.unreadable.iter().take(SHOWN);
-        shown.for_each(|file| self.out.note(&format!("cannot read {file}")));
-        let more = found.unreadable_count.saturating_sub(SHOWN as u64);
-        if more > 0 {
-            self.out.note(&format!("and {more} more"));
+        for (what, told, count) in [
+            ("read", &found.unreadable, found.unreadable_count),
+            ("label", &found.unlabelled, found.unlabelled_count),
+        ] {
+            let shown = told.iter().take(SHOWN);
+            shown.for_each(|file| self.out.note(&format!("cannot {what} {file}")));
+            let more = count.saturating_sub(SHOWN as u64);
+            if more > 0 {
+                self.out.note(&format!("and {more} more"));
+            }
+        }
+        if self.args.label.write_xattr && found.labels != [0; 3] {
+            let [written, right, foreign] = found.labels;
+            let verb = if self.args.label.dry_run {
+                "would be written"
+            } else {
+                "written"
+            };
+            let mut text = format!("security.ima: {written} {verb}, {right} were right");
+            if foreign > 0 {
+                let _ = write!(
+                    text,
+                    ", {foreign} are signatures by other keys and are kept"
+                );
+            }
+            self.out.note(&text);
         }
         if !found.not_entered.is_empty() {
             let places = found.not_entered.join(", ");

@@ -190,6 +190,11 @@ pub fn boot_log_model(log: &Path) -> Result<Option<Value>> {
     Ok(serde_json::from_slice(&output.stdout)?)
 }
 
+/// `keylime-policy`, which is yet without options.
+pub fn policy_tool() -> Result<Command> {
+    Ok(Command::new(installation()?.join("bin/keylime-policy")))
+}
+
 fn installation() -> Result<PathBuf> {
     let place = installation_place()?;
     if !place.join("bin/keylime_verifier").is_file() {

@@ -23,6 +23,8 @@ mod load;
 mod migration;
 /// What an operator decides: which TPMs are believed, which policies apply.
 mod operator;
+/// Policies that are made of files and packages, beside what Keylime, rpm and evmctl say of them.
+mod policies;
 /// Registrar and verifier with their databases in a PostgreSQL server.
 mod postgres;
 /// Daemons that are stopped, killed and started again.

@@ -18,6 +18,12 @@ pub(super) struct Found {
     pub(super) not_entered: Vec<String>,
     /// Files whose digest was in the cache.
     pub(super) cached: u64,
+    /// Files whose label was written, was right before, and is somebody else's signature.
+    pub(super) labels: [u64; 3],
+    /// Files that could not be labelled, and why.
+    pub(super) unlabelled: Vec<String>,
+    /// How many there are of them.
+    pub(super) unlabelled_count: u64,
     /// Was the command stopped before the end?
     pub(super) stopped: bool,
 }
@@ -32,6 +38,13 @@ impl Found {
         self.unreadable_count += other.unreadable_count;
         self.not_entered.extend(other.not_entered);
         self.cached += other.cached;
+        for (mine, theirs) in self.labels.iter_mut().zip(other.labels) {
+            *mine += theirs;
+        }
+        let room = MAX_TOLD.saturating_sub(self.unlabelled.len());
+        self.unlabelled
+            .extend(other.unlabelled.into_iter().take(room));
+        self.unlabelled_count += other.unlabelled_count;
     }
 
     /// Remembers what could not be read.
@@ -39,6 +52,15 @@ impl Found {
         self.unreadable_count += 1;
         if self.unreadable.len() < MAX_TOLD {
             self.unreadable
+                .push(format!("{}: {reason}", path.display()));
+        }
+    }
+
+    /// Remembers what could not be labelled.
+    pub(super) fn unlabelled(&mut self, path: &Path, reason: impl fmt::Display) {
+        self.unlabelled_count += 1;
+        if self.unlabelled.len() < MAX_TOLD {
+            self.unlabelled
                 .push(format!("{}: {reason}", path.display()));
         }
     }

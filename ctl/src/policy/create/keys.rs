@@ -49,7 +49,7 @@ impl Key {
             return Some(Self::bare(key.to_vec()));
         }
         if let Ok(key) = PrivateKeyDer::from_pem_slice(bytes) {
-            return public_half(&key).map(Self::bare);
+            return Self::of_private(&key);
         }
         Self::of_certificate(bytes)
             .or_else(|| {
@@ -58,12 +58,16 @@ impl Key {
             })
             .or_else(|| {
                 let key = PrivateKeyDer::try_from(bytes).ok()?;
-                public_half(&key).map(Self::bare)
+                Self::of_private(&key)
             })
     }
 
     fn bare(spki: Vec<u8>) -> Self {
         Self { id: None, spki }
+    }
+
+    fn of_private(key: &PrivateKeyDer<'_>) -> Option<Self> {
+        Private::parse(key)?.public_half().map(Self::bare)
     }
 
     fn of_certificate(der: &[u8]) -> Option<Self> {
@@ -79,24 +83,73 @@ impl Key {
     }
 }
 
-/// DER SubjectPublicKeyInfo of a private key.
-fn public_half(key: &PrivateKeyDer<'_>) -> Option<Vec<u8>> {
-    let bytes = |der: PublicKeyX509Der<'_>| der.as_ref().to_vec();
-    let rsa = match key {
-        PrivateKeyDer::Pkcs1(der) => rsa::KeyPair::from_der(der.secret_pkcs1_der()).ok(),
-        PrivateKeyDer::Pkcs8(der) => rsa::KeyPair::from_pkcs8(der.secret_pkcs8_der()).ok(),
-        _ => None,
-    };
-    if let Some(pair) = rsa {
-        return pair.public_key().as_der().ok().map(bytes);
+/// A private key that signs files.
+pub(super) struct SigningKey {
+    pub(super) private: Private,
+    /// DER SubjectPublicKeyInfo of its public half.
+    pub(super) spki: Vec<u8>,
+    /// What its signatures call it.
+    pub(super) id: u32,
+}
+
+/// A private key by its kind.
+pub(super) enum Private {
+    Rsa(rsa::KeyPair),
+    P256(EcdsaKeyPair),
+    P384(EcdsaKeyPair),
+    P521(EcdsaKeyPair),
+}
+
+impl SigningKey {
+    /// A private key in PEM, without a password; if its certificate is in the same file, that says
+    /// how its signatures call it.
+    pub(super) fn read(path: &Path) -> Result<Self, Error> {
+        let bytes = read_file(path)?;
+        let fail = |reason: &str| Error::Malformed {
+            path: path.to_owned(),
+            reason: reason.to_owned(),
+        };
+        let key = PrivateKeyDer::from_pem_slice(&bytes);
+        let key = key.map_err(|_| fail("no private key in PEM without a password"))?;
+        let private = Private::parse(&key);
+        let private = private.ok_or_else(|| fail("not a key of RSA, P-256, P-384 or P-521"))?;
+        let spki = private.public_half();
+        let spki = spki.ok_or_else(|| fail("it has no public half"))?;
+        let mut id = None;
+        if let Ok(certificate) = CertificateDer::from_pem_slice(&bytes) {
+            let certificate = Key::of_certificate(&certificate);
+            let certificate = certificate.filter(|certificate| certificate.spki == spki);
+            id = certificate
+                .ok_or_else(|| fail("the certificate in it is for another key"))?
+                .id;
+        }
+        let id = id.or_else(|| VerificationKeys::id(&spki));
+        let id = id.ok_or_else(|| fail("not a key of RSA or EC"))?;
+        Ok(Self { private, spki, id })
     }
-    let curves = [
-        &ECDSA_P256_SHA256_ASN1_SIGNING,
-        &ECDSA_P384_SHA384_ASN1_SIGNING,
-        &ECDSA_P521_SHA512_ASN1_SIGNING,
-    ];
-    let pair = curves
-        .into_iter()
-        .find_map(|curve| EcdsaKeyPair::from_private_key_der(curve, key.secret_der()).ok())?;
-    pair.public_key().as_der().ok().map(bytes)
+}
+
+impl Private {
+    fn parse(key: &PrivateKeyDer<'_>) -> Option<Self> {
+        let rsa = match key {
+            PrivateKeyDer::Pkcs1(der) => rsa::KeyPair::from_der(der.secret_pkcs1_der()).ok(),
+            PrivateKeyDer::Pkcs8(der) => rsa::KeyPair::from_pkcs8(der.secret_pkcs8_der()).ok(),
+            _ => None,
+        };
+        let ec = |curve| EcdsaKeyPair::from_private_key_der(curve, key.secret_der()).ok();
+        rsa.map(Self::Rsa)
+            .or_else(|| ec(&ECDSA_P256_SHA256_ASN1_SIGNING).map(Self::P256))
+            .or_else(|| ec(&ECDSA_P384_SHA384_ASN1_SIGNING).map(Self::P384))
+            .or_else(|| ec(&ECDSA_P521_SHA512_ASN1_SIGNING).map(Self::P521))
+    }
+
+    /// DER SubjectPublicKeyInfo.
+    fn public_half(&self) -> Option<Vec<u8>> {
+        let der: PublicKeyX509Der<'_> = match self {
+            Self::Rsa(pair) => pair.public_key().as_der(),
+            Self::P256(pair) | Self::P384(pair) | Self::P521(pair) => pair.public_key().as_der(),
+        }
+        .ok()?;
+        Some(der.as_ref().to_vec())
+    }
 }

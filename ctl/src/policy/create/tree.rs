@@ -29,6 +29,7 @@ use super::{
     cache::{Cache, FileKey},
     found::Found,
     kernel_name,
+    label::{Label, Labelled},
     progress::{Bar, Counters},
     read::{Reader, Unread},
 };
@@ -59,7 +60,6 @@ const SAVE_EVERY: Duration = Duration::from_secs(60);
 const SHOW_EVERY: Duration = Duration::from_millis(100);
 
 /// Which files of a directory are read, and how.
-#[derive(Debug)]
 pub(super) struct Tree {
     /// The directory that stands for `/`.
     pub(super) root: PathBuf,
@@ -68,6 +68,8 @@ pub(super) struct Tree {
     /// Also files that do not belong to root.
     pub(super) all_owners: bool,
     pub(super) algorithm: HashAlgorithm,
+    /// What is written to the files themselves.
+    pub(super) label: Option<Label>,
 }
 
 impl Tree {
@@ -107,7 +109,8 @@ impl Tree {
             for _ in 0..cores * THREADS_PER_CORE {
                 let sender = sender.clone();
                 let scan = &scan;
-                scope.spawn(move || sender.send(scan.work()));
+                // It is received for as long as a thread may send.
+                scope.spawn(move || drop(sender.send(scan.work())));
             }
             drop(sender);
             scan.watch(bar, &parts, &mut found)
@@ -161,6 +164,8 @@ struct Candidate {
     inode: u64,
     size: u64,
     linked: bool,
+    /// Its digest in that state, if the cache has it.
+    known: Option<(FileKey, Digest)>,
 }
 
 enum Job {
@@ -296,7 +301,8 @@ impl Scan<'_> {
                 FileType::Directory => inside.directories.push(Directory { path, device }),
                 FileType::RegularFile if self.tree.all_owners || stat.st_uid == 0 => {
                     let key = FileKey::new(&stat);
-                    if let Some(digest) = self.cache.and_then(|cache| cache.get(&key)) {
+                    let digest = self.cache.and_then(|cache| cache.get(&key));
+                    if let (Some(digest), None) = (digest, &self.tree.label) {
                         known.push((key, digest));
                         found.files.push((name_of(&path), digest));
                     } else {
@@ -305,6 +311,7 @@ impl Scan<'_> {
                             inode: stat.st_ino,
                             size: key.size(),
                             linked: stat.st_nlink > 1,
+                            known: digest.map(|digest| (key, digest)),
                         });
                     }
                 }
@@ -337,8 +344,17 @@ impl Scan<'_> {
             let path = batch
                 .directory
                 .join(OsStr::from_bytes(file.name.to_bytes()));
-            match self.read_file(&directory, file, reader) {
+            let open = match open_file(&directory, file) {
+                Ok(open) => open,
+                Err(Unread::Failed(error)) => {
+                    found.unreadable(&named(&path), error);
+                    continue;
+                }
+                Err(_) => continue,
+            };
+            match self.read_file(&open, file, reader) {
                 Ok((key, digest)) => {
+                    let key = self.label(&open, key, &digest, &path, found);
                     digests.push((key, digest));
                     found.files.push((name_of(&path), digest));
                 }
@@ -346,7 +362,7 @@ impl Scan<'_> {
                 Err(Unread::Stopped) => break,
                 Err(Unread::Failed(error)) => found.unreadable(&named(&path), error),
                 Err(Unread::Changing) => {
-                    found.unreadable(&named(&path), "it changes while it is read")
+                    found.unreadable(&named(&path), "it changes while it is read");
                 }
             }
         }
@@ -358,25 +374,51 @@ impl Scan<'_> {
         }
     }
 
+    /// Labels a file, and says which state it is in now.
+    fn label(
+        &self,
+        file: &OwnedFd,
+        key: FileKey,
+        digest: &Digest,
+        path: &Path,
+        found: &mut Found,
+    ) -> FileKey {
+        let Some(label) = &self.tree.label else {
+            return key;
+        };
+        match label.write(file, digest) {
+            Ok(Labelled::Written) => found.labels[0] += 1,
+            Ok(Labelled::Right) => found.labels[1] += 1,
+            Ok(Labelled::Foreign) => found.labels[2] += 1,
+            Err(error) => found.unlabelled(&named(path), error),
+        }
+        fstat(file).map_or(key, |stat| FileKey::new(&stat))
+    }
+
     fn read_file(
         &self,
-        directory: &OwnedFd,
+        file: &OwnedFd,
         candidate: &Candidate,
         reader: &mut Reader,
     ) -> Result<(FileKey, Digest), Unread> {
-        let file = open_file(directory, candidate)?;
+        if let Some((key, digest)) = candidate.known
+            && FileKey::new(&fstat(file)?) == key
+        {
+            self.counters.bytes_done.fetch_add(key.size(), Relaxed);
+            return Ok((key, digest));
+        }
         let linked = candidate.linked.then(|| {
             let linked = self.linked.lock();
             linked.unwrap_or_else(PoisonError::into_inner)
         });
         if let Some(linked) = linked {
-            let key = FileKey::new(&fstat(&file)?);
+            let key = FileKey::new(&fstat(file)?);
             if let Some(digest) = linked.get(&key) {
                 self.counters.bytes_done.fetch_add(key.size(), Relaxed);
                 return Ok((key, *digest));
             }
         }
-        let (key, digest) = reader.digest(&file, |bytes| {
+        let (key, digest) = reader.digest(file, |bytes| {
             self.counters.bytes_done.fetch_add(bytes as u64, Relaxed);
             !(self.stop)()
         })?;
