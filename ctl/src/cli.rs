@@ -285,6 +285,27 @@ mod tests {
     }
 
     #[test]
+    fn keylimes_names_of_what_a_policy_is_made_of_are_taken() {
+        assert!(parses(
+            "trothctl policy create runtime --rootfs / --ramdisk-dir /boot --local-rpm-repo r \
+             --algo sha256 --base-policy b --allowlist a --excludelist e \
+             --ima-measurement-list m --ignored-keyrings .ima \
+             --add-ima-signature-verification-key k"
+        ));
+        for incomplete in [
+            "--exclude e",
+            "--rootfs / --dry-run",
+            "--rootfs / --sign-key k",
+            "--ima-list m --cache c",
+            "--rootfs / --files-only",
+            "--rootfs / --algo md5",
+        ] {
+            let line = format!("trothctl policy create runtime {incomplete}");
+            assert!(!parses(&line), "{incomplete}");
+        }
+    }
+
+    #[test]
     fn keylimes_names_of_boot_policy_options_are_taken() {
         assert!(parses(
             "trothctl agent add n --mb-policy {} --mb-policy-name b"

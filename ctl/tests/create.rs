@@ -290,6 +290,24 @@ fn lists_a_base_policy_and_a_tree_combine_in_the_algorithm_of_the_lists() {
 }
 
 #[test]
+fn of_a_list_all_is_taken_or_its_files_alone() {
+    let digest = "ab".repeat(32);
+    let hash = "cd".repeat(20);
+    let list = format!(
+        "10 {hash} ima-ng sha256:{digest} /usr/bin/tool\n\
+         10 {hash} ima-buf sha256:{digest} kernel_info 6162\n"
+    );
+    let directory = tempfile::tempdir().unwrap();
+    let list = write(directory.path(), "list", list.as_bytes());
+    for (more, buffers) in [(&[][..], 1), (&["--files-only"], 0)] {
+        let output = create(&[&["--ima-list", text(&list)], more].concat());
+        assert_eq!(digests(&output).len(), 1);
+        let policy: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(policy["ima-buf"].as_object().unwrap().len(), buffers);
+    }
+}
+
+#[test]
 fn an_interrupted_command_keeps_what_it_has_read() {
     let directory = tempfile::tempdir().unwrap();
     let root = directory.path().join("root");

@@ -401,6 +401,7 @@ fn boot_policy(table: &mut Table) -> Result<()> {
         "SHA-256 of the log",
         floor,
         "<= 5 us",
+    );
     Ok(())
 }
 

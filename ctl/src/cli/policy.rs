@@ -108,7 +108,13 @@ pub(crate) struct RuntimeArgs {
     #[command(flatten, next_help_heading = "Lists")]
     pub(crate) lists: ListArgs,
     /// Hash algorithm, by default that of --base-policy or of the lists, else sha256
-    #[arg(long, value_name = "NAME", value_parser = hash_algorithm, help_heading = "Result")]
+    #[arg(
+        long,
+        alias = "algo",
+        value_name = "NAME",
+        value_parser = hash_algorithm,
+        help_heading = "Result"
+    )]
     pub(crate) algorithm: Option<HashAlgorithm>,
     /// Succeed even if something cannot be read; it is told all the same
     #[arg(long, help_heading = "Result")]
@@ -125,6 +131,7 @@ pub(crate) struct TreeArgs {
     /// snapshot
     #[arg(
         long,
+        alias = "rootfs",
         value_name = "DIR",
         group = "sources",
         num_args = 0..=1,
@@ -163,7 +170,12 @@ pub(crate) struct LabelArgs {
 pub(crate) struct PackageArgs {
     /// Allow the files of this RPM package, or of all packages below this directory, by the digests
     /// in their headers; repeat it for more
-    #[arg(long, value_name = "FILE|DIR", group = "sources")]
+    #[arg(
+        long,
+        alias = "local-rpm-repo",
+        value_name = "FILE|DIR",
+        group = "sources"
+    )]
     pub(crate) rpm: Vec<PathBuf>,
 }
 
@@ -195,19 +207,24 @@ pub(crate) struct ListArgs {
     #[arg(long, value_name = "FILE", group = "sources")]
     pub(crate) base_policy: Option<PathBuf>,
     /// Allow the files of this IMA measurement list; - is standard input
-    #[arg(long, value_name = "FILE", group = "sources")]
+    #[arg(
+        long,
+        alias = "ima-measurement-list",
+        value_name = "FILE",
+        group = "sources"
+    )]
     pub(crate) ima_list: Option<PathBuf>,
     /// Allow the files of a flat allowlist: lines of `DIGEST PATH`; - is standard input
     #[arg(long, value_name = "FILE", group = "sources")]
     pub(crate) allowlist: Option<PathBuf>,
     /// Regular expressions of paths to leave out, one a line
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, alias = "excludelist", value_name = "FILE")]
     pub(crate) exclude: Option<PathBuf>,
     /// Of the IMA list only the files, neither keys nor measured buffers
     #[arg(long, requires = "ima_list")]
     pub(crate) files_only: bool,
     /// Accept the keys of this keyring unseen, * those of all; repeat it for more
-    #[arg(long, value_name = "KEYRING")]
+    #[arg(long, alias = "ignored-keyrings", value_name = "KEYRING")]
     pub(crate) ignored_keyring: Vec<String>,
     /// Accept files that the holder of this key signed: certificate, public or private key, PEM or
     /// DER; repeat it for more
