@@ -33,6 +33,8 @@ fn the_guide_to_policies_holds() {
     );
     let pcrs = fs::read_to_string(fixtures().join("boots/uki/pcrread.txt")).unwrap();
     write("pcrs.txt", &pcrs);
+    let vendor = stage.machine.tpm().ek_issuer();
+    stage.fleet.trust_tpm_vendor(&vendor).unwrap();
     let _agents = ["web1", "web2"].map(|id| stage.agent(&AgentOptions::with_id(id)));
 
     let guide = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/policies.md");
