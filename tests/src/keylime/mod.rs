@@ -195,6 +195,30 @@ pub fn policy_tool() -> Result<Command> {
     Ok(Command::new(installation()?.join("bin/keylime-policy")))
 }
 
+/// What Keylime's engine `example` says of pairs of a boot log and a refstate: accepted or not.
+/// `cases` is a file with a JSON list of `[log, refstate]`.
+pub fn boot_verdicts(cases: &Path) -> Result<Vec<bool>> {
+    let script = "import json, sys\n\
+        from keylime.mba.elparsing.tpm2_tools_elparser import parse_binary_bootlog\n\
+        from keylime.mba.elchecking import example, policies\n\
+        logs, verdicts = {}, []\n\
+        for path, state in json.load(open(sys.argv[1])):\n\
+        \x20   if path not in logs: logs[path] = parse_binary_bootlog(open(path, 'rb').read())\n\
+        \x20   failure, log = logs[path]\n\
+        \x20   try: verdicts.append(not failure and not policies.evaluate('example', state, log))\n\
+        \x20   except Exception: verdicts.append(False)\n\
+        print(json.dumps(verdicts))\n";
+    let output = Command::new(installation()?.join("bin/python3"))
+        .args(["-c", script])
+        .arg(cases)
+        .env("PYTHONWARNINGS", "ignore")
+        .output()?;
+    if !output.status.success() {
+        bail!("{}", String::from_utf8_lossy(&output.stderr));
+    }
+    Ok(serde_json::from_slice(&output.stdout)?)
+}
+
 fn installation() -> Result<PathBuf> {
     let place = installation_place()?;
     if !place.join("bin/keylime_verifier").is_file() {

@@ -10,6 +10,8 @@ mod our_registrar;
 mod our_servers;
 /// Keylime's verifier asks every second, for minutes.
 mod polling;
+/// Refstates as their engine judges by them, and as ours does.
+mod refstates;
 /// Signed policies of either side at the other.
 mod signed;
 /// Keylime's agent at our registrar and verifier.
