@@ -201,7 +201,25 @@ fn of_files() -> Vec<Finding> {
     found.push(one(&node.attest_with(show), "ima.quote_progress"));
     let mut node = Node::new(Some(policy(&[("/usr/bin/a", [1; 32])])));
     found.push(one(&node.attest(), "ima.nothing_measured"));
+    let mut node = Node::of_vector(|_| {});
+    node.tomtou = Tomtou::Fail;
+    found.push(one(&node.attest(), "ima.validation.tomtou"));
+    found.push(many_keys());
     found
+}
+
+/// More keys than are remembered: one, in many keyrings that the policy excludes.
+fn many_keys() -> Finding {
+    let line = vector_lines()
+        .into_iter()
+        .find(|line| line.contains(" ima-buf ") && line.contains(" .ima "));
+    let key = hex::decode(line.unwrap().trim_end().rsplit(' ').next().unwrap()).unwrap();
+    let json = RuntimePolicy::json_from_allowlist("", "ring-.*", 0).unwrap();
+    let mut node = Node::new(Some(RuntimePolicy::compile(json.as_bytes()).unwrap()));
+    for ring in 0..100 {
+        measure_buffer(&mut node, &format!("ring-{ring}"), &key, &key);
+    }
+    one(&node.attest(), "ima.too_many_keys")
 }
 
 /// SubjectPublicKeyInfo of an Ed25519 key (RFC 8410).

@@ -107,10 +107,7 @@ fn no_kind_that_is_made_here_lacks_its_explanation() {
     explained.insert(NOT_REACHABLE);
     for kind in catalog::all().filter(|kind| kind.is_made_here()) {
         // What is wrong with a request is told to who made it.
-        if kind.component == Component::Request
-            || kind.id == "qoute_validation.invalid_quote"
-            || kind.id == "ima.validation.tomtou"
-        {
+        if kind.component == Component::Request || kind.id == "qoute_validation.invalid_quote" {
             continue;
         }
         assert!(
