@@ -4,6 +4,8 @@ mod agent;
 mod configuration;
 /// Commands of the tenant, started quickly.
 mod launcher;
+/// Keylime's judgement, function by function.
+mod oracle;
 /// Keylime's tenant.
 mod tenant;
 
@@ -17,6 +19,7 @@ use rustix::process::{Pid, Signal, kill_process_group};
 use serde_json::Value;
 
 pub use self::agent::KeylimeAgent;
+pub use self::oracle::Oracle;
 pub use self::tenant::{Servers, Tenant};
 use crate::process::{Process, cache, stable_port};
 

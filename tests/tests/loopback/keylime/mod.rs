@@ -2,6 +2,8 @@
 mod bodies;
 /// Boot logs as their verifier reads them, and as ours does.
 mod boot_logs;
+/// Hosts and policies of every kind, judged by Keylime's functions and by ours.
+mod judgement;
 /// Our agent at Keylime's registrar, verifier and tenant.
 mod our_agent;
 /// Keylime's tenant and verifier at our registrar.
