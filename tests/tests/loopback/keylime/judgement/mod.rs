@@ -12,7 +12,7 @@ use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
 use tempfile::TempDir;
-use troth_core::appraise::{AcceptedAlgorithms, Finding, Policies, appraise_evidence};
+use troth_core::appraise::{AcceptedAlgorithms, Finding, ImaRules, Policies, appraise_evidence};
 use troth_core::policy::{BootPolicy, RuntimePolicy, TpmPolicy};
 use troth_core::tpm::AttestationKey;
 use troth_core::wire::QuoteResponse;
@@ -150,6 +150,7 @@ fn judge(ak: &SoftwareAk, host: &Host<'_>) -> Vec<String> {
         runtime: Some(&policy),
         boot: &BootPolicy::None,
         accept: &accept,
+        ima: ImaRules::default(),
     };
     match appraise_evidence(&key, nonce, &evidence, &policies) {
         Ok(()) => Vec::new(),
