@@ -1,5 +1,5 @@
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use super::Place;
 use super::boot_policy::{Beyond, Wrong, describe, shown_text};
@@ -580,16 +580,15 @@ fn authority<'l>(event: &Event<'l>, bank: HashAlgorithm) -> Option<Signature<'l>
     }
 }
 
-/// Keys that are not there. Most are digests, which are looked up.
+/// Keys that are not there. Most are digests, of which a dbx has hundreds: these are looked up.
 fn missing<'k>(wanted: &'k [Key], there: &[(Guid, Signature<'_>)]) -> Vec<&'k Key> {
-    let digests: std::collections::HashSet<_> = there.iter().map(|(_, key)| key.data).collect();
+    let digests: HashMap<_, _> = there.iter().map(|entry| (entry.1.data, entry)).collect();
     let is_there = |key: &&Key| {
-        let candidate = key
+        let found = key
             .digest()
-            .is_none_or(|digest| digests.contains(digest.as_bytes()));
-        // A digest that is none of the entries may still be one of a certificate.
-        (candidate || there.iter().any(|(kind, _)| *kind != Guid::CERT_SHA256))
-            && there.iter().any(|(kind, one)| key.is(Some(*kind), one))
+            .and_then(|digest| digests.get(digest.as_bytes()));
+        found.is_some_and(|(kind, one)| key.is(Some(*kind), one))
+            || there.iter().any(|(kind, one)| key.is(Some(*kind), one))
     };
     wanted.iter().filter(|key| !is_there(key)).collect()
 }

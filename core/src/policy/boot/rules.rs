@@ -527,9 +527,10 @@ impl Key {
             && self
                 .kind
                 .is_none_or(|wanted| kind.is_none_or(|kind| kind == wanted))
-            && self.digest.is_none_or(|digest| {
-                // An entry of 32 bytes is a digest itself.
-                key.data == digest.as_bytes() || HashAlgorithm::Sha256.digest(&[key.data]) == digest
+            && self.digest.is_none_or(|digest| match key.data.len() {
+                // The entry is a digest itself.
+                32 => key.data == digest.as_bytes(),
+                _ => HashAlgorithm::Sha256.digest(&[key.data]) == digest,
             })
             && self
                 .subject
