@@ -224,7 +224,7 @@ pub fn boot_log_by_policy(data: &[u8]) {
         let _ = crate::appraise::boot_policy_unverified(&policy, &log, bank);
     }
     let _ = Refstate::json_from_log(&log, true);
-    if let Ok(rules) = BootRules::from_log(&log, Some(bank), true) {
+    if let Ok(rules) = BootRules::from_log(&log, None, Some(bank), true) {
         let measured = |event: Event<'_>| event.digests.get(bank).is_some();
         let policy = BootPolicy::Rules(rules.into());
         // An event without a digest of the bank is measured into nothing, and allowed by nothing.

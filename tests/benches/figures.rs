@@ -330,7 +330,7 @@ fn evidence(table: &mut Table) -> Result<()> {
 fn boot_policy(table: &mut Table) -> Result<()> {
     let log = EventLog::parse(BOOT_LOG)?;
     let bank = HashAlgorithm::Sha256;
-    let rules = BootRules::from_log(&log, Some(bank), true)?;
+    let rules = BootRules::from_log(&log, None, Some(bank), true)?;
     let rules = BootPolicy::parse(Some(&rules.to_json()))?;
     let nk = "-----BEGIN PUBLIC KEY-----\nbench\n-----END PUBLIC KEY-----\n";
     let mut pcrs = PcrValues::new(bank);

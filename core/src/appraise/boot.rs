@@ -39,7 +39,11 @@ pub(super) fn check(
     }
     let logged = LOGGED.into_iter().fold(PcrMask::default(), PcrMask::with);
     let logged = policy.explained(logged);
-    let missing = logged.difference(quote.pcrs().mask());
+    let wanted = match policy {
+        BootPolicy::Rules(_) => policy.mask().union(logged),
+        _ => logged,
+    };
+    let missing = wanted.difference(quote.pcrs().mask());
     if !missing.is_empty() {
         findings.push(|| missing_pcrs(missing, quote));
     }

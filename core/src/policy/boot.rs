@@ -106,13 +106,16 @@ impl BootPolicy {
         }
     }
 
-    /// PCRs whose quoted values the log must explain; `logged` are those that it always must.
+    /// PCRs whose quoted values the firmware's log must explain; `logged` are those that it always
+    /// must. A policy of ours that speaks of a PCR that systemd goes on extending wants it
+    /// explained as well; where it speaks of none of them, a log that cannot explain them fails
+    /// nobody.
     pub(crate) fn explained(&self, logged: PcrMask) -> PcrMask {
         match self {
             Self::None | Self::RejectAll => PcrMask::default(),
             Self::Replay | Self::AcceptAll => logged,
             Self::Refstate(_) => self.mask(),
-            Self::Rules(_) => self.mask().union(logged),
+            Self::Rules(rules) => pcrs(rules.listed).union(logged),
         }
     }
 }

@@ -6,14 +6,14 @@ use troth_core::appraise::{
     AcceptedAlgorithms, Challenge, Finding, ImaRules, NodeState, Place, Policies, Verdict,
     appraise, appraise_evidence,
 };
-use troth_core::eventlog::EventLog;
+use troth_core::eventlog::{EventLog, UserspaceLog};
 use troth_core::policy::{
     BootEngine, BootPolicy, BootRules, CreateError, PolicyError, Refstate, TpmPolicy,
 };
 use troth_core::tpm::{Digest, HashAlgorithm, PcrValues};
 use troth_core::wire::QuoteResponse;
 
-use super::tpm::{Tpm, mask};
+use super::tpm::{Tpm, mask, pcrread};
 use super::{fixture, vectors};
 
 const BANK: HashAlgorithm = HashAlgorithm::Sha256;
@@ -38,6 +38,16 @@ fn judge(policy: &BootPolicy, log: &[u8]) -> Vec<Finding> {
 
 /// The same for a host with these PCRs.
 fn judge_with(policy: &BootPolicy, log: &[u8], pcrs: &PcrValues) -> Vec<Finding> {
+    judge_joined(policy, log, None, pcrs)
+}
+
+/// The same for a host that sends systemd's log too.
+fn judge_joined(
+    policy: &BootPolicy,
+    log: &[u8],
+    userspace: Option<&[u8]>,
+    pcrs: &PcrValues,
+) -> Vec<Finding> {
     let mut tpm = Tpm::new(BANK);
     pcrs.iter()
         .for_each(|(pcr, value)| tpm.pcrs.set(pcr, *value));
@@ -45,6 +55,7 @@ fn judge_with(policy: &BootPolicy, log: &[u8], pcrs: &PcrValues) -> Vec<Finding>
         quote: tpm.quote_string("nonce", mask((0..16).filter(|pcr| *pcr != 10))),
         hash_alg: BANK.name().to_owned(),
         mb_measurement_list: Some(STANDARD.encode(log)),
+        userspace_measurement_list: userspace.map(|log| STANDARD.encode(log)),
         ..QuoteResponse::default()
     };
     let ak = tpm.ak();
@@ -354,7 +365,7 @@ fn what_the_engine_decides_is_what_the_operator_chose() {
 fn a_policy_of_a_boot_accepts_that_boot_and_names_each_event_that_changes() {
     for path in LOGS {
         let log = fixture(path);
-        let rules = BootRules::from_log(&EventLog::parse(&log).unwrap(), Some(BANK), true);
+        let rules = BootRules::from_log(&EventLog::parse(&log).unwrap(), None, Some(BANK), true);
         let rules = rules.unwrap_or_else(|error| panic!("{path}: {error}"));
         let policy = BootPolicy::parse(Some(&rules.to_json())).unwrap();
         assert_eq!(BootPolicy::Rules(rules.clone().into()), policy, "{path}");
@@ -641,10 +652,146 @@ fn phases_are_a_chain_that_ends_where_it_may() {
     }
 }
 
+/// Logs of a boot through systemd-stub, and the PCRs after it.
+fn stub_boot(boot: &str) -> (Vec<u8>, Vec<u8>, PcrValues) {
+    let file = |name: &str| fixture(&format!("boots/{boot}/{name}"));
+    (
+        file("binary_bios_measurements"),
+        file("tpm2-measure.log"),
+        pcrread(boot, BANK),
+    )
+}
+
+/// Extends PCR 11 by a phase.
+fn enter(pcrs: &mut PcrValues, phase: &str) {
+    let digest = BANK.digest(&[phase.as_bytes()]);
+    let value = pcrs.get(11).unwrap().extend(BANK, digest.as_bytes());
+    pcrs.set(11, value);
+}
+
+#[test]
+fn a_policy_of_both_logs_accepts_the_boot_to_its_end_and_nothing_else_of_user_space() {
+    for boot in ["uki", "sdboot"] {
+        let (log, userspace, pcrs) = stub_boot(boot);
+        let firmware = EventLog::parse(&log).unwrap();
+        let parsed = UserspaceLog::parse(&userspace).unwrap();
+        let rules = BootRules::from_log(&firmware, Some(&parsed), Some(BANK), true).unwrap();
+        assert_eq!(BootRules::from_toml(&rules.to_toml()).as_ref(), Ok(&rules));
+        let policy = BootPolicy::Rules(rules.into());
+        let judged =
+            |userspace: &[u8], pcrs: &PcrValues| judge_joined(&policy, &log, Some(userspace), pcrs);
+        assert_eq!(judged(&userspace, &pcrs), [], "{boot}");
+        // Before the last phase, and after those that were still to come.
+        let mut early = pcrs.clone();
+        early.set(11, *firmware.replay(BANK).get(11).unwrap());
+        enter(&mut early, "sysinit");
+        assert_eq!(judged(&userspace, &early), [], "{boot}");
+        let (mut late, mut told) = (pcrs.clone(), userspace.clone());
+        for phase in ["shutdown", "final"] {
+            enter(&mut late, phase);
+            let digest = BANK.digest(&[phase.as_bytes()]);
+            let record = json!({
+                "pcr": 11,
+                "digests": [{"hashAlg": "sha256", "digest": digest.to_string()}],
+                "content": {"string": phase, "eventType": "phase"},
+            });
+            told.extend(format!("\x1e{record}\n").into_bytes());
+            assert_eq!(judged(&told, &late), [], "{boot}: {phase}");
+        }
+        enter(&mut late, "more");
+        let findings = judged(&told, &late);
+        assert_eq!(findings[0].id, "measured_boot.invalid_pcr_11", "{boot}");
+        // Another machine, which tells so.
+        let text = String::from_utf8(userspace.clone()).unwrap();
+        let at = text.find("machine-id:").unwrap();
+        let other = text.replacen(&text[at..at + 43], &format!("machine-id:{:032}", 7), 1);
+        let own = BANK.digest(&[&text.as_bytes()[at..at + 43]]).to_string();
+        let theirs = BANK.digest(&[format!("machine-id:{:032}", 7).as_bytes()]);
+        let other = other.replace(&own, &theirs.to_string());
+        let mut moved = pcrs.clone();
+        let parsed = UserspaceLog::parse(other.as_bytes()).unwrap();
+        let told = parsed.unverified_measurements().iter();
+        let value = told
+            .filter(|one| one.register == troth_core::eventlog::Register::Pcr(15))
+            .fold(Digest::zero(BANK), |value, one| {
+                value.extend(BANK, one.digest(BANK).unwrap().as_bytes())
+            });
+        moved.set(15, value);
+        let findings = judged(other.as_bytes(), &moved);
+        assert_eq!(findings[0].id, "measured_boot.policy_troth", "{boot}");
+        assert_eq!(findings[0].place, Place::Pcr(15), "{boot}");
+    }
+}
+
+#[test]
+fn no_policy_is_made_of_a_log_of_user_space_that_may_lack_something() {
+    let (log, userspace, _) = stub_boot("uki");
+    let log = EventLog::parse(&log).unwrap();
+    let made = |userspace: &[u8]| {
+        let userspace = UserspaceLog::parse(userspace).unwrap();
+        BootRules::from_log(&log, Some(&userspace), Some(BANK), true)
+    };
+    let torn = [&userspace[..], b"\x1e{\"pcr\":11"].concat();
+    let twice = [&userspace[..], &userspace[last_record(&userspace)..]].concat();
+    for (userspace, words) in [(torn, "never ended"), (twice, "measured twice")] {
+        let error = made(&userspace).unwrap_err();
+        assert!(error.to_string().contains(words), "{error}");
+    }
+}
+
+/// What the logs cannot explain fails a node where its policy speaks of it, and else never.
+#[test]
+fn pcrs_that_user_space_extends_fail_nobody_whose_policy_does_not_speak_of_them() {
+    let (log, userspace, pcrs) = stub_boot("uki");
+    let torn = [&userspace[..last_record(&userspace)], b"\x1e{\"pcr\":11"].concat();
+    let (_, whole) = policy_of(&log);
+    let mut silent = whole.clone();
+    for pcr in [9, 11, 15] {
+        let order = silent["order"].as_object_mut().unwrap();
+        order.remove(&pcr.to_string());
+        let components = silent["component"].as_array_mut().unwrap();
+        components.retain(|component| component["pcr"] != pcr);
+    }
+    let listing = |pcr: u8| {
+        let mut policy = silent.clone();
+        let rule = json!({"name": "one", "pcr": pcr, "any": true});
+        policy["component"].as_array_mut().unwrap().push(rule);
+        parse(&policy)
+    };
+    let ids = |policy: &BootPolicy, userspace: Option<&[u8]>, pcrs: &PcrValues| -> Vec<String> {
+        let findings = judge_joined(policy, &log, userspace, pcrs);
+        findings.into_iter().map(|finding| finding.id).collect()
+    };
+    let mut extended = pcrs.clone();
+    for pcr in [9, 11, 15] {
+        let value = pcrs.get(pcr).unwrap().extend(BANK, &[1; 32]);
+        extended.set(pcr, value);
+    }
+    for userspace in [None, Some(&torn[..])] {
+        let unlisted = ids(&parse(&silent), userspace, &extended);
+        // What the firmware's log shows there is judged where it explains the PCR, and only there.
+        assert_eq!(unlisted, [""; 0]);
+        for pcr in [9, 11, 15] {
+            let found = ids(&listing(pcr), userspace, &extended);
+            assert_eq!(found, [format!("measured_boot.invalid_pcr_{pcr}")]);
+        }
+    }
+    // A whole log of user space has to explain them, whatever the policy speaks of.
+    let found = ids(&parse(&silent), Some(&userspace), &extended);
+    let expected = [9, 11, 15].map(|pcr| format!("measured_boot.invalid_pcr_{pcr}"));
+    assert_eq!(found, expected);
+}
+
+/// Where the last record begins.
+fn last_record(log: &[u8]) -> usize {
+    log.iter().rposition(|byte| *byte == 0x1e).unwrap()
+}
+
 #[test]
 fn events_out_of_their_order_are_told_from_the_first_on() {
     let log = fixture("boots/grub/binary_bios_measurements");
-    let rules = BootRules::from_log(&EventLog::parse(&log).unwrap(), Some(BANK), true).unwrap();
+    let rules =
+        BootRules::from_log(&EventLog::parse(&log).unwrap(), None, Some(BANK), true).unwrap();
     let toml = rules.to_toml();
     let swapped = toml.replacen(
         "\"boot-loader\",\n    \"kernel\"",
@@ -742,7 +889,8 @@ impl Host {
 
 /// A policy of the boot, as the verifier gets it.
 fn policy_of(log: &[u8]) -> (BootPolicy, Value) {
-    let rules = BootRules::from_log(&EventLog::parse(log).unwrap(), Some(BANK), true).unwrap();
+    let rules =
+        BootRules::from_log(&EventLog::parse(log).unwrap(), None, Some(BANK), true).unwrap();
     let json = serde_json::from_str(&rules.to_json()).unwrap();
     (BootPolicy::Rules(rules.into()), json)
 }

@@ -74,6 +74,9 @@ pub(crate) struct CreateBootArgs {
     /// TCG boot log, binary; - is standard input [default: this host's]
     #[arg(long, short, value_name = "FILE")]
     pub(crate) event_log: Option<PathBuf>,
+    /// systemd's log of what user space measured [default: this host's, with its boot log]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) measure_log: Option<PathBuf>,
     /// Which kind of policy
     #[arg(long, value_enum, default_value_t = BootFormat::Troth)]
     pub(crate) format: BootFormat,

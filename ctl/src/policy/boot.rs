@@ -1,7 +1,7 @@
 use std::path::{Path, PathBuf};
 
 use troth_core::{
-    eventlog::EventLog,
+    eventlog::{EventLog, UserspaceLog},
     policy::{BootPolicy, BootRules, PolicyError, Refstate},
 };
 
@@ -18,6 +18,8 @@ use crate::{
 
 /// The log of this host's firmware, as the kernel shows it.
 const EVENT_LOG: &str = "/sys/kernel/security/tpm0/binary_bios_measurements";
+/// The log of what this host's systemd measured.
+const MEASURE_LOG: &str = "/run/log/systemd/tpm2-measure.log";
 
 /// The text of a boot policy that is given as `{...}`, as a file of JSON or TOML, or as `default`;
 /// JSON, as the verifier takes it.
@@ -61,8 +63,18 @@ pub(super) fn create(args: &CreateBootArgs, out: &Output) -> Result<Exit, Error>
     })?;
     let without = args.without_secureboot;
     let made = match args.format {
+        BootFormat::Keylime if args.measure_log.is_some() => {
+            return Err(Error::Option {
+                option: "--measure-log",
+                reason: "a refstate has no place for what user space measured".to_owned(),
+            });
+        }
         BootFormat::Keylime => Refstate::json_from_log(&log, without).map(|json| json + "\n"),
-        BootFormat::Troth => BootRules::from_log(&log, None, without).map(|rules| rules.to_toml()),
+        BootFormat::Troth => {
+            let userspace = measure_log_of(args)?;
+            BootRules::from_log(&log, userspace.as_ref(), None, without)
+                .map(|rules| rules.to_toml())
+        }
     };
     let text = made.map_err(|error| Error::Create {
         path,
@@ -73,4 +85,23 @@ pub(super) fn create(args: &CreateBootArgs, out: &Output) -> Result<Exit, Error>
         Some(path) => write_file(path, &text)?,
     }
     Ok(Exit::Success)
+}
+
+/// systemd's log that is named, or, next to this host's boot log, this host's, if it has one.
+fn measure_log_of(args: &CreateBootArgs) -> Result<Option<UserspaceLog>, Error> {
+    match &args.measure_log {
+        Some(path) => measure_log(path).map(Some),
+        None if args.event_log.is_none() && Path::new(MEASURE_LOG).exists() => {
+            measure_log(Path::new(MEASURE_LOG)).map(Some)
+        }
+        None => Ok(None),
+    }
+}
+
+/// systemd's log in a file.
+pub(crate) fn measure_log(path: &Path) -> Result<UserspaceLog, Error> {
+    UserspaceLog::parse(&read_file(path)?).map_err(|error| Error::Malformed {
+        path: path.to_owned(),
+        reason: error.to_string(),
+    })
 }

@@ -1,18 +1,31 @@
 use serde::Serialize;
 
-use super::document::{AnyOr, Component, Document, Key, SecureBoot};
+use super::document::{AnyOr, Component, Document, Key, Phases, SecureBoot};
 use super::refstate::KERNEL_CMDLINE;
 use super::rules::{BootRules, subject};
 use crate::eventlog::content::{
     Content, Guid, IplKind, Measured, Node, Signature, Tag, Variable, VariableValue,
 };
-use crate::eventlog::{Event, EventLog, EventType};
+use crate::eventlog::{Event, EventLog, EventType, Measurement, Register, UserspaceLog};
 use crate::policy::pattern::Pattern;
 use crate::tpm::HashAlgorithm;
 
 /// Media device path: a firmware volume, and a file in one.
 const FIRMWARE_VOLUME: (u8, u8) = (4, 7);
 const FIRMWARE_FILE: (u8, u8) = (4, 6);
+/// PCR of a unified kernel image and of the phases of the boot.
+const PHASES_PCR: u32 = 11;
+/// What systemd calls a measurement of a phase.
+const PHASE: &str = "phase";
+/// The phases that systemd measures, in order (systemd-pcrphase.service).
+const PHASES: [&str; 6] = [
+    "enter-initrd",
+    "leave-initrd",
+    "sysinit",
+    "ready",
+    "shutdown",
+    "final",
+];
 /// Longest note in a policy that was made, in characters.
 const NOTE: usize = 200;
 
@@ -265,6 +278,9 @@ impl BootRules {
     /// A policy that allows the boot that `log` tells of, event by event and in its order, and
     /// nothing else. **Nothing vouches for the log**: it must be of a host that is trusted.
     ///
+    /// `userspace` is systemd's log of the same boot, if it has one. What it tells of is allowed
+    /// too; of the phases, also those that it does not tell of yet, up to the end of the boot.
+    ///
     /// Its digests are of `bank`; `None`: SHA-256 where the log has it, else its last bank.
     ///
     /// # Errors
@@ -272,6 +288,7 @@ impl BootRules {
     /// [`CreateError::NoBank`] and [`CreateError::Policy`].
     pub fn from_log(
         log: &EventLog<'_>,
+        userspace: Option<&UserspaceLog>,
         bank: Option<HashAlgorithm>,
         without_secure_boot: bool,
     ) -> Result<Self, CreateError> {
@@ -304,6 +321,9 @@ impl BootRules {
             if event.kind != EventType::EV_NO_ACTION && event.digests.get(bank).is_some() {
                 maker.event(&event);
             }
+        }
+        if let Some(userspace) = userspace {
+            maker.userspace(userspace)?;
         }
         Self::compile(maker.document).map_err(|error| CreateError::Policy(error.to_string()))
     }
@@ -393,6 +413,13 @@ struct Maker {
     bank: HashAlgorithm,
     document: Document,
     images: Images,
+}
+
+/// Something that was measured, for a component.
+struct What {
+    pcr: u32,
+    digest: String,
+    note: String,
 }
 
 impl Maker {
@@ -494,6 +521,77 @@ impl Maker {
         }
     }
 
+    /// Puts what user space measured into the policy.
+    fn userspace(&mut self, log: &UserspaceLog) -> Result<(), CreateError> {
+        if log.is_torn() {
+            let reason = "systemd's log has a record that was begun and never ended, and may lack \
+                          what was measured";
+            return Err(CreateError::Policy(reason.to_owned()));
+        }
+        let mut phases: Vec<&str> = Vec::new();
+        for measurement in log.unverified_measurements() {
+            let Register::Pcr(pcr) = measurement.register else {
+                continue;
+            };
+            let phase = measurement.text.as_deref().filter(|_| {
+                pcr == PHASES_PCR
+                    && measurement.event_type.as_deref() == Some(PHASE)
+                    && measurement.vouches_for_text(self.bank)
+            });
+            match phase {
+                Some(phase) if phases.contains(&phase) => {
+                    let reason = format!("the phase {phase:?} of the boot was measured twice");
+                    return Err(CreateError::Policy(reason));
+                }
+                Some(phase) => phases.push(phase),
+                None => self.measurement(pcr, measurement)?,
+            }
+        }
+        if let Some(last) = phases.last() {
+            let known = PHASES.iter().position(|phase| phase == last);
+            let later = known.map_or(&[][..], |known| &PHASES[known + 1..]);
+            let later = later.iter().filter(|phase| !phases.contains(phase));
+            let later: Vec<_> = later.copied().collect();
+            let chain = phases.into_iter().chain(later).map(str::to_owned);
+            self.document.phases = Some(Phases {
+                chain: chain.collect(),
+                last: Vec::new(),
+            });
+        }
+        Ok(())
+    }
+
+    fn measurement(&mut self, pcr: u32, measurement: &Measurement) -> Result<(), CreateError> {
+        let digest = measurement.digest(self.bank).ok_or_else(|| {
+            let (index, bank) = (measurement.index, self.bank);
+            CreateError::Policy(format!(
+                "record {index} of systemd's log has no {bank} digest"
+            ))
+        })?;
+        let event_type = measurement.event_type.as_deref().unwrap_or("measurement");
+        let kind = match (pcr, event_type) {
+            (9, _) => "nvpcr",
+            (12, _) => "kernel-config",
+            (13, _) => "sysext",
+            (15, "machine-id") => "machine-id",
+            (15, "filesystem") => "file-system",
+            (15, "volume-key") => "volume-key",
+            _ => "",
+        };
+        let text = measurement.text.as_deref().unwrap_or("no text");
+        let what = What {
+            pcr,
+            digest: format!("{}:{digest}", self.bank),
+            note: format!("{event_type} by user space: {text}"),
+        };
+        self.put(
+            what,
+            if kind.is_empty() { "user-space" } else { kind },
+            kind,
+        );
+        Ok(())
+    }
+
     fn digest(&self, event: &Event<'_>) -> String {
         let digest = event.digests.get(self.bank);
         digest.map_or_else(String::new, |digest| format!("{}:{digest}", self.bank))
@@ -510,8 +608,17 @@ impl Maker {
 
     /// One more event of a component: the one of this digest, or a new one of another name.
     fn component(&mut self, event: &Event<'_>, base: &str, kind: &str) -> String {
-        let digest = self.digest(event);
-        let pcr = u8::try_from(event.pcr).unwrap_or(u8::MAX);
+        let what = What {
+            pcr: event.pcr,
+            digest: self.digest(event),
+            note: format!("{}: {}", event.kind, event.content()),
+        };
+        self.put(what, base, kind)
+    }
+
+    fn put(&mut self, what: What, base: &str, kind: &str) -> String {
+        let What { pcr, digest, note } = what;
+        let pcr = u8::try_from(pcr).unwrap_or(u8::MAX);
         let mut base: String = base.chars().filter(|c| !c.is_control()).take(64).collect();
         if base.is_empty() {
             base.push_str("event");
@@ -536,11 +643,10 @@ impl Maker {
             0 => base,
             others => format!("{base}-{}", others + 1),
         };
-        let note: String = event.content().to_string().chars().take(NOTE).collect();
         self.document.component.push(Component {
             kind: (!kind.is_empty() && kind != name).then(|| kind.to_owned()),
             pcr: Some(pcr),
-            note: format!("{}: {note}", event.kind),
+            note: note.chars().take(NOTE).collect(),
             digests: vec![digest],
             min: Some(1),
             max: Some(1),

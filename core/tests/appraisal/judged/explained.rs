@@ -139,7 +139,7 @@ fn of_boot_policies() -> Vec<Finding> {
     let state = state.to_string();
     let other = fixture("boots/uki/binary_bios_measurements");
     let other = EventLog::parse(&other).unwrap();
-    let rules = BootRules::from_log(&other, Some(HashAlgorithm::Sha256), true).unwrap();
+    let rules = BootRules::from_log(&other, None, Some(HashAlgorithm::Sha256), true).unwrap();
     let rules = rules.to_json();
     let cases = [
         ("measured_boot.policy_example", &state, BootEngine::Example),
