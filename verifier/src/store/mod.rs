@@ -16,6 +16,7 @@ use std::{
     borrow::Cow,
     ffi::OsString,
     fs::OpenOptions,
+    ops::{Deref, DerefMut},
     os::unix::{ffi::OsStringExt, fs::OpenOptionsExt},
     path::{Path, PathBuf},
     sync::{Arc, Once},
@@ -26,8 +27,9 @@ use sqlx::{
     Any, AnyConnection, AnyPool, Connection, Executor, Row, SqlSafeStr, Transaction,
     any::{AnyPoolOptions, AnyRow},
     migrate::{MigrateError, Migration, MigrationType, Migrator},
+    pool::PoolConnection,
 };
-use tokio::sync::Mutex;
+use tokio::sync::{MappedMutexGuard, Mutex, MutexGuard};
 
 pub use nodes::{Enrolled, MAX_UPDATES, NewNode, NodeRow, PolicyDigests, RecordUpdate};
 pub use policies::{NewPolicy, PolicyChoice, PolicyChoices, PolicyKind, PolicySummary, Removed};
@@ -51,6 +53,15 @@ pub enum Schema {
 }
 
 impl Schema {
+    /// What makes an SQLite connection not wait for the disk. The verifier's cache (in KiB) holds
+    /// the rows of some thousand nodes, when there are so many.
+    fn hasty(self) -> &'static str {
+        match self {
+            Self::Registrar => "PRAGMA synchronous = NORMAL",
+            Self::Verifier => "PRAGMA synchronous = NORMAL; PRAGMA cache_size = -16384",
+        }
+    }
+
     /// In order; each number once.
     fn migrations(self) -> Vec<Migration> {
         let steps: &[(&'static str, &'static str)] = match self {
@@ -118,14 +129,69 @@ impl Table {
     }
 }
 
+/// What a write is to survive.
+#[derive(Clone, Copy, Debug)]
+enum Safety {
+    /// A crash of this process, but for speed not necessarily a power failure.
+    Crash,
+    /// A power failure too.
+    PowerFailure,
+}
+
+/// SQLite's connections for what fleets write most, once they do: no pool looks at them before and
+/// after each use, which is a change of threads. They are for single statements, as nobody looks
+/// whether a transaction is left open. One is in use at a time: SQLite has one writer, and another
+/// would sleep.
+#[derive(Debug, Default)]
+struct Kept {
+    /// Does not wait for the disk.
+    hasty: Option<AnyConnection>,
+    durable: Option<AnyConnection>,
+}
+
+impl Kept {
+    fn of(&mut self, safety: Safety) -> &mut Option<AnyConnection> {
+        match safety {
+            Safety::Crash => &mut self.hasty,
+            Safety::PowerFailure => &mut self.durable,
+        }
+    }
+}
+
+/// A connection for a single statement.
+#[derive(Debug)]
+enum Writer<'a> {
+    Kept(MappedMutexGuard<'a, AnyConnection>),
+    Pooled(PoolConnection<Any>),
+}
+
+impl Deref for Writer<'_> {
+    type Target = AnyConnection;
+
+    fn deref(&self) -> &AnyConnection {
+        match self {
+            Self::Kept(connection) => connection,
+            Self::Pooled(connection) => connection,
+        }
+    }
+}
+
+impl DerefMut for Writer<'_> {
+    fn deref_mut(&mut self) -> &mut AnyConnection {
+        match self {
+            Self::Kept(connection) => connection,
+            Self::Pooled(connection) => connection,
+        }
+    }
+}
+
 /// A database with its schema in place. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Store {
     pool: AnyPool,
+    schema: Schema,
     sqlite: bool,
-    /// SQLite's connection for verdicts, once there are some: it does not wait for the disk, its
-    /// cache stays warm, and no pool looks at it before and after each use.
-    verdicts: Arc<Mutex<Option<AnyConnection>>>,
+    kept: Arc<Mutex<Kept>>,
 }
 
 impl Store {
@@ -179,7 +245,7 @@ impl Store {
                     if sqlite {
                         let busy = BUSY_TIMEOUT.as_millis();
                         // What an operator or an agent was told is done must survive a power
-                        // failure; verdicts have a connection that relaxes this.
+                        // failure; what need not has a connection that relaxes this.
                         let pragmas = format!(
                             "PRAGMA busy_timeout = {busy}; PRAGMA journal_mode = WAL; \
                              PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON;"
@@ -220,8 +286,9 @@ impl Store {
             })?;
         Ok(Self {
             pool,
+            schema,
             sqlite,
-            verdicts: Arc::default(),
+            kept: Arc::default(),
         })
     }
 
@@ -236,6 +303,28 @@ impl Store {
         Ok(transaction)
     }
 
+    /// The connection for a single statement whose write is as safe as that.
+    async fn writer(&self, safety: Safety) -> Result<Writer<'_>, StoreError> {
+        if !self.sqlite {
+            return Ok(Writer::Pooled(self.pool.acquire().await?));
+        }
+        let mut kept = self.kept.lock().await;
+        let connection = match kept.of(safety).take() {
+            Some(connection) => connection,
+            None => {
+                let mut connection = self.pool.acquire().await?.detach();
+                if let Safety::Crash = safety {
+                    connection.execute(self.schema.hasty()).await?;
+                }
+                connection
+            }
+        };
+        // Kept after a failure too: with a full disk no other could be opened.
+        Ok(Writer::Kept(MutexGuard::map(kept, |kept| {
+            kept.of(safety).insert(connection)
+        })))
+    }
+
     /// Does the database answer?
     pub async fn ping(&self) -> Result<(), StoreError> {
         sqlx::query("SELECT 1").execute(&self.pool).await?;
@@ -244,7 +333,8 @@ impl Store {
 
     /// Waits for running statements and closes all connections.
     pub async fn close(&self) {
-        if let Some(connection) = self.verdicts.lock().await.take() {
+        let Kept { hasty, durable } = std::mem::take(&mut *self.kept.lock().await);
+        for connection in [hasty, durable].into_iter().flatten() {
             // Whatever a close has to say, the process is about to end.
             let _ = connection.close().await;
         }

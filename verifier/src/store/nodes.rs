@@ -1,8 +1,8 @@
-use sqlx::{AssertSqlSafe, Executor, Row, any::AnyRow};
+use sqlx::{AssertSqlSafe, Row, any::AnyRow};
 use troth_core::wire::SecretText;
 
 use super::{
-    Store, StoreError, Table,
+    Safety, Store, StoreError, Table,
     policies::{self, PolicyChoice, PolicyChoices, PolicyKind},
     signed, unsigned,
 };
@@ -233,26 +233,8 @@ impl Store {
                 .bind(None::<String>)
                 .bind(None::<i64>);
         }
-        if !self.sqlite {
-            query.execute(&self.pool).await?;
-            return Ok(());
-        }
-        let mut kept = self.verdicts.lock().await;
-        let mut connection = match kept.take() {
-            Some(connection) => connection,
-            None => {
-                let mut connection = self.pool.acquire().await?.detach();
-                // The cache (in KiB) holds the rows of some thousand nodes, when there are so many.
-                connection
-                    .execute("PRAGMA synchronous = NORMAL; PRAGMA cache_size = -16384")
-                    .await?;
-                connection
-            }
-        };
-        // Kept after a failure too: with a full disk no other could be opened.
-        let written = query.execute(&mut connection).await;
-        *kept = Some(connection);
-        written?;
+        let mut writer = self.writer(Safety::Crash).await?;
+        query.execute(&mut *writer).await?;
         Ok(())
     }
 }

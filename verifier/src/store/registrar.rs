@@ -7,7 +7,7 @@ use sqlx::{
 };
 use zeroize::Zeroizing;
 
-use super::{Store, StoreError, Table, signed, sorted_texts, unsigned};
+use super::{Safety, Store, StoreError, Table, signed, sorted_texts, unsigned};
 
 /// What an agent says about itself, checked for form.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -143,32 +143,36 @@ impl Store {
 
     /// Keeps a registration until its challenge is answered, unless the id belongs to another TPM
     /// already, or (`one_id_per_tpm`) the TPM has another id. It replaces an earlier one of the same
-    /// id from the same source, and no other.
+    /// id from the same source, and no other. A power failure may take it, or bring it back when it
+    /// was taken: its agent registers again, or has a challenge that only its TPM can answer.
     pub async fn put_pending(
         &self,
         pending: &Pending,
         one_id_per_tpm: bool,
     ) -> Result<Offer, StoreError> {
         let agent = &pending.agent;
-        let mut connection = self.pool.acquire().await?;
-        let mut other = None;
-        for known in claims(agent, &mut *connection).await? {
-            if known.agent_id != agent.agent_id {
-                other = Some(known.agent_id);
-            } else if !known.same_identity(&pending.agent) {
-                return Ok(Offer::OtherIdentity);
-            }
-        }
-        if one_id_per_tpm && let Some(other) = other {
-            return Ok(Offer::OtherId(other));
-        }
-        bind(sqlx::query(AssertSqlSafe(&**PUT_PENDING)), agent)
+        let mut writer = self.writer(Safety::Crash).await?;
+        let kept = bind(sqlx::query(AssertSqlSafe(&**PUT_PENDING)), agent)
             .bind(hex::encode(&*pending.challenge))
             .bind(signed(pending.created_at))
             .bind(pending.source.clone())
-            .execute(&mut *connection)
+            .bind(i64::from(one_id_per_tpm))
+            .fetch_all(&mut *writer)
             .await?;
-        Ok(Offer::Kept { other })
+        if let Some(row) = kept.first() {
+            let other = row.try_get("other")?;
+            return Ok(Offer::Kept { other });
+        }
+        // Whoever was in the way may be gone meanwhile; the answer is still what it was.
+        let (own, others): (Vec<_>, Vec<_>) = claims(agent, &mut *writer)
+            .await?
+            .into_iter()
+            .partition(|known| known.agent_id == agent.agent_id);
+        let same = own.iter().all(|known| known.same_identity(agent));
+        Ok(match others.into_iter().next() {
+            Some(other) if same => Offer::OtherId(other.agent_id),
+            _ => Offer::OtherIdentity,
+        })
     }
 
     /// Drops challenges that were made over `lifetime` seconds before `now` (Unix seconds), those
@@ -210,10 +214,11 @@ impl Store {
         id: &str,
         source: &str,
     ) -> Result<Option<Pending>, StoreError> {
+        let mut writer = self.writer(Safety::Crash).await?;
         let row = sqlx::query(AssertSqlSafe(&**TAKE_PENDING))
             .bind(id.to_owned())
             .bind(source.to_owned())
-            .fetch_optional(&self.pool)
+            .fetch_optional(&mut *writer)
             .await?;
         row.map(|row| pending(&row)).transpose()
     }
@@ -240,7 +245,8 @@ impl Store {
     ) -> Result<Promotion, StoreError> {
         let upsert = bind(sqlx::query(AssertSqlSafe(&**PROMOTE)), agent).bind(signed(now));
         if !one_id_per_tpm {
-            let written = upsert.execute(&self.pool).await?;
+            let mut writer = self.writer(Safety::PowerFailure).await?;
+            let written = upsert.execute(&mut *writer).await?;
             return Ok(match written.rows_affected() {
                 0 => Promotion::OtherIdentity,
                 _ => Promotion::Done,
@@ -261,6 +267,11 @@ impl Store {
     }
 }
 
+/// Another id of the same TPM, by [`VALUES`].
+const OTHER: &str = "SELECT agent_id FROM agents WHERE (aik_tpm = $6 OR ek_hash = $3) \
+     AND agent_id <> $1 LIMIT 1";
+
+/// Nothing is written where [`Agent::same_identity`] says no, or ($17) the TPM has another id.
 static PUT_PENDING: LazyLock<String> = LazyLock::new(|| {
     let updates = COLUMNS
         .split(", ")
@@ -270,7 +281,12 @@ static PUT_PENDING: LazyLock<String> = LazyLock::new(|| {
     let updates = updates.collect::<Vec<_>>().join(", ");
     format!(
         "INSERT INTO pending ({COLUMNS}, challenge, created_at, source) \
-         VALUES ({VALUES}, $14, $15, $16) ON CONFLICT (agent_id, source) DO UPDATE SET {updates}"
+         SELECT {VALUES}, $14, $15, $16 \
+         WHERE NOT EXISTS (SELECT 1 FROM agents WHERE agent_id = $1 \
+         AND NOT (ek_tpm = $2 AND aik_tpm = $6 \
+         AND (ekcert IS NULL OR $4 IS NULL OR ekcert = $4))) \
+         AND ($17 = 0 OR NOT EXISTS ({OTHER})) \
+         ON CONFLICT (agent_id, source) DO UPDATE SET {updates} RETURNING ({OTHER}) AS other"
     )
 });
 

@@ -148,6 +148,16 @@ pub(crate) async fn promotion_never_replaces_another_tpm(url: &str) {
             store.promote(&other, 8, false).await.unwrap(),
             Promotion::OtherIdentity
         );
+        for one_id_per_tpm in [false, true] {
+            let pending = pending(other.clone(), 100);
+            let offer = store.put_pending(&pending, one_id_per_tpm).await.unwrap();
+            assert_eq!(offer, Offer::OtherIdentity);
+        }
+    }
+    assert!(store.pending_of("a").await.unwrap().is_empty());
+    for same in [sample("a"), with_certificate] {
+        let offer = store.put_pending(&pending(same, 100), true).await.unwrap();
+        assert_eq!(offer, Offer::Kept { other: None });
     }
     let agent = store.agent("a").await.unwrap().unwrap();
     assert_eq!((agent.ekcert.as_deref(), agent.regcount), (Some("c"), 3));
@@ -173,6 +183,10 @@ pub(crate) async fn challenge_is_taken_once_expires_and_is_bounded(url: &str) {
     assert_eq!((&*taken.challenge, taken.created_at), (&vec![1, 2, 3], 101));
     assert!(take(evil).await.unwrap().is_none());
     assert_eq!(put("d", 204).await, 0);
+    let again = open(url, Schema::Registrar).await;
+    let taken = again.take_pending("d", SOURCE).await.unwrap();
+    assert!(taken.is_some(), "another process has it too");
+    assert!(take("d").await.unwrap().is_none());
     assert!(take("c").await.unwrap().is_none(), "expired");
     assert!(store.agent_ids().await.unwrap().is_empty());
 }

@@ -13,7 +13,7 @@ use crate::raw;
 
 /// Another TPM under the victim's id, at either path.
 ///
-/// Check: `verifier/src/store/registrar.rs`: `!known.same_identity(&pending.agent)`
+/// Check: `verifier/src/store/registrar.rs`: `AND NOT (ek_tpm = $2 AND aik_tpm = $6`
 #[test]
 fn another_tpm_takes_the_id() {
     let (registrar, victim, before) = Registrar::with_victim();
@@ -22,7 +22,7 @@ fn another_tpm_takes_the_id() {
     registrar.assert_untouched(&victim, &before);
 }
 
-/// Check: `verifier/src/store/registrar.rs`: `!known.same_identity(&pending.agent)`
+/// Check: `verifier/src/store/registrar.rs`: `AND NOT (ek_tpm = $2 AND aik_tpm = $6`
 #[test]
 fn another_tpm_takes_the_id_in_the_body() {
     let (registrar, victim, before) = Registrar::with_victim();
