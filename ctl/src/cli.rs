@@ -177,6 +177,9 @@ pub(crate) struct QuoteArgs {
 pub(crate) struct EventlogArgs {
     /// Binary boot log (binary_bios_measurements), or base64 of one; - is standard input
     pub(crate) file: PathBuf,
+    /// systemd's log of the same boot: show the phases, and which log speaks of which PCR
+    #[arg(long, value_name = "FILE")]
+    pub(crate) measure_log: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

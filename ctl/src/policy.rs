@@ -28,7 +28,7 @@ mod verify;
 use std::path::Path;
 
 pub(crate) use self::{
-    boot::boot,
+    boot::{boot, measure_log},
     download::{Checksum, Url},
     source::{RuntimeOptions, RuntimeText, read_file, read_ima_list, read_text, tpm_text},
     stored::{replace_runtime, text},

@@ -303,6 +303,38 @@ fn a_captured_boot_log_replays_to_the_pcrs_of_its_tpm() {
 }
 
 #[test]
+fn a_boot_log_with_the_one_of_systemd_shows_the_phases_and_who_speaks_of_which_pcr() {
+    let log = fixture("boots/uki/binary_bios_measurements");
+    let measured = fixture("boots/uki/tpm2-measure.log");
+    let line = [
+        "inspect",
+        "eventlog",
+        text(&log),
+        "--measure-log",
+        text(&measured),
+    ];
+    let output = trothctl(&[&["--json"][..], &line].concat());
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let view = &json(&output)["user_space"];
+    assert_eq!(view["phases"], serde_json::json!(["sysinit", "ready"]));
+    assert_eq!(view["pcrs"], serde_json::json!([11, 15]));
+    assert_eq!(view["torn"], false);
+    let firmware = view["firmware_pcrs"].as_array().unwrap();
+    assert!(firmware.contains(&11.into()) && !firmware.contains(&15.into()));
+    let output = trothctl(&line);
+    let shown = stdout(&output);
+    assert!(shown.contains("(PCR 11): sysinit, ready\n"), "{shown}");
+    let broken = trothctl(&[
+        "inspect",
+        "eventlog",
+        text(&log),
+        "--measure-log",
+        text(&log),
+    ]);
+    assert_eq!(broken.status.code(), Some(1));
+}
+
+#[test]
 fn a_boot_log_cut_short_says_where() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("log");

@@ -420,3 +420,41 @@ fn a_policy_of_pcrs_is_made_of_a_quote() {
     );
     desk.ends("policy create tpm --quote quote --ak ak2.pub --pcr 0", 1);
 }
+
+#[test]
+fn a_boot_policy_is_made_of_both_logs_and_converted_from_a_refstate() {
+    let desk = Desk::new();
+    for name in ["binary_bios_measurements", "tpm2-measure.log"] {
+        let log = std::fs::read(fixture(&format!("boots/uki/{name}"))).unwrap();
+        desk.write(name, log);
+    }
+    let firmware = "policy create boot --without-secureboot --event-log binary_bios_measurements";
+    let both = format!("{firmware} --measure-log tpm2-measure.log");
+    assert!(!desk.text(firmware, 0).contains("[phases]"));
+    let made = desk.text(&both, 0);
+    for part in ["[phases]", "\"shutdown\"", "machine-id:affd963e"] {
+        assert!(made.contains(part), "{part}: {made}");
+    }
+    desk.write("made.toml", &made);
+    desk.ends("policy show made.toml", 0);
+    let error = desk.error(&format!("{both} --format keylime"), 1);
+    assert!(error.contains("--measure-log"), "{error}");
+    let torn = std::fs::read(desk.path("tpm2-measure.log")).unwrap();
+    desk.write("tpm2-measure.log", &torn[..torn.len() - 1]);
+    assert!(desk.error(&both, 1).contains("never ended"));
+
+    let vectors = std::fs::read(fixture("vectors/boot-log.json")).unwrap();
+    let vectors: Value = serde_json::from_slice(&vectors).unwrap();
+    let log = BASE64_STANDARD.decode(vectors["log"].as_str().unwrap());
+    desk.write("log", log.unwrap());
+    desk.ends(
+        "policy create boot --event-log log --format keylime -o state.json",
+        0,
+    );
+    let told = desk.error("policy convert state.json --to boot-toml -o ours.toml", 0);
+    assert!(told.contains("more than one kernel"), "{told}");
+    let json = desk.text("policy convert ours.toml --to boot", 0);
+    let policy: Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(policy["version"], 1);
+    assert_eq!(policy["secure_boot"]["enabled"], true);
+}

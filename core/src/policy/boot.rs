@@ -6,6 +6,8 @@ use serde_json::Value;
 use super::{MAX_SMALL_POLICY, PolicyError};
 use crate::tpm::PcrMask;
 
+/// A policy of ours from a reference state.
+mod convert;
 /// Policies of both forms from a boot log.
 mod create;
 /// A policy of ours as it is written.
@@ -17,6 +19,7 @@ pub(crate) mod refstate;
 /// A policy of ours, compiled.
 pub(crate) mod rules;
 
+pub use convert::Converted;
 pub use create::CreateError;
 pub use refstate::Refstate;
 pub use rules::BootRules;

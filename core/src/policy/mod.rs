@@ -25,7 +25,7 @@ mod schema;
 /// TPM policy: allowed PCR values and the mask of the quote.
 mod tpm;
 
-pub use boot::{BootEngine, BootPolicy, BootRules, CreateError, Refstate};
+pub use boot::{BootEngine, BootPolicy, BootRules, Converted, CreateError, Refstate};
 pub(crate) use boot::{refstate, rules};
 pub use digests::{AllowedDigests, DigestTable};
 pub use document::{

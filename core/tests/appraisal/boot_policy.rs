@@ -276,6 +276,73 @@ fn the_refstate_of_a_log_is_the_one_that_keylime_makes() {
     assert!(Refstate::json_from_log(&log, true).is_ok());
 }
 
+/// Boots that a refstate accepts are accepted by what it is converted to, and an event that it
+/// finds changed is found there.
+#[test]
+fn a_converted_refstate_judges_as_the_refstate_does() {
+    let files = LOGS.map(fixture);
+    let mut accepted = 0;
+    for log in files.into_iter().chain([example().0]) {
+        let state = Refstate::json_from_log(&EventLog::parse(&log).unwrap(), true).unwrap();
+        let Ok(BootPolicy::Refstate(state)) = BootPolicy::parse(Some(&state)) else {
+            continue;
+        };
+        let converted = BootPolicy::Rules(state.to_rules().unwrap().rules.into());
+        let state = BootPolicy::Refstate(state);
+        let found = judge(&state, &log);
+        if !found.is_empty() {
+            continue;
+        }
+        accepted += 1;
+        assert_eq!(judge(&converted, &log), []);
+        let mut refused = 0;
+        for (index, pcr, data) in events(&log) {
+            let altered = with_digest(&log, index);
+            let (theirs, ours) = (judge(&state, &altered), judge(&converted, &altered));
+            assert_eq!(
+                theirs.is_empty(),
+                ours.is_empty(),
+                "event {index} of PCR {pcr}"
+            );
+            refused += usize::from(!ours.is_empty());
+            // Its data beside the same digest.
+            let mut altered = log.clone();
+            altered[data] ^= 1;
+            let (theirs, ours) = (judge(&state, &altered), judge(&converted, &altered));
+            if !theirs.is_empty() && ours.is_empty() {
+                assert!(
+                    [1, 7, 8, 9, 14].contains(&pcr),
+                    "event {index} of PCR {pcr}"
+                );
+            }
+        }
+        assert!(refused > 10, "{refused}");
+    }
+    assert!(accepted > 0);
+}
+
+#[test]
+fn what_a_refstate_cannot_hand_on_is_told() {
+    let told = |change: &dyn Fn(&mut Value)| {
+        let (_, mut state) = example();
+        change(&mut state);
+        let BootPolicy::Refstate(state) = parse(&state) else {
+            panic!("a refstate");
+        };
+        state
+            .to_rules()
+            .map(|converted| converted.differences.join("\n"))
+    };
+    assert!(!told(&|_| ()).unwrap().contains("alternatives"));
+    let two = told(&|state| {
+        let kernel = state["kernels"][0].clone();
+        state["kernels"].as_array_mut().unwrap().push(kernel);
+    });
+    assert!(two.unwrap().contains("alternatives"));
+    let error = told(&|state| state["kernels"] = json!([])).unwrap_err();
+    assert!(error.to_string().contains("allows no boot"), "{error}");
+}
+
 #[test]
 fn what_is_no_policy_is_refused_with_the_place_and_the_nearest_key() {
     let refused = |text: &str| BootPolicy::parse(Some(text)).unwrap_err().to_string();

@@ -101,7 +101,7 @@ pub(crate) enum Target {
     Tpm,
     /// Boot policy as JSON, as the verifier takes it
     Boot,
-    /// Boot policy of ours as TOML, for people
+    /// Boot policy of ours as TOML, for people; of a refstate too
     BootToml,
 }
 

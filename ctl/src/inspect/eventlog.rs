@@ -1,18 +1,23 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use serde::Serialize;
-use troth_core::eventlog::{Content, Event, EventLog, EventType, Measured, pcr_name};
+use troth_core::{
+    eventlog::{Content, Event, EventLog, EventType, Measured, Register, UserspaceLog, pcr_name},
+    tpm::HashAlgorithm,
+};
 
 use crate::{
     cli::EventlogArgs,
     error::{Error, Exit},
     output::{Output, Tone},
-    policy::read_file,
+    policy::{measure_log, read_file},
 };
 
 /// Characters of an event's data that a table shows.
 const DATA_SHOWN: usize = 60;
+/// The PCR of the phases of the boot.
+const PHASES_PCR: u32 = 11;
 
 /// A boot log, in the shape of `inspect eventlog --json`.
 #[derive(Debug, Serialize)]
@@ -34,6 +39,22 @@ struct View {
     boot_aggregates: Vec<Aggregate>,
     /// The whole log, decoded, in the shape of `tpm2_eventlog` that policies for Keylime see.
     model: serde_json::Value,
+    /// What systemd's log says, where one was given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    user_space: Option<UserSpace>,
+}
+
+/// systemd's log of what user space measured.
+#[derive(Debug, Serialize)]
+struct UserSpace {
+    /// A record was begun and never ended: the log may lack what was measured.
+    torn: bool,
+    /// The phases of the boot (PCR 11), in order; those whose digest is of their name.
+    phases: Vec<String>,
+    /// PCRs that the firmware's log has events of.
+    firmware_pcrs: Vec<u32>,
+    /// PCRs that systemd's log has records of.
+    pcrs: Vec<u32>,
 }
 
 #[derive(Debug, Serialize)]
@@ -81,7 +102,10 @@ pub(crate) fn run(args: &EventlogArgs, out: &Output) -> Result<Exit, Error> {
         return Err(malformed("the file is empty".to_owned()));
     }
     let log = EventLog::parse(bytes).map_err(|error| malformed(error.to_string()))?;
-    let view = View::new(&log);
+    let mut view = View::new(&log);
+    if let Some(path) = &args.measure_log {
+        view.user_space = Some(UserSpace::new(&log, &measure_log(path)?));
+    }
     out.result(&view, || view.describe(out))?;
     Ok(Exit::Success)
 }
@@ -129,6 +153,7 @@ impl View {
                 })
                 .collect(),
             events,
+            user_space: None,
         }
     }
 
@@ -175,7 +200,64 @@ impl View {
             self.format,
             self.banks.join(" ")
         ));
+        if let Some(user_space) = &self.user_space {
+            text.push_str(&user_space.describe());
+        }
         text
+    }
+}
+
+impl UserSpace {
+    fn new(log: &EventLog<'_>, userspace: &UserspaceLog) -> Self {
+        let events = log.unverified_events();
+        let firmware_pcrs: BTreeSet<_> = events
+            .filter(|event| event.kind != EventType::EV_NO_ACTION)
+            .map(|event| event.pcr)
+            .collect();
+        let records = userspace.unverified_measurements();
+        let pcrs: BTreeSet<_> = records
+            .iter()
+            .filter_map(|record| match record.register {
+                Register::Pcr(pcr) => Some(pcr),
+                Register::Nv { .. } => None,
+            })
+            .collect();
+        let phases = records.iter().filter(|record| {
+            let bank = record.digests.iter().map(|(bank, _)| *bank).max();
+            record.register == Register::Pcr(PHASES_PCR)
+                && record.event_type.as_deref() == Some("phase")
+                && record.vouches_for_text(bank.unwrap_or(HashAlgorithm::Sha256))
+        });
+        Self {
+            torn: userspace.is_torn(),
+            phases: phases.filter_map(|record| record.text.clone()).collect(),
+            firmware_pcrs: firmware_pcrs.into_iter().collect(),
+            pcrs: pcrs.into_iter().collect(),
+        }
+    }
+
+    fn describe(&self) -> String {
+        let list = |pcrs: &[u32]| match pcrs.is_empty() {
+            true => "none".to_owned(),
+            false => {
+                let pcrs: Vec<_> = pcrs.iter().map(u32::to_string).collect();
+                pcrs.join(" ")
+            }
+        };
+        let phases = match self.phases.is_empty() {
+            true => "none".to_owned(),
+            false => self.phases.join(", "),
+        };
+        let torn = match self.torn {
+            true => "; a record was never ended, so something may be missing",
+            false => "",
+        };
+        format!(
+            "phases of the boot (PCR 11): {phases}\nPCRs of the firmware's log: {}\nPCRs of \
+             systemd's log: {}{torn}\n",
+            list(&self.firmware_pcrs),
+            list(&self.pcrs)
+        )
     }
 }
 

@@ -1,4 +1,4 @@
-use troth_core::policy::BootRules;
+use troth_core::policy::{BootPolicy, BootRules};
 
 use super::{
     input::{Content, Input},
@@ -86,8 +86,17 @@ pub(super) async fn run(config: &Config, args: &ConvertArgs, out: &Output) -> Re
         (Content::Tpm(policy), None | Some(Target::Tpm)) => policy.to_json() + "\n",
         (Content::Boot(policy), None | Some(Target::Boot)) => format!("{policy:#}\n"),
         (Content::Boot(policy), Some(Target::BootToml)) => {
-            let rules = BootRules::from_json(&policy.to_string()).map_err(unusable)?;
-            rules.to_toml()
+            let json = policy.to_string();
+            match BootPolicy::parse(Some(&json)).map_err(unusable)? {
+                BootPolicy::Refstate(state) => {
+                    let converted = state.to_rules().map_err(unusable)?;
+                    for difference in converted.differences {
+                        out.note(&format!("other than by the refstate: {difference}"));
+                    }
+                    converted.rules.to_toml()
+                }
+                _ => BootRules::from_json(&json).map_err(unusable)?.to_toml(),
+            }
         }
         (Content::Tpm(_) | Content::Boot(_), Some(_)) => return Err(wrong_target()),
     };

@@ -72,6 +72,11 @@ impl Key {
 pub(crate) struct Digests(Vec<(HashAlgorithm, Digest)>);
 
 impl Digests {
+    /// All of them.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &(HashAlgorithm, Digest)> {
+        self.0.iter()
+    }
+
     /// The digest of one bank.
     pub(crate) fn get(&self, bank: HashAlgorithm) -> Option<&Digest> {
         let mut digests = self.0.iter();
