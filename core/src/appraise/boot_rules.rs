@@ -1,4 +1,5 @@
 use std::borrow::Cow;
+use std::cell::OnceCell;
 use std::collections::{BTreeMap, HashMap};
 
 use super::Place;
@@ -45,9 +46,16 @@ pub(super) fn judge(
     let mut judge = Judge {
         rules,
         bank,
-        authorities: events()
-            .filter_map(|event| authority(&event, bank))
-            .collect(),
+        authorities: match rules
+            .components
+            .iter()
+            .any(|c| !c.allowed.signers.is_empty())
+        {
+            true => events()
+                .filter_map(|event| authority(&event, bank))
+                .collect(),
+            false => Vec::new(),
+        },
         counts: vec![0; rules.components.len()],
         seen: BTreeMap::new(),
         secure_boot: Vec::new(),
@@ -117,7 +125,7 @@ fn scope(rules: &BootRules, explained: PcrMask) -> PcrMask {
 struct Judge<'r, 'l> {
     rules: &'r BootRules,
     bank: HashAlgorithm,
-    /// What let images run.
+    /// What let images run, if a component asks who did.
     authorities: Vec<Signature<'l>>,
     /// Events of each component.
     counts: Vec<u32>,
@@ -158,7 +166,7 @@ impl<'r, 'l> Judge<'r, 'l> {
             return Some(name.into());
         }
         let measured = Words::of(event, self.bank);
-        if event.pcr == 11 && measured.is_section_name {
+        if event.pcr == 11 && measured.are_section_name() {
             return Some(SECTION_NAME.into());
         }
         let rules = self.rules;
@@ -195,10 +203,10 @@ impl<'r, 'l> Judge<'r, 'l> {
             }
         }
         let words = Words {
-            text: text.map(Cow::Borrowed),
-            is_section_name: false,
-            called: None,
-            is_command_line: false,
+            called: text.map(Cow::Borrowed),
+            ipl: None,
+            measured: Measured::Data.into(),
+            event: None,
         };
         let components = self.rules.components.iter().zip(&mut self.counts);
         for (component, count) in components {
@@ -497,47 +505,56 @@ fn out_of_order(
     }
 }
 
-/// What an event says that its digest vouches for.
+/// What an event says of itself in words.
 struct Words<'l> {
-    text: Option<Cow<'l, str>>,
-    is_section_name: bool,
-    /// What it calls itself, which nothing vouches for.
+    /// All of it, which nothing vouches for.
     called: Option<Cow<'l, str>>,
-    is_command_line: bool,
+    ipl: Option<IplKind>,
+    /// Which part of it was measured, once somebody asked: telling costs a hash of the data.
+    measured: OnceCell<Measured<'l>>,
+    event: Option<(Event<'l>, HashAlgorithm)>,
 }
 
 impl<'l> Words<'l> {
     fn of(event: &Event<'l>, bank: HashAlgorithm) -> Self {
-        let mut words = Self {
-            text: None,
-            is_section_name: false,
-            called: None,
-            is_command_line: false,
+        // Texts are in these alone.
+        let (ipl, text) = match (event.kind, event.content()) {
+            (EventType::EV_IPL, Content::Ipl(ipl)) => (Some(ipl.kind), Some(ipl.argument())),
+            (EventType::EV_EVENT_TAG, Content::Tag(tag)) => (None, tag.text),
+            (EventType::EV_IPL | EventType::EV_EVENT_TAG, _) => (None, None),
+            (_, Content::Text(text)) => (None, Some(text)),
+            _ => (None, None),
         };
-        // Texts are in these alone: the data of others need not be decoded and hashed.
-        let (ipl, text) = match event.kind {
-            EventType::EV_IPL => match event.content() {
-                Content::Ipl(ipl) => (Some(ipl.kind), Some(ipl.argument())),
-                _ => return words,
-            },
-            EventType::EV_EVENT_TAG => match event.content() {
-                Content::Tag(tag) => (None, tag.text),
-                _ => return words,
-            },
-            _ => match event.content() {
-                Content::Text(text) => (None, Some(text)),
-                _ => return words,
-            },
-        };
-        let text = text.and_then(|text| text.decode());
-        let measured = event.measured(bank);
-        let vouched = matches!(measured, Measured::Data | Measured::Part(_));
-        words.is_section_name = ipl == Some(IplKind::Section) && measured == Measured::Data;
-        words.is_command_line =
-            matches!(ipl, Some(IplKind::KernelCommandLine | IplKind::CommandLine));
-        words.called = text.clone();
-        words.text = text.filter(|_| vouched);
-        words
+        Self {
+            called: text.and_then(|text| text.decode()),
+            ipl,
+            measured: OnceCell::new(),
+            event: Some((*event, bank)),
+        }
+    }
+
+    fn measured(&self) -> Measured<'l> {
+        *self.measured.get_or_init(|| match &self.event {
+            Some((event, bank)) => event.measured(*bank),
+            None => Measured::NoDigest,
+        })
+    }
+
+    /// The text, if the digest vouches for it.
+    fn text(&self) -> Option<&str> {
+        let text = self.called.as_deref()?;
+        matches!(self.measured(), Measured::Data | Measured::Part(_)).then_some(text)
+    }
+
+    fn are_section_name(&self) -> bool {
+        self.ipl == Some(IplKind::Section) && self.measured() == Measured::Data
+    }
+
+    fn are_command_line(&self) -> bool {
+        matches!(
+            self.ipl,
+            Some(IplKind::KernelCommandLine | IplKind::CommandLine)
+        )
     }
 
     /// Is it an event of this component's kind?
@@ -546,7 +563,7 @@ impl<'l> Words<'l> {
             && (component.events.is_empty() || component.events.contains(&event.kind))
             && match &component.called {
                 None => true,
-                Some(Called::CommandLine) => self.is_command_line,
+                Some(Called::CommandLine) => self.are_command_line(),
                 Some(Called::Name(name)) => self.called.as_deref() == Some(name),
             }
     }
@@ -558,11 +575,13 @@ fn allows(
     words: &Words<'_>,
     authorities: &[Signature<'_>],
 ) -> bool {
-    let text = words.text.as_deref();
     let signed = |signer: &Key| authorities.iter().any(|one| signer.is(None, one));
     allowed.any
         || allowed.digests.contains(&digest)
-        || text.is_some_and(|text| allowed.text.iter().any(|pattern| pattern.matches(text)))
+        || allowed
+            .text
+            .iter()
+            .any(|pattern| words.text().is_some_and(|text| pattern.matches(text)))
         || allowed.signers.iter().any(signed)
 }
 
@@ -580,8 +599,14 @@ fn authority<'l>(event: &Event<'l>, bank: HashAlgorithm) -> Option<Signature<'l>
     }
 }
 
-/// Keys that are not there. Most are digests, of which a dbx has hundreds: these are looked up.
+/// Keys that are not there. Most are digests, of which a dbx has hundreds: these are looked up,
+/// unless all stand in the order of the policy, as in the dbx that it was made of.
 fn missing<'k>(wanted: &'k [Key], there: &[(Guid, Signature<'_>)]) -> Vec<&'k Key> {
+    let mut rest = there.iter();
+    let in_order = |key: &Key| rest.any(|(kind, one)| key.is(Some(*kind), one));
+    if wanted.iter().all(in_order) {
+        return Vec::new();
+    }
     let digests: HashMap<_, _> = there.iter().map(|entry| (entry.1.data, entry)).collect();
     let is_there = |key: &&Key| {
         let found = key

@@ -673,6 +673,24 @@ fn secure_boot_is_judged_by_state_keys_signers_and_generations() {
 }
 
 #[test]
+fn revocations_are_found_in_any_order() {
+    let (log, _) = example();
+    let (_, mut policy) = policy_of(&log);
+    let wanted = policy["secure_boot"]["dbx_at_least"]
+        .as_array_mut()
+        .unwrap();
+    assert!(wanted.len() > 1);
+    wanted.reverse();
+    assert_eq!(judge(&parse(&policy), &log), []);
+    policy["secure_boot"]["dbx_at_least"][0] = json!(format!("sha256:{}", "5a".repeat(32)));
+    let findings = judge(&parse(&policy), &log);
+    assert!(
+        findings[0].explanation.contains("lacks 1 of the"),
+        "{findings:?}"
+    );
+}
+
+#[test]
 fn phases_are_a_chain_that_ends_where_it_may() {
     let policy = "version = 1\nothers = \"allow\"\n[phases]\n\
         chain = [\"sysinit\", \"ready\", \"shutdown\"]\nlast = [\"ready\"]\n\
