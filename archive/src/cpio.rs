@@ -13,8 +13,8 @@ const HEADER: usize = 110;
 const TRAILER: &[u8] = b"TRAILER!!!";
 /// Longest path that the kernel unpacks, with its zero.
 const MAX_NAME: usize = 4096;
-/// Most files of an initrd.
-const MAX_FILES: usize = 1 << 20;
+/// Most entries of an initrd, of any kind.
+const MAX_ENTRIES: usize = 1 << 20;
 /// Most bytes of all their paths.
 const MAX_PATHS: usize = 256 << 20;
 
@@ -29,7 +29,10 @@ pub(crate) struct Files {
     algorithm: HashAlgorithm,
     /// Where each path is in `members`.
     paths: HashMap<Vec<u8>, usize>,
-    members: Vec<Member>,
+    /// Paths, and where their contents are: names of one inode share theirs.
+    members: Vec<(Vec<u8>, usize)>,
+    contents: Vec<Digest>,
+    entries: usize,
     bytes: usize,
 }
 
@@ -56,20 +59,31 @@ impl Files {
             algorithm,
             paths: HashMap::new(),
             members: Vec::new(),
+            contents: Vec::new(),
+            entries: 0,
             bytes: 0,
         }
     }
 
     pub(crate) fn finish(self) -> Vec<Member> {
-        self.members
+        let contents = self.contents;
+        let members = self.members.into_iter().filter_map(|(path, content)| {
+            let digest = *contents.get(content)?;
+            Some(Member { path, digest })
+        });
+        members.collect()
     }
 
     /// Reads one archive up to its trailer; whether there was one.
     pub(crate) fn add(&mut self, input: &mut Input<'_>) -> Result<bool, InitrdError> {
-        let mut names: HashMap<Inode, Vec<usize>> = HashMap::new();
+        let mut linked: HashMap<Inode, usize> = HashMap::new();
         let mut begun = false;
         while let Some(entry) = input.entry()? {
             begun = true;
+            self.entries += 1;
+            if self.entries > MAX_ENTRIES {
+                return Err(input.fail("too many entries"));
+            }
             if entry.name == TRAILER {
                 return Ok(true);
             }
@@ -80,20 +94,12 @@ impl Files {
             }
             let digest = input.digest(entry.size, self.algorithm)?;
             input.align()?;
-            let index = self.insert(&entry, digest, input)?;
-            if entry.links < 2 {
-                continue;
+            let first = linked.get(&entry.inode).copied();
+            let first = first.filter(|_| entry.links > 1);
+            let content = self.insert(&entry, first, digest, input)?;
+            if entry.links > 1 {
+                linked.entry(entry.inode).or_insert(content);
             }
-            // One of the names comes with the content, most often the last.
-            let others = names.entry(entry.inode).or_default();
-            match others.first().and_then(|first| self.members.get(*first)) {
-                Some(first) if entry.size == 0 => {
-                    let digest = first.digest;
-                    self.set(&[index], digest);
-                }
-                _ => self.set(others, digest),
-            }
-            others.push(index);
         }
         if begun {
             Err(input.fail("it ends without its trailer"))
@@ -102,37 +108,41 @@ impl Files {
         }
     }
 
-    fn set(&mut self, indexes: &[usize], digest: Digest) {
-        for index in indexes {
-            if let Some(member) = self.members.get_mut(*index) {
-                member.digest = digest;
-            }
-        }
-    }
-
+    /// Puts an entry under its name, and says where its content is. `linked` is where an earlier
+    /// name of its inode has it: one of the names comes with the content, most often the last.
     fn insert(
         &mut self,
         entry: &Entry,
+        linked: Option<usize>,
         digest: Digest,
         input: &Input<'_>,
     ) -> Result<usize, InitrdError> {
         let path = absolute(&entry.name)
             .ok_or_else(|| input.fail("a path that is empty or has .. in it"))?;
-        if let Some(&index) = self.paths.get(&path) {
-            self.set(&[index], digest);
-            return Ok(index);
+        let known = self.paths.get(&path).copied();
+        let known = known.and_then(|index| self.members.get_mut(index));
+        // As the kernel does: a link replaces the name, all else is written into what it names.
+        let content = match (linked, &known) {
+            (Some(content), _) => content,
+            (None, Some((_, content))) => *content,
+            (None, None) => self.contents.len(),
+        };
+        match self.contents.get_mut(content) {
+            None => self.contents.push(digest),
+            Some(_) if linked.is_some() && entry.size == 0 => {}
+            Some(present) => *present = digest,
+        }
+        if let Some(known) = known {
+            known.1 = content;
+            return Ok(content);
         }
         self.bytes += path.len();
-        if self.members.len() >= MAX_FILES || self.bytes > MAX_PATHS {
-            return Err(input.fail("too many files"));
+        if self.bytes > MAX_PATHS {
+            return Err(input.fail("the paths of its files are too long together"));
         }
-        let index = self.members.len();
-        self.members.push(Member {
-            path: path.clone(),
-            digest,
-        });
-        self.paths.insert(path, index);
-        Ok(index)
+        self.paths.insert(path.clone(), self.members.len());
+        self.members.push((path, content));
+        Ok(content)
     }
 }
 
@@ -162,12 +172,17 @@ pub(crate) struct Input<'a> {
     /// What the archive is called in errors.
     place: String,
     buffer: Vec<u8>,
+    stop: Stop<'a>,
 }
 
+/// Says whether to give up.
+pub(crate) type Stop<'a> = &'a dyn Fn() -> bool;
+
 impl<'a> Input<'a> {
-    pub(crate) fn new(reader: &'a mut dyn Read, limit: u64, place: String) -> Self {
+    pub(crate) fn new(reader: &'a mut dyn Read, limit: u64, place: String, stop: Stop<'a>) -> Self {
         Self {
             reader,
+            stop,
             position: 0,
             limit,
             place,
@@ -299,6 +314,9 @@ impl<'a> Input<'a> {
 
     fn some(&mut self, buffer: &mut [u8]) -> Result<usize, InitrdError> {
         loop {
+            if (self.stop)() {
+                return Err(InitrdError::Stopped);
+            }
             match self.reader.read(buffer) {
                 Ok(count) => {
                     self.position += count as u64;

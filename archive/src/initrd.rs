@@ -4,7 +4,7 @@
 //!
 //! gzip, xz, zstd and the kernel's form of LZ4 are read; bzip2, lzma and lzo are not.
 
-use std::io::{self, Read};
+use std::io;
 
 use troth_core::tpm::{Digest, HashAlgorithm};
 
@@ -55,6 +55,9 @@ pub enum InitrdError {
         /// What is wrong there.
         reason: &'static str,
     },
+    /// The caller wanted no more of it.
+    #[error("it was not read to its end")]
+    Stopped,
 }
 
 /// A regular file of an initrd.
@@ -66,12 +69,17 @@ pub struct Member {
     pub digest: Digest,
 }
 
-/// The regular files of an initrd, with the digests of their contents.
+/// The regular files of an initrd, with the digests of their contents. `stop` is asked between
+/// pieces of it whether to give up.
 ///
 /// # Errors
 /// Anything that the kernel would not unpack to the same files, a compression that is not read,
 /// and contents out of all proportion to the file.
-pub fn files(data: &[u8], algorithm: HashAlgorithm) -> Result<Vec<Member>, InitrdError> {
+pub fn files(
+    data: &[u8],
+    algorithm: HashAlgorithm,
+    stop: &dyn Fn() -> bool,
+) -> Result<Vec<Member>, InitrdError> {
     let mut limit = ROOM.saturating_add(GROWTH.saturating_mul(data.len() as u64));
     let mut files = Files::new(algorithm);
     let mut rest = data;
@@ -83,7 +91,7 @@ pub fn files(data: &[u8], algorithm: HashAlgorithm) -> Result<Vec<Member>, Initr
         }
         let at = data.len() - rest.len();
         let read = if cpio::begins(rest) {
-            let mut input = Input::new(&mut rest, limit, format!("archive at byte {at}"));
+            let mut input = Input::new(&mut rest, limit, format!("archive at byte {at}"), stop);
             files.add(&mut input)?;
             input.position()
         } else {
@@ -105,7 +113,7 @@ pub fn files(data: &[u8], algorithm: HashAlgorithm) -> Result<Vec<Member>, Initr
                     });
                 }
             };
-            compressed(&mut files, &mut *decoder, limit, place)?
+            compressed(&mut files, Input::new(&mut *decoder, limit, place, stop))?
         };
         limit = limit.saturating_sub(read);
     }
@@ -113,13 +121,7 @@ pub fn files(data: &[u8], algorithm: HashAlgorithm) -> Result<Vec<Member>, Initr
 
 /// Reads the archives of a compressed stream to its end, so that its checksum is looked at, and
 /// says how long they are.
-fn compressed(
-    files: &mut Files,
-    decoder: &mut dyn Read,
-    limit: u64,
-    place: String,
-) -> Result<u64, InitrdError> {
-    let mut input = Input::new(decoder, limit, place);
+fn compressed(files: &mut Files, mut input: Input<'_>) -> Result<u64, InitrdError> {
     if !files.add(&mut input)? {
         return Err(input.fail("there is no archive in it"));
     }
@@ -129,6 +131,8 @@ fn compressed(
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
 
     macro_rules! fixture {
@@ -173,10 +177,14 @@ mod tests {
             .collect()
     }
 
+    fn read(data: &[u8]) -> Result<Vec<Member>, InitrdError> {
+        files(data, SHA256, &|| false)
+    }
+
     #[test]
     fn each_compression_gives_the_same_files_and_hard_links_their_content() {
         for image in IMAGES {
-            assert_eq!(listed(&files(image, SHA256).unwrap()), expected());
+            assert_eq!(listed(&read(image).unwrap()), expected());
         }
     }
 
@@ -188,14 +196,14 @@ mod tests {
             early, gzip, &[0; 5], xz, &[0; 512], zstd, early, lz4, &[0; 3],
         ]
         .concat();
-        assert_eq!(listed(&files(&all, SHA256).unwrap()), expected());
+        assert_eq!(listed(&read(&all).unwrap()), expected());
     }
 
     #[test]
     fn what_comes_later_replaces_what_came_before() {
         let first = archive(&[("a", b"old"), ("b", b"kept")]);
         let second = archive(&[("./a", b"new")]);
-        let found = files(&[first, second].concat(), SHA256).unwrap();
+        let found = read(&[first, second].concat()).unwrap();
         let new = SHA256.digest(&[b"new"]);
         let kept = SHA256.digest(&[b"kept"]);
         assert_eq!(listed(&found), [(&b"/a"[..], new), (b"/b", kept)]);
@@ -205,7 +213,7 @@ mod tests {
     fn an_image_that_is_cut_short_is_an_error() {
         for image in IMAGES {
             for end in EARLY + 1..image.len() {
-                assert!(files(&image[..end], SHA256).is_err(), "cut at {end}");
+                assert!(read(&image[..end]).is_err(), "cut at {end}");
             }
         }
     }
@@ -227,31 +235,86 @@ mod tests {
             block(0, 1, 128 << 10, b"\0");
         }
         block(1, 0, 0, b"");
-        let error = files(&bomb, SHA256).unwrap_err().to_string();
+        let error = read(&bomb).unwrap_err().to_string();
         assert!(error.contains("more comes out of it"), "{error}");
     }
 
     #[test]
     fn what_is_not_read_is_named() {
-        let error = |data: &[u8]| files(data, SHA256).unwrap_err().to_string();
+        let error = |data: &[u8]| read(data).unwrap_err().to_string();
         assert!(error(b"BZh91AY&SY").contains("bzip2"));
         assert!(error(b"\0\0\x7fELF").starts_with("byte 2: "));
         assert!(error(&archive(&[("../etc/passwd", b"x")])).contains(".."));
         assert!(error(&archive(&[("x", b"y")])[..60]).contains("ends within"));
         assert!(error(&archive(&[("x", b"y")])[..116]).contains("without its trailer"));
-        assert_eq!(files(b"", SHA256).unwrap(), []);
+        assert_eq!(read(b"").unwrap(), []);
+    }
+
+    #[test]
+    fn the_names_of_an_inode_have_its_last_content() {
+        let archive = linked(&[
+            (1, 3, "a", b""),
+            (1, 3, "b", b"first"),
+            (2, 2, "other", b"kept"),
+            (1, 3, "c", b""),
+            (1, 3, "b", b"second"),
+            // Replaces the name alone.
+            (2, 2, "c", b""),
+            // The numbers are free again behind the trailer.
+        ]);
+        let next = linked(&[(1, 2, "d", b""), (1, 2, "e", b"third")]);
+        let found = read(&[archive, next].concat()).unwrap();
+        let [kept, second, third] =
+            [&b"kept"[..], b"second", b"third"].map(|content| SHA256.digest(&[content]));
+        let expected = [
+            (&b"/a"[..], second),
+            (b"/b", second),
+            (b"/other", kept),
+            (b"/c", kept),
+            (b"/d", third),
+            (b"/e", third),
+        ];
+        assert_eq!(listed(&found), expected);
+    }
+
+    #[test]
+    fn an_archive_of_one_name_over_and_over_ends_at_the_limit_of_entries() {
+        let mut again = linked(&[(1, 2, "a", b"x")]);
+        again.truncate(again.len() - 124);
+        let error = read(&again.repeat((1 << 20) + 1)).unwrap_err().to_string();
+        assert!(error.contains("too many entries"), "{error}");
+    }
+
+    #[test]
+    fn it_is_given_up_when_the_caller_says_so() {
+        for image in IMAGES {
+            let asked = Cell::new(0);
+            let stop = || asked.replace(asked.get() + 1) == 20;
+            let stopped = files(image, SHA256, &stop);
+            assert!(matches!(stopped, Err(InitrdError::Stopped)));
+            assert_eq!(asked.get(), 21);
+        }
     }
 
     /// A cpio archive of files.
     fn archive(files: &[(&str, &[u8])]) -> Vec<u8> {
+        let files: Vec<_> = files
+            .iter()
+            .map(|(name, content)| (0, 1, *name, *content))
+            .collect();
+        linked(&files)
+    }
+
+    /// A cpio archive of files, before each the number of its inode and how many names that has.
+    fn linked(files: &[(usize, usize, &str, &[u8])]) -> Vec<u8> {
         let mut archive = Vec::new();
-        for (name, content) in files.iter().chain([&("TRAILER!!!", &b""[..])]) {
+        for (inode, links, name, content) in files.iter().chain([&(0, 1, "TRAILER!!!", &b""[..])]) {
             let fields = [
-                0,
+                *inode,
                 0o100_644,
                 0,
                 0,
-                1,
+                *links,
                 0,
                 content.len(),
                 0,

@@ -239,7 +239,15 @@ impl<'a> Paths<'a> {
         if directory.len() + name.len() > MAX_PATH {
             return Err(fail("its path is over 4096 bytes"));
         }
-        Ok([directory, name].concat())
+        let path = [directory, name].concat();
+        let mut parts = path.split(|byte| *byte == b'/');
+        if parts.next() != Some(b"") || path.len() < 2 || parts.any(|part| part == b"..") {
+            return Err(fail("its path is not a whole one, or has .. in it"));
+        }
+        if path.iter().any(u8::is_ascii_control) {
+            return Err(fail("its path has control characters in it"));
+        }
+        Ok(path)
     }
 }
 

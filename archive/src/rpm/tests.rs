@@ -82,6 +82,36 @@ fn lengths_beyond_all_reason_are_refused_before_memory_is_taken() {
     assert!(error.contains("too many"), "{error}");
 }
 
+#[test]
+fn a_file_with_a_path_that_is_none_is_refused() {
+    let whole = ("/usr/bin/", "tool");
+    for (directory, name, reason) in [
+        (whole.0, whole.1, None),
+        ("/", "tool", None),
+        ("/usr/..data/", "tool..", None),
+        ("", "boot_aggregate", Some("not a whole one")),
+        ("", "troth.spec", Some("not a whole one")),
+        ("../../etc/", "passwd", Some("not a whole one")),
+        ("/", "", Some("not a whole one")),
+        ("/usr/../etc/", "passwd", Some("..")),
+        ("/usr/bin/", "..", Some("..")),
+        ("/usr/bin/", "\x1b[2Jtool", Some("control characters")),
+    ] {
+        let paths = Paths::Parts {
+            directories: vec![directory.as_bytes()],
+            indexes: vec![0],
+            names: vec![name.as_bytes()],
+        };
+        match (paths.get(0), reason) {
+            (Ok(path), None) => assert_eq!(path, [directory, name].concat().into_bytes()),
+            (Err(error), Some(reason)) => {
+                assert!(error.to_string().contains(reason), "{error}");
+            }
+            (read, _) => panic!("{directory}{name}: {read:?}"),
+        }
+    }
+}
+
 fn header_size(header: &[u8]) -> usize {
     let number = |at| number(header, at, 4).unwrap() as usize;
     16 + 16 * number(8) + number(12)

@@ -28,6 +28,7 @@ use std::{
     thread,
 };
 
+use tokio::signal::unix::{SignalKind, signal};
 use troth_core::{
     policy::{PolicyDocument, PolicyError, RuntimePolicy, measured_name},
     tpm::HashAlgorithm,
@@ -44,12 +45,14 @@ use crate::{
     output::{Output, now_ms},
 };
 
+/// What a shell says of a program that SIGINT ended.
+const ENDED_BY_SIGINT: i32 = 130;
 /// Unreadable files that are named; the rest is counted.
 const SHOWN: usize = 10;
 
 /// Runs `trothctl policy create runtime`.
 pub(super) async fn runtime(args: &RuntimeArgs, out: &Output) -> Result<Exit, Error> {
-    let shutdown = Shutdown::from_signals().map_err(|source| Error::Runtime { source })?;
+    let shutdown = stop_of_signals().map_err(|source| Error::Runtime { source })?;
     let maker = Maker {
         args: args.clone(),
         out: *out,
@@ -64,6 +67,27 @@ pub(super) async fn runtime(args: &RuntimeArgs, out: &Output) -> Result<Exit, Er
         Some(path) => write_file(path, &json)?,
     }
     Ok(Exit::Success)
+}
+
+/// Stops on the first SIGINT or SIGTERM. The second ends the program at once: what is being read
+/// may be a pipe or a network file system that does not answer.
+fn stop_of_signals() -> std::io::Result<Shutdown> {
+    let shutdown = Shutdown::from_signals()?;
+    let first = shutdown.clone();
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::spawn(async move {
+        first.wait().await;
+        // The first of them is the one that has just fired.
+        for _ in 0..2 {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+        }
+        std::process::exit(ENDED_BY_SIGINT);
+    });
+    Ok(shutdown)
 }
 
 /// Makes one policy.

@@ -36,10 +36,12 @@ pub(super) fn read(
         images.extend(ramdisks(directory)?.into_iter().map(Image::Initrd));
     }
     let mut found = Found::default();
-    let read = parallel(&images, stop, |image| files(image, algorithm));
+    let read = parallel(&images, stop, |image| files(image, algorithm, stop));
     for (image, read) in images.iter().zip(read) {
         match read {
             None => found.stopped = true,
+            // Given up on for the same reason.
+            Some(Err(_)) if stop() => found.stopped = true,
             Some(Ok(files)) => found.files.extend(files),
             Some(Err(reason)) => found.unreadable(image.path(), reason),
         }
@@ -55,7 +57,11 @@ impl Image {
     }
 }
 
-fn files(image: &Image, algorithm: HashAlgorithm) -> Result<Vec<(String, Digest)>, String> {
+fn files(
+    image: &Image,
+    algorithm: HashAlgorithm,
+    stop: &(dyn Fn() -> bool + Sync),
+) -> Result<Vec<(String, Digest)>, String> {
     let mut bytes = Vec::new();
     let file = File::open(image.path()).map_err(|error| error.to_string())?;
     let read = file.take(MAX_IMAGE + 1).read_to_end(&mut bytes);
@@ -76,7 +82,8 @@ fn files(image: &Image, algorithm: HashAlgorithm) -> Result<Vec<(String, Digest)
     }
     let mut files = Vec::new();
     for archive in archives {
-        let read = initrd::files(archive, algorithm).map_err(|error| error.to_string())?;
+        let read = initrd::files(archive, algorithm, stop);
+        let read = read.map_err(|error| error.to_string())?;
         let read = read.into_iter();
         files.extend(read.map(|file| (kernel_name(&file.path), file.digest)));
     }
