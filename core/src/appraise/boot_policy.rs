@@ -20,6 +20,7 @@ pub(super) fn check(
     let mut mismatches = replayed.mismatches().iter();
     let beyond = Beyond {
         explained: replayed.explained,
+        no_action: replayed.no_action_extended(),
         measurements: replayed.measurements().collect(),
         phase: match policy {
             BootPolicy::Rules(rules) => {
@@ -40,6 +41,7 @@ pub(super) fn check(
 pub(crate) fn unverified(policy: &BootPolicy, log: &EventLog<'_>, bank: HashAlgorithm) -> usize {
     let beyond = Beyond {
         explained: (0..24).fold(PcrMask::default(), PcrMask::with),
+        no_action: PcrMask::default(),
         measurements: Vec::new(),
         phase: None,
     };
@@ -79,6 +81,8 @@ pub(super) fn explains(policy: &BootPolicy, mismatch: &PcrMismatch, log: &Replay
 pub(super) struct Beyond<'a> {
     /// PCRs whose quoted values the logs explain.
     pub(super) explained: PcrMask,
+    /// Those of them that hold EV_NO_ACTION events too.
+    pub(super) no_action: PcrMask,
     /// What user space measured into them.
     pub(super) measurements: Vec<(u8, &'a Measurement)>,
     /// The phase that PCR 11 holds without a log of it.

@@ -24,6 +24,7 @@ const SEPARATOR: &str = "separator";
 const ACTION: &str = "action";
 /// Name of the events that tell of a section of a unified kernel image, before its content.
 const SECTION_NAME: &str = "section-name";
+
 /// Judges the events that the quote vouches for: each must be accounted for by a rule, and each
 /// rule by its events. So must what user space measured.
 pub(super) fn judge(
@@ -40,7 +41,9 @@ pub(super) fn judge(
     let events = || {
         log.unverified_events().filter(move |event| {
             let pcr = u8::try_from(event.pcr).unwrap_or(u8::MAX);
-            event.kind != EventType::EV_NO_ACTION && scope.contains(pcr)
+            let extends = event.kind != EventType::EV_NO_ACTION
+                || (beyond.no_action.contains(pcr) && event.extends(bank));
+            extends && scope.contains(pcr)
         })
     };
     let mut judge = Judge {

@@ -88,10 +88,7 @@ impl Quirk {
                 let extended = |event: Event<'_>| {
                     event.kind == EventType::EV_NO_ACTION
                         && event.pcr == u32::from(pcr)
-                        && event
-                            .digests
-                            .get(bank)
-                            .is_some_and(|one| one != Digest::zero(bank))
+                        && event.extends(bank)
                 };
                 if log.unverified_events().any(extended) {
                     vec![from(logged, true)]
@@ -101,6 +98,14 @@ impl Quirk {
             }
             _ => Vec::new(),
         }
+    }
+}
+
+impl Event<'_> {
+    /// Has it something to extend? EV_NO_ACTION events, which should extend nothing, have zeros.
+    pub(crate) fn extends(&self, bank: HashAlgorithm) -> bool {
+        let digest = self.digests.get(bank);
+        digest.is_some_and(|digest| digest != Digest::zero(bank))
     }
 }
 
@@ -132,9 +137,8 @@ fn fold(
         event.pcr == u32::from(pcr) && (no_action || event.kind != EventType::EV_NO_ACTION)
     });
     let digests = events.filter_map(|event| {
-        let digest = event.digests.get(bank)?;
-        let informative = event.kind == EventType::EV_NO_ACTION && digest == Digest::zero(bank);
-        (!informative).then_some(digest)
+        let extends = event.kind != EventType::EV_NO_ACTION || event.extends(bank);
+        event.digests.get(bank).filter(|_| extends)
     });
     digests.fold(start, |value, digest| value.extend(bank, digest.as_bytes()))
 }

@@ -255,6 +255,15 @@ impl<'q> ReplayedLog<'q> {
         &self.quirks
     }
 
+    /// PCRs that were extended by EV_NO_ACTION events too: these hide nothing only if they are
+    /// judged as events of any other type are.
+    pub(crate) fn no_action_extended(&self) -> PcrMask {
+        let quirks = self.quirks.iter();
+        quirks
+            .filter(|(_, quirk)| *quirk == Quirk::NoActionExtended)
+            .fold(PcrMask::default(), |mask, (pcr, _)| mask.with(*pcr))
+    }
+
     pub(super) fn log(&self) -> &'q EventLog<'q> {
         self.log
     }

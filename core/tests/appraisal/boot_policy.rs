@@ -452,6 +452,89 @@ fn a_policy_of_a_boot_accepts_that_boot_and_names_each_event_that_changes() {
     }
 }
 
+/// `log` with another type of event `index`.
+fn with_type(log: &[u8], index: usize, kind: u32) -> Vec<u8> {
+    let parsed = EventLog::parse(log).unwrap();
+    let event = parsed.unverified_events().nth(index).unwrap();
+    let digests: usize = event
+        .digests
+        .iter()
+        .map(|(_, one)| 2 + one.as_bytes().len())
+        .sum();
+    // Before it are its data's size, its digests, and their number.
+    let data = event.data.as_ptr() as usize - log.as_ptr() as usize;
+    let start = data - 4 - digests - 4 - 4;
+    assert_eq!(log[start..start + 4], event.kind.0.to_le_bytes());
+    let mut log = log.to_vec();
+    log[start..start + 4].copy_from_slice(&kind.to_le_bytes());
+    log
+}
+
+/// Types that a host may claim for an event.
+const TYPES: [u32; 26] = [
+    0x1,
+    0x3,
+    0x4,
+    0x5,
+    0x6,
+    0x7,
+    0x8,
+    0x9,
+    0xa,
+    0xc,
+    0xd,
+    0xe,
+    0x10,
+    0x11,
+    0x12,
+    0x8000_0001,
+    0x8000_0002,
+    0x8000_0003,
+    0x8000_0004,
+    0x8000_0006,
+    0x8000_0007,
+    0x8000_0008,
+    0x8000_000c,
+    0x8000_0010,
+    0x8000_00e0,
+    0xdead_beef,
+];
+
+/// What was measured stays judged, whatever the log calls it: the TPM extended it all the same.
+#[test]
+fn an_event_that_calls_itself_no_action_needs_a_rule() {
+    let policy = "version = 1\nothers = \"allow\"\n[secure_boot]\nenabled = true\n\
+        [[component]]\nname = \"shim\"\ndigests = [\"sha256:05\"]\n"
+        .replace(":05", &format!(":{}", "05".repeat(32)));
+    let policy = BootPolicy::Rules(BootRules::from_toml(&policy).unwrap().into());
+    let log = |off: u32, evil: u32| {
+        Log::new()
+            .plain(7, off, &variable(GLOBAL, "SecureBoot", &[0]))
+            .plain(7, DRIVER_CONFIG, &variable(GLOBAL, "SecureBoot", &[1]))
+            .event(4, APPLICATION, &[5; 32], &[0; 32])
+            .event(4, evil, &[6; 32], &[0; 32])
+    };
+    let truth = log(DRIVER_CONFIG, APPLICATION);
+    let pcrs = EventLog::parse(&truth.0).unwrap().replay(BANK);
+    for (off, evil) in [(3, APPLICATION), (DRIVER_CONFIG, 3), (3, 3)] {
+        let findings = judge_with(&policy, &log(off, evil).0, &pcrs);
+        let places: Vec<_> = findings.iter().map(|one| &one.place).collect();
+        for (event, pcr) in [(1, 7), (4, 4)] {
+            let place = Place::BootEvent { event, pcr };
+            assert!(
+                places.contains(&&place),
+                "{off:#x} {evil:#x}: {findings:#?}"
+            );
+        }
+    }
+    // What it is allowed as, it is allowed as whatever it calls itself.
+    let allowed = log(3, 3).0;
+    let policy = "version = 1\n[[component]]\nname = \"all\"\npcr = 4\nany = true\n\
+        [[component]]\nname = \"keys\"\npcr = 7\nany = true\n";
+    let policy = BootPolicy::Rules(BootRules::from_toml(policy).unwrap().into());
+    assert_eq!(judge_with(&policy, &allowed, &pcrs), []);
+}
+
 const IPL: u32 = 0xd;
 const ACTION: u32 = 0x8000_0007;
 const APPLICATION: u32 = 0x8000_0003;
@@ -1050,6 +1133,27 @@ proptest! {
             let flipped = EventLog::parse(&flipped).unwrap();
             prop_assert_eq!(measured(&flipped), measured(&true_log));
         }
+    }
+
+    /// What was measured and nobody allowed is found, whatever type the log says it is of.
+    #[test]
+    fn no_other_type_hides_an_event(
+        path in prop::sample::select(LOGS.to_vec()),
+        which in any::<prop::sample::Index>(),
+        kind in prop::sample::select(TYPES.to_vec()),
+        ordered in any::<bool>(),
+    ) {
+        let log = fixture(path);
+        let (_, mut policy) = policy_of(&log);
+        if !ordered {
+            policy.as_object_mut().unwrap().remove("order");
+        }
+        let events = events(&log);
+        let (index, ..) = events[which.index(events.len())];
+        let other = with_digest(&log, index);
+        let pcrs = EventLog::parse(&other).unwrap().replay(BANK);
+        let changed = with_type(&other, index, kind);
+        prop_assert!(!judge_with(&parse(&policy), &changed, &pcrs).is_empty());
     }
 
     /// A policy with one flipped bit in a digest is another policy.
