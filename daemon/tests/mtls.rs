@@ -248,7 +248,7 @@ async fn a_revoked_client_is_refused_and_its_open_connection_ends() {
     // An out-of-date list names whom it names all the same.
     let list = loaded(ca.list(2020, &[7]).der(), &ca).unwrap();
     assert_eq!(list.overdue(UnixTime::now()).count(), 1);
-    clients.revoke(&list).unwrap();
+    clients.revoke(list);
     let rest = tokio::io::AsyncReadExt::read(&mut open, &mut [0; 1]).await;
     assert!(matches!(rest, Ok(0) | Err(_)), "{rest:?}");
     for client in [&thief, &connect(&lost)] {
@@ -260,7 +260,7 @@ async fn a_revoked_client_is_refused_and_its_open_connection_ends() {
         assert_eq!(client.get("/").await.unwrap().status, 200);
     }
 
-    clients.revoke(&RevocationLists::default()).unwrap();
+    clients.revoke(RevocationLists::default());
     assert_eq!(connect(&lost).get("/").await.unwrap().status, 200);
 }
 
@@ -274,9 +274,7 @@ async fn of_two_lists_of_a_ca_the_newer_counts() {
     let (old, new) = (ca.list(2020, &[]), ca.list(2021, &[6, 7]));
     for (first, second) in [(&old, &new), (&new, &old)] {
         let text = format!("{}{}", first.pem().unwrap(), second.pem().unwrap());
-        clients
-            .revoke(&loaded(text.as_bytes(), &ca).unwrap())
-            .unwrap();
+        clients.revoke(loaded(text.as_bytes(), &ca).unwrap());
         let asked = client(port, ServerTrust::Roots(ca.roots()), Some(&lost));
         asked.get("/").await.unwrap_err();
     }

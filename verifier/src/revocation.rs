@@ -122,7 +122,7 @@ fn kept(error: &dyn Display) {
 
 fn read(paths: &[PathBuf], clients: &Clients) -> Result<RevocationLists, StartError> {
     let lists = RevocationLists::load(paths, clients.authorities())?;
-    clients.revoke(&lists)?;
+    clients.revoke(lists.clone());
     Ok(lists)
 }
 

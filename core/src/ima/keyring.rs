@@ -3,9 +3,10 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 
 use super::{ImaKey, KeyFault};
 
-/// Longest JSON text of a keyring, in bytes, and most keys in it.
+/// Longest JSON text of a keyring, in bytes.
 const MAX_TEXT: usize = 1 << 20;
-const MAX_KEYS: usize = 256;
+/// Most keys in a keyring.
+pub(crate) const MAX_KEYS: usize = 256;
 /// Most keys learned from one list, and bytes of them. A distribution has some ten.
 const MAX_LEARNED: usize = 64;
 const MAX_LEARNED_BYTES: usize = 16 << 10;

@@ -24,6 +24,7 @@ mod verified;
 pub use binary::{ListError, list_text};
 pub use entry::{Entry, EntryError};
 pub use key::{ImaKey, KeyFault, MeasuredKey};
+pub(crate) use keyring::MAX_KEYS;
 pub use keyring::{Keyring, KeyringError, LearnedKeys};
 pub use raw::character as character_for_byte;
 pub use replay::{

@@ -19,9 +19,8 @@ use super::{RevocationLists, TlsError, provider, roots};
 #[derive(Debug)]
 pub struct Clients {
     authorities: Vec<CertificateDer<'static>>,
-    mandatory: bool,
-    hints: Vec<DistinguishedName>,
-    chain: RwLock<Arc<dyn ClientCertVerifier>>,
+    chain: Arc<dyn ClientCertVerifier>,
+    lists: RwLock<RevocationLists>,
     changed: watch::Sender<()>,
 }
 
@@ -30,12 +29,16 @@ impl Clients {
         authorities: Vec<CertificateDer<'static>>,
         mandatory: bool,
     ) -> Result<Self, TlsError> {
-        let chain = chain(&authorities, mandatory, &RevocationLists::default())?;
+        let roots = Arc::new(roots(&authorities)?);
+        let chain = WebPkiClientVerifier::builder_with_provider(roots, provider());
+        let chain = match mandatory {
+            true => chain,
+            false => chain.allow_unauthenticated(),
+        };
         Ok(Self {
-            hints: chain.root_hint_subjects().to_vec(),
             authorities,
-            mandatory,
-            chain: RwLock::new(chain),
+            chain: chain.build().map_err(TlsError::ClientVerifier)?,
+            lists: RwLock::default(),
             changed: watch::Sender::new(()),
         })
     }
@@ -47,11 +50,12 @@ impl Clients {
 
     /// From now on these lists apply instead of those before: to new connections, and to open
     /// ones, which end if their client is on a list.
-    pub fn revoke(&self, lists: &RevocationLists) -> Result<(), TlsError> {
-        let chain = chain(&self.authorities, self.mandatory, lists)?;
-        *self.chain.write().unwrap_or_else(PoisonError::into_inner) = chain;
+    ///
+    /// A list's age does not matter: Keylime's lists are out of date when they are made, and a CA
+    /// that is late must not lock out every operator.
+    pub fn revoke(&self, lists: RevocationLists) {
+        *self.lists.write().unwrap_or_else(PoisonError::into_inner) = lists;
         self.changed.send_replace(());
-        Ok(())
     }
 
     /// Tells when other lists apply. What was looked at before is to be looked at again.
@@ -67,29 +71,6 @@ impl Clients {
         self.verify_client_cert(own, intermediates, UnixTime::now())
             .map(drop)
     }
-
-    fn chain(&self) -> Arc<dyn ClientCertVerifier> {
-        let chain = self.chain.read().unwrap_or_else(PoisonError::into_inner);
-        Arc::clone(&chain)
-    }
-}
-
-/// A list's age does not matter to it: Keylime's lists are out of date when they are made, and a
-/// CA that is late must not lock out every operator.
-fn chain(
-    authorities: &[CertificateDer<'static>],
-    mandatory: bool,
-    lists: &RevocationLists,
-) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
-    let roots = Arc::new(roots(authorities)?);
-    let chain = WebPkiClientVerifier::builder_with_provider(roots, provider())
-        .with_crls(lists.encoded())
-        .allow_unknown_revocation_status();
-    let chain = match mandatory {
-        true => chain,
-        false => chain.allow_unauthenticated(),
-    };
-    chain.build().map_err(TlsError::ClientVerifier)
 }
 
 impl ClientCertVerifier for Clients {
@@ -98,11 +79,11 @@ impl ClientCertVerifier for Clients {
     }
 
     fn client_auth_mandatory(&self) -> bool {
-        self.mandatory
+        self.chain.client_auth_mandatory()
     }
 
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        &self.hints
+        self.chain.root_hint_subjects()
     }
 
     fn verify_client_cert(
@@ -111,14 +92,20 @@ impl ClientCertVerifier for Clients {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        let chain = self.chain();
-        let issued = chain.verify_client_cert(end_entity, intermediates, now);
-        match issued {
-            Err(Error::InvalidCertificate(CertificateError::Revoked)) => issued,
+        let issued = self
+            .chain
+            .verify_client_cert(end_entity, intermediates, now);
+        let verified = match issued {
             Err(_) if self.authorities.iter().any(|listed| listed == end_entity) => {
-                Ok(ClientCertVerified::assertion())
+                ClientCertVerified::assertion()
             }
-            issued => issued,
+            issued => issued?,
+        };
+        let lists = self.lists.read().unwrap_or_else(PoisonError::into_inner);
+        let certificates: Vec<_> = std::iter::once(end_entity).chain(intermediates).collect();
+        match lists.revoke_any(&certificates) {
+            true => Err(CertificateError::Revoked.into()),
+            false => Ok(verified),
         }
     }
 
@@ -128,7 +115,7 @@ impl ClientCertVerifier for Clients {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.chain()
+        self.chain
             .verify_tls12_signature(message, certificate, signature)
     }
 
@@ -138,11 +125,11 @@ impl ClientCertVerifier for Clients {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.chain()
+        self.chain
             .verify_tls13_signature(message, certificate, signature)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.chain().supported_verify_schemes()
+        self.chain.supported_verify_schemes()
     }
 }

@@ -3,37 +3,42 @@
 
 use std::{
     cmp::Reverse,
+    collections::HashSet,
     fs::File,
     io::Read,
     path::{Path, PathBuf},
-    sync::Arc,
 };
 
 use rustls::pki_types::{
     AlgorithmIdentifier, CertificateDer, CertificateRevocationListDer, UnixTime,
     pem::{self, PemObject},
 };
-use rustls::server::WebPkiClientVerifier;
 use x509_cert::{
     Certificate,
-    crl::CertificateList,
+    crl::{CertificateList, TbsCertList},
     der::{Decode, Encode, Reader, SliceReader, asn1::AnyRef},
 };
 
-use super::{is_pem, provider, roots};
+use super::{is_pem, provider};
 
 /// Bytes of one file: some 50,000 revoked certificates.
 const MAX_FILE: u64 = 2 * 1024 * 1024;
 
 /// Lists that CAs of ours have signed, of each CA the newest first.
+///
+/// Certificates are looked up here and not by webpki, which reads no list without extensions:
+/// Keylime's CA makes such.
 #[derive(Clone, Debug, Default)]
 pub struct RevocationLists(Vec<RevocationList>);
 
 #[derive(Clone, Debug)]
 struct RevocationList {
     path: PathBuf,
-    der: CertificateRevocationListDer<'static>,
     issuer: String,
+    /// DER of the issuer's name.
+    name: Vec<u8>,
+    /// Serial numbers of revoked certificates.
+    revoked: HashSet<Vec<u8>>,
     /// Unix seconds, as what follows.
     made: u64,
     next: Option<u64>,
@@ -53,7 +58,7 @@ impl RevocationLists {
             };
             let lists = parse(&read(path).map_err(refused)?).map_err(refused)?;
             for der in lists {
-                found.push(check(path, der, authorities).map_err(refused)?);
+                found.push(check(path, &der, authorities).map_err(refused)?);
             }
         }
         // The first list of its CA is the one that counts.
@@ -86,8 +91,24 @@ impl RevocationLists {
         self.0.is_empty()
     }
 
-    pub(super) fn encoded(&self) -> impl Iterator<Item = CertificateRevocationListDer<'static>> {
-        self.0.iter().map(|list| list.der.clone())
+    /// Has the newest list of its CA one of these certificates? One that cannot be read counts as
+    /// revoked: nobody knows whether it is.
+    pub(super) fn revoke_any(&self, certificates: &[&CertificateDer<'_>]) -> bool {
+        let revoked = |certificate: &&CertificateDer<'_>| {
+            let Ok(certificate) = Certificate::from_der(certificate) else {
+                return true;
+            };
+            let certificate = certificate.tbs_certificate();
+            let Ok(name) = certificate.issuer().to_der() else {
+                return true;
+            };
+            let list = self.0.iter().find(|list| list.name == name);
+            list.is_some_and(|list| {
+                let serial = certificate.serial_number().as_bytes();
+                list.revoked.contains(serial)
+            })
+        };
+        !self.is_empty() && certificates.iter().any(revoked)
     }
 }
 
@@ -168,26 +189,38 @@ pub(crate) fn check_signed(
 
 fn check(
     path: &Path,
-    der: CertificateRevocationListDer<'static>,
+    der: &CertificateRevocationListDer<'static>,
     authorities: &[CertificateDer<'static>],
 ) -> Result<RevocationList, Reason> {
-    let list = check_signed(&der, authorities)?.tbs_cert_list;
-    WebPkiClientVerifier::builder_with_provider(
-        Arc::new(roots(authorities).map_err(|error| Reason::Form(error.to_string()))?),
-        provider(),
-    )
-    .with_crls([der.clone()])
-    .build()
-    .map_err(|error| Reason::Form(error.to_string()))?;
+    let list = check_signed(der, authorities)?.tbs_cert_list;
+    if has_critical_extension(&list) {
+        return Err(Reason::Partial);
+    }
+    let name = list.issuer.to_der();
+    let serials = list.revoked_certificates.iter().flatten();
     Ok(RevocationList {
         path: path.to_owned(),
-        der,
         issuer: list.issuer.to_string(),
+        name: name.map_err(|error| Reason::Form(error.to_string()))?,
+        revoked: serials
+            .map(|entry| entry.serial_number.as_bytes().to_vec())
+            .collect(),
         made: list.this_update.to_unix_duration().as_secs(),
         next: list
             .next_update
             .map(|time| time.to_unix_duration().as_secs()),
     })
+}
+
+/// Such a list names the certificates of other CAs, or not all of its own (RFC 5280, 5.2.4, 5.2.5
+/// and 5.3.3).
+fn has_critical_extension(list: &TbsCertList) -> bool {
+    let of_entries = list.revoked_certificates.iter().flatten();
+    of_entries
+        .filter_map(|entry| entry.crl_entry_extensions.as_ref())
+        .chain(&list.crl_extensions)
+        .flatten()
+        .any(|extension| extension.critical)
 }
 
 /// The bytes of `tbsCertList` as they were signed.
@@ -218,6 +251,10 @@ pub(crate) enum Reason {
     Form(String),
     #[error("it was issued by {0:?}, which is none of trusted_client_ca")]
     Issuer(String),
+    #[error(
+        "it has critical extensions, so that it is not all of its CA's list: put the full list there"
+    )]
+    Partial,
     #[error("not PEM: {0}")]
     Pem(pem::Error),
     #[error("{0}")]

@@ -2,18 +2,10 @@ use std::collections::BTreeMap;
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use serde::Deserialize;
-use x509_cert::{
-    der::{Decode, oid::db::rfc5912},
-    spki::SubjectPublicKeyInfoRef,
-};
 
+use crate::ima::{ImaKey, MAX_KEYS};
 use crate::policy::schema::Members;
 use crate::policy::{MAX_SMALL_POLICY, PolicyError};
-use crate::tpm::HashAlgorithm;
-
-/// Most keys of one policy.
-const MAX_KEYS: usize = 1_000;
-const NOT_A_KEY: &str = "a key is not the DER SubjectPublicKeyInfo of an RSA or EC key";
 
 /// Keys whose signatures of files stand in for digests: Keylime's `verification-keys`, which is
 /// JSON inside a string.
@@ -71,8 +63,8 @@ impl VerificationKeys {
     /// [`PolicyError::VerificationKeys`] for another kind of key, and for another key of this id.
     pub fn add(&mut self, id: Option<u32>, spki: &[u8]) -> Result<bool, PolicyError> {
         let fail = |reason: String| PolicyError::VerificationKeys(reason);
-        let computed = Self::id(spki).ok_or_else(|| fail(NOT_A_KEY.to_owned()))?;
-        let id = id.unwrap_or(computed);
+        let key = ImaKey::from_spki(spki, id).map_err(|fault| fail(fault.to_string()))?;
+        let id = key.id();
         match self.keys.get(&id) {
             Some(key) if **key == *spki => Ok(false),
             Some(_) => Err(fail(format!("two keys have the id {id:08x}"))),
@@ -84,20 +76,9 @@ impl VerificationKeys {
         }
     }
 
-    /// The id of a key without a certificate: the last four bytes of SHA-1 over the PKCS#1
-    /// RSAPublicKey or the uncompressed point, which are what a SubjectPublicKeyInfo's BIT STRING
-    /// holds. `None`: it is no DER SubjectPublicKeyInfo of an RSA or EC key.
+    /// The id of a key without a certificate; `None`: no signature of a file can be checked by it.
     pub fn id(spki: &[u8]) -> Option<u32> {
-        let key = SubjectPublicKeyInfoRef::from_der(spki).ok()?;
-        let known = [rfc5912::RSA_ENCRYPTION, rfc5912::ID_EC_PUBLIC_KEY];
-        if !known.contains(&key.algorithm.oid) {
-            return None;
-        }
-        let digest = HashAlgorithm::Sha1.digest(&[key.subject_public_key.raw_bytes()]);
-        digest
-            .as_bytes()
-            .last_chunk()
-            .map(|last| u32::from_be_bytes(*last))
+        ImaKey::from_spki(spki, None).ok().map(|key| key.id())
     }
 
     /// Key ids, ascending, with the keys as DER SubjectPublicKeyInfo.

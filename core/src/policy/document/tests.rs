@@ -168,7 +168,7 @@ fn keys_have_their_ids_or_get_them() {
             json!({"pubkeys": ["*"]}).to_string(),
             "pubkeys[0] is not base64",
         ),
-        (json!({"pubkeys": ["AAAA"]}).to_string(), "not the DER"),
+        (json!({"pubkeys": ["AAAA"]}).to_string(), "no public key"),
         (json!({"keyids": [1]}).to_string(), "pubkeys"),
         ("{".to_owned(), "EOF"),
     ] {

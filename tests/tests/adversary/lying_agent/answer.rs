@@ -153,7 +153,7 @@ fn trickles_that_hold_all_turns_for_large_answers() {
 
 /// JSON that is nested 100,000 deep.
 ///
-/// Check: `verifier/src/poll/judge.rs`: `serde_json::from_slice::<Envelope<QuoteResponse>>`
+/// Check: `core/src/appraise/answer.rs`: `serde_json::from_slice::<Envelope<QuoteResponse>>`
 #[test]
 fn an_answer_nested_without_end() {
     garbage(&"[".repeat(100_000), "not the expected JSON");
@@ -161,7 +161,7 @@ fn an_answer_nested_without_end() {
 
 /// Nested where nobody looks.
 ///
-/// Check: `verifier/src/poll/judge.rs`: `serde_json::from_slice::<Envelope<QuoteResponse>>`
+/// Check: `core/src/appraise/answer.rs`: `serde_json::from_slice::<Envelope<QuoteResponse>>`
 #[test]
 fn an_unknown_member_nested_without_end() {
     let body = format!(
@@ -190,7 +190,7 @@ fn an_answer_with_a_member_twice() {
 
 /// Success without results.
 ///
-/// Check: `verifier/src/poll/judge.rs`: `the answer has no`
+/// Check: `core/src/appraise/answer.rs`: `the answer has no`
 #[test]
 fn success_without_evidence() {
     garbage(
@@ -201,7 +201,7 @@ fn success_without_evidence() {
 
 /// Bytes that are no text.
 ///
-/// Check: `verifier/src/poll/judge.rs`: `the answer is not the expected JSON`
+/// Check: `core/src/appraise/answer.rs`: `the answer is not the expected JSON`
 #[test]
 fn an_answer_that_is_no_text() {
     garbage("<html>\u{1}", "not the expected JSON");

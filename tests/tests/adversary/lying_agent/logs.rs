@@ -113,7 +113,7 @@ fn a_list_from_another_entry_than_asked() {
 
 /// PCR 10 changed, and there is no list.
 ///
-/// Check: `core/src/appraise/files.rs`: `findings.push(missing_list)`
+/// Check: `core/src/appraise/files.rs`: `findings.push(findings::missing_list)`
 #[test]
 fn no_list_for_a_changed_pcr() {
     let stage = Stage::new();
@@ -187,7 +187,7 @@ fn a_reboot_is_noticed_by_the_tpms_counter() {
 
 /// A boot log that is good in itself, and of another boot.
 ///
-/// Check: `core/src/appraise/boot.rs`: `mismatched(mismatch)`
+/// Check: `core/src/appraise/boot.rs`: `mismatched(mismatch, &replayed)`
 #[test]
 fn the_boot_log_of_another_boot() {
     let log = troth_tests::boot::fixtures().join("boots/uki/binary_bios_measurements");
@@ -205,7 +205,7 @@ fn the_boot_log_of_another_boot() {
 
 /// `boot_aggregate` of another boot: entry, template hash and PCR 10 all agree.
 ///
-/// Check: `core/src/appraise/files.rs`: `is_boot_aggregate(&entry, aggregates)`
+/// Check: `core/src/appraise/files.rs`: `self.is_boot_aggregate(entry)`
 #[test]
 fn the_boot_aggregate_of_another_boot() {
     let stage = Stage::new();
