@@ -145,7 +145,7 @@ fn without_a_certificate() {
     assert_eq!(seen, forbidden);
 }
 
-/// Check: `daemon/src/tls/clients.rs`: `chain.verify_client_cert(end_entity, intermediates, now)`
+/// Check: `daemon/src/tls/clients.rs`: `.verify_client_cert(end_entity, intermediates, now)`
 #[test]
 fn with_an_expired_certificate() {
     let seen = Doors::new().seen_with(|certificate| {
@@ -154,7 +154,7 @@ fn with_an_expired_certificate() {
     assert_eq!(seen, NO_CONNECTION);
 }
 
-/// Check: `daemon/src/tls/clients.rs`: `chain.verify_client_cert(end_entity, intermediates, now)`
+/// Check: `daemon/src/tls/clients.rs`: `.verify_client_cert(end_entity, intermediates, now)`
 #[test]
 fn with_a_certificate_of_the_future() {
     let seen = Doors::new().seen_with(|certificate| {
@@ -165,7 +165,7 @@ fn with_a_certificate_of_the_future() {
 
 /// A server's certificate, such as every server of the site may have.
 ///
-/// Check: `daemon/src/tls/clients.rs`: `chain.verify_client_cert(end_entity, intermediates, now)`
+/// Check: `daemon/src/tls/clients.rs`: `.verify_client_cert(end_entity, intermediates, now)`
 #[test]
 fn with_a_certificate_for_servers() {
     let seen = Doors::new().seen_with(|certificate| {
@@ -200,7 +200,7 @@ fn without_any_name() {
     assert_eq!((seen.verifier, seen.registrar), (Some(403), Some(403)));
 }
 
-/// Check: `daemon/src/tls/clients.rs`: `chain.verify_client_cert(end_entity, intermediates, now)`
+/// Check: `daemon/src/tls/clients.rs`: `.verify_client_cert(end_entity, intermediates, now)`
 #[test]
 fn with_a_self_signed_certificate() {
     let key = KeyPair::generate().unwrap();
@@ -214,7 +214,7 @@ fn with_a_self_signed_certificate() {
 
 /// A CA of the same name with another key.
 ///
-/// Check: `daemon/src/tls/clients.rs`: `chain.verify_client_cert(end_entity, intermediates, now)`
+/// Check: `daemon/src/tls/clients.rs`: `.verify_client_cert(end_entity, intermediates, now)`
 #[test]
 fn with_a_certificate_of_another_ca() {
     let doors = Doors::new();
@@ -229,7 +229,7 @@ fn with_a_certificate_of_another_ca() {
 
 /// A client of the CA issues a certificate itself, and shows its own along.
 ///
-/// Check: `daemon/src/tls/clients.rs`: `chain.verify_client_cert(end_entity, intermediates, now)`
+/// Check: `daemon/src/tls/clients.rs`: `.verify_client_cert(end_entity, intermediates, now)`
 #[test]
 fn with_a_certificate_that_a_client_issued() {
     let doors = Doors::new();
@@ -248,7 +248,7 @@ fn with_a_certificate_that_a_client_issued() {
 /// A key that was lost, and whose certificate its CA has revoked since. Who has it is connected
 /// already. Agents know no lists: an operator changes `trusted_client_ca` there.
 ///
-/// Check: `daemon/src/tls/clients.rs`: `.with_crls(lists.encoded())`
+/// Check: `daemon/src/tls/clients.rs`: `lists.revoke_any(&certificates)`
 #[test]
 fn with_a_revoked_certificate() {
     let doors = Doors::new();
@@ -305,7 +305,7 @@ fn revoking(ca_dir: &Path, serial_number: SerialNumber) -> String {
 
 /// What an agent has for its own server opens nothing, its own door included.
 ///
-/// Check: `daemon/src/tls/clients.rs`: `chain.verify_client_cert(end_entity, intermediates, now)`
+/// Check: `daemon/src/tls/clients.rs`: `.verify_client_cert(end_entity, intermediates, now)`
 #[test]
 fn with_the_agents_own_certificate() {
     let doors = Doors::new();

@@ -221,10 +221,19 @@ const OWN_VIEWS: &[(&str, &str)] = &[(
     "our own view of the node",
 )];
 
-const LEFT_NOTHING: &[(&str, &str)] = &[(
-    "/results/runtimepolicy names",
-    "a refused enrolment leaves nothing behind",
-)];
+const LEFT_NOTHING: &[(&str, &str)] = &[
+    (
+        "/results/runtimepolicy names",
+        "a refused enrolment leaves nothing behind",
+    ),
+    POLICIES,
+];
+
+/// Beyond Keylime's list of names.
+const POLICIES: (&str, &str) = (
+    "/results/policies",
+    "digests, sizes, and how many nodes use it",
+);
 
 const NOT_THERE: &str = "an unknown agent is unknown on every path";
 
@@ -310,10 +319,13 @@ fn our_verifier_answers_as_keylimes() {
             Case::new(Method::POST, "/v2.6/mbpolicies/m").body(json!({"mb_policy": "{}"})),
             Case::new(Method::PUT, "/v2.6/mbpolicies/m").body(json!({"mb_policy": "{}"})),
             Case::new(Method::PUT, "/v2.6/mbpolicies/none").body(json!({"mb_policy": "{}"})),
-            Case::get("/v2.6/mbpolicies/").members(&[(
-                "/results/mbpolicy names",
-                "an agent without a boot policy has no row of its own",
-            )]),
+            Case::get("/v2.6/mbpolicies/").members(&[
+                (
+                    "/results/mbpolicy names",
+                    "an agent without a boot policy has no row of its own",
+                ),
+                POLICIES,
+            ]),
             Case::get("/v2.6/mbpolicies/m"),
             Case::new(Method::DELETE, "/v2.6/mbpolicies/m"),
             Case::new(Method::DELETE, "/v2.6/mbpolicies/m"),
