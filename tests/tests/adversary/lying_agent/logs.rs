@@ -260,3 +260,83 @@ fn a_list_that_has_become_shorter() {
     });
     failed(&stage, "PCR 10");
 }
+
+/// A verifier that asks failed nodes on.
+const TOLERANT: &str = "severity_policy = [{ event_id = '.*', severity_label = \"warning\" }]";
+
+/// A host of which an intruder's program is known, and that is asked on.
+fn intruded() -> (Stage, Liar) {
+    let stage = Stage::with_verifier(TOLERANT);
+    let liar = stage.trusted(ID);
+    liar.run("/usr/bin/miner");
+    let node = failed(&stage, "/usr/bin/miner");
+    assert_eq!(
+        node["troth"]["findings"][0]["place"]["ima_entry"]["entry"], 3,
+        "{node:#}"
+    );
+    (stage, liar)
+}
+
+/// After its failure, the list continues behind the intruder's entry, which was told already.
+///
+/// Check: `core/src/ima/replay.rs`: `quoted != Some(&running.value)`
+#[test]
+fn a_list_that_goes_on_behind_what_failed() {
+    let (stage, liar) = intruded();
+    liar.falsify(|evidence| {
+        evidence.change_list(|lines| lines.retain(|line| !line.contains("/usr/bin/miner")));
+    });
+    liar.run("/usr/bin/a");
+    let node = stage
+        .operator
+        .wait_for(ID, "is failed for its lie", |node| {
+            assert_eq!(node["troth"]["state"], "failed", "{node:#}");
+            reason(node).contains("PCR 10")
+        });
+    assert_eq!(node["troth"]["findings"][0]["place"]["pcr"], 10, "{node:#}");
+}
+
+/// The same, and the answer says that it begins one entry later.
+///
+/// Check: `core/src/appraise/files.rs`: `wrong_entry(entry, answer.asked_entry)`
+#[test]
+fn a_list_that_begins_behind_what_failed() {
+    let (stage, liar) = intruded();
+    liar.falsify(|evidence| {
+        evidence.results["ima_measurement_list_entry"] = json!(4);
+        evidence.change_list(|lines| lines.retain(|line| !line.contains("/usr/bin/miner")));
+    });
+    liar.run("/usr/bin/a");
+    stage
+        .operator
+        .wait_for(ID, "is failed for its lie", |node| {
+            assert_eq!(node["troth"]["state"], "failed", "{node:#}");
+            reason(node).contains("answer starts at entry 4")
+        });
+}
+
+/// After its failure the host goes on honestly, with programs that are known: what failed is found
+/// with each answer.
+///
+/// Check: `core/src/appraise/files.rs`: `list.position_before(entry)`
+#[test]
+fn an_honest_list_after_a_failure() {
+    let (stage, liar) = intruded();
+    liar.asked();
+    let (mut asked, start) = (Vec::new(), std::time::Instant::now());
+    while asked.len() < 5 && start.elapsed() < PATIENCE {
+        liar.run("/usr/bin/a");
+        asked.extend(liar.asked());
+        let node = stage.operator.status(ID);
+        assert_eq!(node["troth"]["state"], "failed", "{node:#}");
+        let finding = &node["troth"]["findings"][0];
+        assert_eq!(finding["place"]["ima_entry"]["entry"], 3, "{node:#}");
+        assert!(reason(&node).contains("/usr/bin/miner"), "{node:#}");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    assert!(asked.len() >= 5, "{asked:?}");
+    assert!(
+        asked.iter().all(|asked| asked.contains("ima_ml_entry=3")),
+        "{asked:?}"
+    );
+}
