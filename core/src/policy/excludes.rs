@@ -168,6 +168,31 @@ mod tests {
         }
     }
 
+    /// Rust's engines would take each of these.
+    #[test]
+    fn what_python_refuses_is_refused() {
+        for (pattern, reason) in [
+            (r"a(?<=a*)b", "fixed-width"),
+            (r"a(?<!a|bb)b", "fixed-width"),
+            (r"(?P<n>a?)b(?<=(?P=n)b)", "fixed-width"),
+            (r"b(?<=(a)\1)", "inside of it"),
+            (r"(a(?<=(?(1)b|c)))", "open group"),
+            ("(?au)a", "incompatible"),
+            ("(?a)(?u)a", "incompatible"),
+            ("(?i-:a)", "missing flag"),
+            ("(?i-i:a)", "on and off"),
+            ("(?i", "missing"),
+            ("a{4294967295}", "too large"),
+        ] {
+            let error = Excludes::compile([pattern]).unwrap_err().to_string();
+            assert!(error.contains(reason), "{pattern}: {error}");
+        }
+        for pattern in [r"(a|b)c(?<=\1c)", "a(?<=a{1})", "x(?<=[ab]|x)"] {
+            Excludes::compile([pattern]).unwrap();
+        }
+        assert!(!excluded(r"\B", "") && excluded(r"\B", "-"));
+    }
+
     #[test]
     fn an_invalid_pattern_is_named() {
         let error = Excludes::compile(["/ok", "/broken("]).unwrap_err();

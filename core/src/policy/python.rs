@@ -20,9 +20,46 @@ struct Flags {
 enum Last {
     Nothing,
     /// Written from this byte of the output on.
-    Item(usize),
+    Item(usize, Width),
     Assertion,
-    Repeated,
+    Repeated(Width),
+}
+
+/// How many characters something matches: least and most. Look-behind takes what has one width.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+struct Width(u64, u64);
+
+/// What Python counts to.
+const UNLIMITED: u64 = u32::MAX as u64;
+const ONE: Width = Width(1, 1);
+
+impl Width {
+    fn then(self, next: Self) -> Self {
+        Self(
+            (self.0 + next.0).min(UNLIMITED - 1),
+            (self.1 + next.1).min(UNLIMITED),
+        )
+    }
+
+    fn or(self, other: Self) -> Self {
+        Self(self.0.min(other.0), self.1.max(other.1))
+    }
+
+    fn times(self, (least, most): (u64, u64)) -> Self {
+        Self(
+            self.0.saturating_mul(least).min(UNLIMITED - 1),
+            self.1.saturating_mul(most).min(UNLIMITED),
+        )
+    }
+}
+
+impl Last {
+    fn width(self) -> Width {
+        match self {
+            Self::Item(_, width) | Self::Repeated(width) => width,
+            Self::Nothing | Self::Assertion => Width::default(),
+        }
+    }
 }
 
 /// What a pattern must match of a text.
@@ -38,9 +75,11 @@ struct Translator<'p> {
     scope: Scope,
     source: std::iter::Peekable<std::str::Chars<'p>>,
     out: String,
-    /// Capturing groups so far: their names, and whether they are closed.
-    groups: Vec<(Option<String>, bool)>,
+    /// Capturing groups so far: their names, and their widths once they are closed.
+    groups: Vec<(Option<String>, Option<Width>)>,
     depth: usize,
+    /// Groups before the outermost look-behind that is open: those that it may refer to.
+    before_behind: Option<usize>,
 }
 
 type Outcome<T = ()> = Result<T, String>;
@@ -59,6 +98,7 @@ pub(crate) fn translate(pattern: &str, scope: Scope) -> Outcome<String> {
         out: String::with_capacity(pattern.len() + 8),
         groups: Vec::new(),
         depth: 0,
+        before_behind: None,
     };
     let flags = translator.global_flags()?;
     translator.alternatives(flags)?;
@@ -72,15 +112,21 @@ impl Translator<'_> {
     /// `(?flags)` at the start: for the whole pattern.
     fn global_flags(&mut self) -> Outcome<Flags> {
         let mut flags = Flags::default();
+        let mut all = String::new();
         loop {
             let mut ahead = self.source.clone();
             if (ahead.next(), ahead.next()) != (Some('('), Some('?')) {
                 return Ok(flags);
             }
-            let words: String = ahead.by_ref().take_while(|c| *c != ')').collect();
-            if words.is_empty() || !words.chars().all(|c| "aiLmsux".contains(c)) {
+            let mut words = String::new();
+            while let Some(c) = ahead.next_if(|c| "aiLmsux".contains(*c)) {
+                words.push(c);
+            }
+            if words.is_empty() || ahead.next() != Some(')') {
                 return Ok(flags);
             }
+            all.push_str(&words);
+            one_kind(&all)?;
             for c in words.chars() {
                 set_flag(&mut flags, c, true)?;
             }
@@ -88,17 +134,18 @@ impl Translator<'_> {
         }
     }
 
-    fn alternatives(&mut self, flags: Flags) -> Outcome {
-        loop {
-            self.sequence(flags)?;
-            if self.source.next_if_eq(&'|').is_none() {
-                return Ok(());
-            }
+    fn alternatives(&mut self, flags: Flags) -> Outcome<Width> {
+        let mut width = self.sequence(flags)?;
+        while self.source.next_if_eq(&'|').is_some() {
             self.out.push('|');
+            width = width.or(self.sequence(flags)?);
         }
+        Ok(width)
     }
 
-    fn sequence(&mut self, flags: Flags) -> Outcome {
+    fn sequence(&mut self, flags: Flags) -> Outcome<Width> {
+        // Of what stands before the last item.
+        let mut width = Width::default();
         let mut last = Last::Nothing;
         while let Some(c) = self.source.next_if(|c| !matches!(c, '|' | ')')) {
             if flags.verbose && c.is_ascii() && matches!(c, ' ' | '\t'..='\r') {
@@ -112,27 +159,30 @@ impl Translator<'_> {
                 continue;
             }
             let start = self.out.len();
-            last = match c {
-                '*' | '+' | '?' => self.repeat(&c.to_string(), last)?,
-                '{' => match self.counted()? {
-                    Some(quantifier) => self.repeat(&quantifier, last)?,
-                    None => {
-                        self.out.push_str(r"\{");
-                        Last::Item(start)
-                    }
-                },
+            let times = match c {
+                '*' => Some((0, UNLIMITED)),
+                '+' => Some((1, UNLIMITED)),
+                '?' => Some((0, 1)),
+                '{' => self.counted()?,
+                _ => None,
+            };
+            if let Some(times) = times {
+                last = self.repeat(c, times, last)?;
+                continue;
+            }
+            let next = match c {
                 '(' => match self.group(flags)? {
-                    true => Last::Item(start),
-                    false => last,
+                    Some(width) => Last::Item(start, width),
+                    None => continue,
                 },
                 '[' => {
                     self.class(flags)?;
-                    Last::Item(start)
+                    Last::Item(start, ONE)
                 }
                 '.' => {
                     self.out
                         .push_str(if flags.dot_all { "(?s:.)" } else { "." });
-                    Last::Item(start)
+                    Last::Item(start, ONE)
                 }
                 '^' => {
                     self.out
@@ -146,11 +196,13 @@ impl Translator<'_> {
                 '\\' => self.escape(flags)?,
                 c => {
                     self.literal(c, flags)?;
-                    Last::Item(start)
+                    Last::Item(start, ONE)
                 }
             };
+            width = width.then(last.width());
+            last = next;
         }
-        Ok(())
+        Ok(width.then(last.width()))
     }
 
     /// `$`: at the end, or before a line feed that ends the text.
@@ -172,11 +224,17 @@ impl Translator<'_> {
     }
 
     /// A quantifier and what makes it lazy or possessive.
-    fn repeat(&mut self, quantifier: &str, last: Last) -> Outcome<Last> {
-        let start = match last {
+    fn repeat(&mut self, sign: char, times: (u64, u64), last: Last) -> Outcome<Last> {
+        let (start, width) = match last {
             Last::Nothing | Last::Assertion => return Err("nothing to repeat".to_owned()),
-            Last::Repeated => return Err("multiple repeat".to_owned()),
-            Last::Item(start) => start,
+            Last::Repeated(_) => return Err("multiple repeat".to_owned()),
+            Last::Item(start, width) => (start, width),
+        };
+        let quantifier = &match (sign, times) {
+            ('{', (least, UNLIMITED)) => format!("{{{least},}}"),
+            ('{', (least, most)) if least == most => format!("{{{least}}}"),
+            ('{', (least, most)) => format!("{{{least},{most}}}"),
+            _ => sign.to_string(),
         };
         if self.source.next_if_eq(&'?').is_some() {
             self.out.push_str(quantifier);
@@ -188,12 +246,12 @@ impl Translator<'_> {
         } else {
             self.out.push_str(quantifier);
         }
-        Ok(Last::Repeated)
+        Ok(Last::Repeated(width.times(times)))
     }
 
     /// What follows a `{`: Python takes it for a character unless it is `{n}`, `{n,}`, `{,n}`,
     /// `{n,m}` or `{,}`.
-    fn counted(&mut self) -> Outcome<Option<String>> {
+    fn counted(&mut self) -> Outcome<Option<(u64, u64)>> {
         let mut ahead = self.source.clone();
         let mut body = String::new();
         loop {
@@ -208,70 +266,89 @@ impl Translator<'_> {
         }
         self.source = ahead;
         let (least, most) = body.split_once(',').unwrap_or((&body, &body));
-        let least: u64 = if least.is_empty() { 0 } else { number(least)? };
-        if !most.is_empty() && number(most)? < least {
+        let least = if least.is_empty() { 0 } else { number(least)? };
+        let most = match most {
+            "" => UNLIMITED,
+            most => number(most)?,
+        };
+        if most < least {
             return Err("min repeat greater than max repeat".to_owned());
         }
-        Ok(Some(match body.split_once(',') {
-            None => format!("{{{least}}}"),
-            Some((_, most)) => format!("{{{least},{most}}}"),
-        }))
+        if least >= UNLIMITED || (most >= UNLIMITED && !body.ends_with(',')) {
+            return Err("the repetition number is too large".to_owned());
+        }
+        Ok(Some((least, most)))
     }
 
-    /// What follows a `(`, to its `)`. False: it was a comment.
-    fn group(&mut self, flags: Flags) -> Outcome<bool> {
+    /// What follows a `(`, to its `)`. `None`: it was a comment.
+    fn group(&mut self, flags: Flags) -> Outcome<Option<Width>> {
         if self.source.next_if_eq(&'?').is_none() {
-            self.capture(None, flags)?;
-            return Ok(true);
+            return self.capture(None, flags).map(Some);
         }
         let unknown = |c: Option<char>| {
             let shown: String = c.into_iter().collect();
             Err(format!("unknown extension ?{shown}"))
         };
-        match self.source.next() {
+        let width = match self.source.next() {
             Some('#') => {
                 if !self.source.by_ref().any(|c| c == ')') {
                     return Err("missing ), unterminated comment".to_owned());
                 }
-                return Ok(false);
+                return Ok(None);
             }
             Some('P') => match self.source.next() {
                 Some('<') => {
                     let name = self.name('>')?;
-                    self.capture(Some(name), flags)?;
+                    self.capture(Some(name), flags)?
                 }
                 Some('=') => {
                     let name = self.name(')')?;
                     let group = self.group_of(&name)?;
-                    self.reference(group, flags)?;
+                    self.reference(group, flags)?
                 }
                 c => return unknown(c),
             },
             Some(':') => self.inside("(?:", flags)?,
-            Some('=') => self.inside("(?=", flags)?,
-            Some('!') => self.inside("(?!", flags)?,
+            Some('=') => self.ahead("(?=", flags)?,
+            Some('!') => self.ahead("(?!", flags)?,
             Some('>') => self.inside("(?>", flags)?,
             Some('<') => match self.source.next() {
-                Some('=') => self.inside("(?<=", flags)?,
-                Some('!') => self.inside("(?<!", flags)?,
+                Some('=') => self.behind("(?<=", flags)?,
+                Some('!') => self.behind("(?<!", flags)?,
                 c => return unknown(c),
             },
             Some('(') => self.conditional(flags)?,
             Some(c @ ('-' | 'a'..='z' | 'L')) => self.flagged(c, flags)?,
             c => return unknown(c),
-        }
-        Ok(true)
+        };
+        Ok(Some(width))
     }
 
-    fn inside(&mut self, open: &str, flags: Flags) -> Outcome {
+    fn ahead(&mut self, open: &str, flags: Flags) -> Outcome<Width> {
+        self.inside(open, flags).map(|_| Width::default())
+    }
+
+    fn behind(&mut self, open: &str, flags: Flags) -> Outcome<Width> {
+        let outer = self.before_behind;
+        self.before_behind = outer.or(Some(self.groups.len()));
+        let Width(least, most) = self.inside(open, flags)?;
+        self.before_behind = outer;
+        if least != most {
+            return Err("look-behind requires fixed-width pattern".to_owned());
+        }
+        Ok(Width::default())
+    }
+
+    fn inside(&mut self, open: &str, flags: Flags) -> Outcome<Width> {
         self.out.push_str(open);
         self.depth += 1;
         if self.depth > MAX_DEPTH {
             return Err(format!("more than {MAX_DEPTH} groups in one another"));
         }
-        self.alternatives(flags)?;
+        let width = self.alternatives(flags)?;
         self.depth -= 1;
-        self.close()
+        self.close()?;
+        Ok(width)
     }
 
     fn close(&mut self) -> Outcome {
@@ -284,22 +361,22 @@ impl Translator<'_> {
         }
     }
 
-    fn capture(&mut self, name: Option<String>, flags: Flags) -> Outcome {
+    fn capture(&mut self, name: Option<String>, flags: Flags) -> Outcome<Width> {
         if name.is_some() && self.groups.iter().any(|(other, _)| *other == name) {
             return Err("redefinition of a group name".to_owned());
         }
         let group = self.groups.len();
-        self.groups.push((name, false));
+        self.groups.push((name, None));
         // Groups are told apart by their numbers alone.
-        self.inside("(", flags)?;
+        let width = self.inside("(", flags)?;
         if let Some((_, closed)) = self.groups.get_mut(group) {
-            *closed = true;
+            *closed = Some(width);
         }
-        Ok(())
+        Ok(width)
     }
 
     /// `(?(1)yes|no)` and `(?(name)yes|no)`.
-    fn conditional(&mut self, flags: Flags) -> Outcome {
+    fn conditional(&mut self, flags: Flags) -> Outcome<Width> {
         let name = self.name_or_number()?;
         let group = match number(&name) {
             Ok(group) => usize::try_from(group).unwrap_or(usize::MAX),
@@ -310,34 +387,51 @@ impl Translator<'_> {
                 "condition on group {name}, which comes later or not at all"
             ));
         }
+        self.is_before_behind(group)?;
         self.out.push_str(&format!("(?({group})"));
         self.depth += 1;
-        self.sequence(flags)?;
+        if self.depth > MAX_DEPTH {
+            return Err(format!("more than {MAX_DEPTH} groups in one another"));
+        }
+        let yes = self.sequence(flags)?;
         self.out.push('|');
+        let mut no = Width(0, yes.1);
         if self.source.next_if_eq(&'|').is_some() {
-            self.sequence(flags)?;
+            no = self.sequence(flags)?;
         }
         self.depth -= 1;
         if self.source.peek() == Some(&'|') {
             return Err("conditional with more than two branches".to_owned());
         }
-        self.close()
+        self.close()?;
+        Ok(yes.or(no))
     }
 
     /// `(?flags-flags:...)`, of which the first letter is given.
-    fn flagged(&mut self, first: char, mut flags: Flags) -> Outcome {
+    fn flagged(&mut self, first: char, mut flags: Flags) -> Outcome<Width> {
         let (mut on, mut c) = (true, Some(first));
+        let (mut turned_on, mut turned_off) = (String::new(), String::new());
         loop {
             match c {
                 Some('-') if on => on = false,
+                Some(':') if !on && turned_off.is_empty() => {
+                    return Err("missing flag".to_owned());
+                }
                 Some(':') => break,
                 Some(')') => {
                     return Err("global flags not at the start; write (?flags:...)".to_owned());
                 }
-                Some(c) => set_flag(&mut flags, c, on)?,
+                Some(c) => {
+                    set_flag(&mut flags, c, on)?;
+                    if on { &mut turned_on } else { &mut turned_off }.push(c);
+                }
                 None => return Err("missing - , : or )".to_owned()),
             }
             c = self.source.next();
+        }
+        one_kind(&turned_on)?;
+        if turned_off.contains(|c| turned_on.contains(c)) {
+            return Err("flag turned on and off".to_owned());
         }
         self.inside("(?:", flags)
     }
@@ -382,17 +476,37 @@ impl Translator<'_> {
             .ok_or_else(|| format!("unknown group name {name:?}"))
     }
 
-    fn reference(&mut self, group: usize, flags: Flags) -> Outcome {
-        match group.checked_sub(1).and_then(|at| self.groups.get(at)) {
-            Some((_, true)) => {}
-            Some((_, false)) => return Err("cannot refer to an open group".to_owned()),
+    fn reference(&mut self, group: usize, flags: Flags) -> Outcome<Width> {
+        let width = match group.checked_sub(1).and_then(|at| self.groups.get(at)) {
+            Some((_, Some(width))) => *width,
+            Some((_, None)) => return Err("cannot refer to an open group".to_owned()),
             None => return Err(format!("invalid group reference {group}")),
-        }
+        };
+        self.is_before_behind(group)?;
         if flags.ignore_case {
             return Err("a reference to a group under the flag i is not supported".to_owned());
         }
         // In a group: a digit may follow.
         self.out.push_str(&format!(r"(?:\{group})"));
+        Ok(width)
+    }
+
+    /// May the look-behind that is open, if one is, refer to the group?
+    fn is_before_behind(&self, group: usize) -> Outcome {
+        let Some(before) = self.before_behind else {
+            return Ok(());
+        };
+        let open = |(_, width): &(_, Option<Width>)| width.is_none();
+        if group > before {
+            return Err("look-behind refers to a group inside of it".to_owned());
+        }
+        if group
+            .checked_sub(1)
+            .and_then(|at| self.groups.get(at))
+            .is_none_or(open)
+        {
+            return Err("cannot refer to an open group".to_owned());
+        }
         Ok(())
     }
 
@@ -412,6 +526,10 @@ impl Translator<'_> {
                 self.out.push_str(&format!(
                     "(?:(?<=[{word}])(?{a}[{word}])|(?<![{word}])(?{b}[{word}]))"
                 ));
+                if c == 'B' {
+                    // An empty text has neither, in Python before 3.14.
+                    self.out.push_str(r"(?!\A\z)");
+                }
             }
             'd' | 'D' | 's' | 'S' | 'w' | 'W' => {
                 self.out.push('[');
@@ -420,23 +538,26 @@ impl Translator<'_> {
                 self.out
                     .push_str(category(c.to_ascii_lowercase(), flags.ascii));
                 self.out.push(']');
-                return Ok(Last::Item(start));
+                return Ok(Last::Item(start, ONE));
             }
             '1'..='9' => {
                 let digits = self.digits(c);
-                match digits.len() {
-                    3 => self.literal(octal(&digits)?, flags)?,
+                let width = match digits.len() {
+                    3 => {
+                        self.literal(octal(&digits)?, flags)?;
+                        ONE
+                    }
                     _ => {
                         let group = usize::try_from(number(&digits)?).unwrap_or(usize::MAX);
-                        self.reference(group, flags)?;
+                        self.reference(group, flags)?
                     }
-                }
-                return Ok(Last::Item(start));
+                };
+                return Ok(Last::Item(start, width));
             }
             c => {
                 let c = self.character(c)?;
                 self.literal(c, flags)?;
-                return Ok(Last::Item(start));
+                return Ok(Last::Item(start, ONE));
             }
         }
         Ok(Last::Assertion)
@@ -611,6 +732,14 @@ impl Translator<'_> {
 enum Member {
     Char(char),
     Set(String),
+}
+
+/// Of the flags a, u and L, one pattern or group has one.
+fn one_kind(flags: &str) -> Outcome {
+    if flags.contains('a') && flags.contains('u') {
+        return Err("the flags a and u are incompatible".to_owned());
+    }
+    Ok(())
 }
 
 fn set_flag(flags: &mut Flags, flag: char, on: bool) -> Outcome {

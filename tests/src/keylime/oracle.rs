@@ -12,7 +12,7 @@ use crate::process::isolate;
 /// Judges each line of standard input, `[function, case]`, and answers with the ids of the events
 /// that its judgement consists of; of an input that is not taken at all, `refused: ` and why.
 const PROGRAM: &str = "\
-import json, os, sys
+import json, os, re, sys
 # Keylime writes its log to standard output.
 answers = os.fdopen(os.dup(1), 'w')
 os.dup2(2, 1)
@@ -30,7 +30,11 @@ def ima_list(case):
         boot_aggregates=case['aggregates'], hash_alg=algorithms.Hash(case['bank']))
     return [event.event_id for event in failure.events]
 
-functions = {'ima_list': ima_list}
+def matches(case):
+    pattern = re.compile(case['pattern'])
+    return [str(n) for n, text in enumerate(case['texts']) if pattern.match(text)]
+
+functions = {'ima_list': ima_list, 'matches': matches}
 for line in sys.stdin:
     name, case = json.loads(line)
     try:
@@ -80,6 +84,22 @@ impl Oracle {
     /// `bank`, and what `boot_aggregate` may be, by bank (`aggregates`).
     pub fn ima_list(&mut self, case: &Value) -> Result<Vec<String>> {
         self.ask("ima_list", case)
+    }
+
+    /// Which of the `texts` a pattern of Python's `re` matches at their start; `None` if it is none.
+    pub fn matches(&mut self, pattern: &str, texts: &[&str]) -> Result<Option<Vec<bool>>> {
+        let case = serde_json::json!({"pattern": pattern, "texts": texts});
+        let answer = self.ask("matches", &case)?;
+        if answer
+            .first()
+            .is_some_and(|first| first.starts_with("refused: "))
+        {
+            return Ok(None);
+        }
+        let numbers: Vec<usize> = answer.iter().map(|n| n.parse()).collect::<Result<_, _>>()?;
+        Ok(Some(
+            (0..texts.len()).map(|n| numbers.contains(&n)).collect(),
+        ))
     }
 
     fn ask(&mut self, function: &str, case: &Value) -> Result<Vec<String>> {

@@ -10,6 +10,8 @@ mod our_agent;
 mod our_registrar;
 /// Keylime's tenant at our registrar and verifier.
 mod our_servers;
+/// Patterns of excludes as Python reads them, and as ours are.
+mod patterns;
 /// Keylime's verifier asks every second, for minutes.
 mod polling;
 /// Refstates as their engine judges by them, and as ours does.
