@@ -184,7 +184,7 @@ pub(crate) struct EventlogArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct ImaArgs {
-    /// ASCII list (ascii_runtime_measurements); - is standard input
+    /// IMA list (ascii_runtime_measurements, or binary_...); - is standard input
     pub(crate) file: PathBuf,
     /// Print every entry, not only the summary
     #[arg(long)]

@@ -382,6 +382,60 @@ fn the_binary_list_is_read_as_the_ascii_one() {
 }
 
 #[test]
+fn a_binary_list_is_a_policy_as_the_ascii_one_is() {
+    let lists = ["binary", "ascii"]
+        .map(|form| fixture(&format!("boots/uki/ima-{form}_runtime_measurements_sha256")));
+    let [binary, ascii] = lists.each_ref().map(|list| text(list));
+    let output = trothctl(&["policy", "diff", binary, ascii]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let output = trothctl(&["--json", "policy", "convert", "--to", "allowlist", binary]);
+    assert!(stdout(&output).lines().count() > 100, "{}", stdout(&output));
+}
+
+#[test]
+fn signatures_in_an_ima_list_are_shown() {
+    let vectors = fixture("vectors/ima-signatures.json");
+    let vectors: Value = serde_json::from_slice(&std::fs::read(vectors).unwrap()).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("list");
+    let hash = "1".repeat(40);
+    let line = |template: &str, prefix: &str, vector: &Value| {
+        let digest = vector["digest"].as_str().unwrap();
+        let signature = vector["signature"].as_str().unwrap();
+        format!("10 {hash} {template} {prefix}:{digest} /signed {signature}\n")
+    };
+    let file = &vectors["signatures"][2];
+    let mut unusable = file.clone();
+    unusable["signature"] = "0302".into();
+    let list = [
+        line("ima-sig", "sha256", file),
+        line("ima-sigv2", "verity:sha512", &vectors["verity"][3]),
+        line("ima-sig", "sha256", &unusable),
+        format!("10 {hash} ima-ng sha256:{} /unsigned\n", "2".repeat(64)),
+    ];
+    std::fs::write(&path, list.concat()).unwrap();
+    let output = trothctl(&["--json", "inspect", "ima", "--entries", text(&path)]);
+    let view = json(&output);
+    assert_eq!(view["signed"], 3);
+    let signature = |entry: usize| &view["list"][entry]["signature"];
+    let of = |version: u8, id: &str, hash: &str| serde_json::json!({"version": version, "key_id": id, "hash": hash});
+    assert_eq!(*signature(0), of(2, "9b99ec16", "sha256"));
+    assert_eq!(*signature(1), of(3, "ab8e33e8", "sha512"));
+    assert_eq!(signature(2)["fault"], "it is cut, or its header is wrong");
+    assert_eq!(*signature(3), Value::Null);
+    let output = trothctl(&["inspect", "ima", "--entries", text(&path)]);
+    let shown = stdout(&output);
+    for expected in [
+        "v2 9b99ec16 sha256",
+        "v3 ab8e33e8 sha512",
+        "unusable",
+        "3 entries",
+    ] {
+        assert!(shown.contains(expected), "{expected}: {shown}");
+    }
+}
+
+#[test]
 fn a_changed_ima_list_names_the_line() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("list");

@@ -3,8 +3,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::Serialize;
 use troth_core::{
     ima::{
-        Anomalies, AnomalyKind, BOOT_AGGREGATE, Entry, log_hash, unverified_entries,
-        unverified_replay,
+        Anomalies, AnomalyKind, BOOT_AGGREGATE, Entry, ImaSignature, SignatureScope, log_hash,
+        unverified_entries, unverified_replay,
     },
     tpm::HashAlgorithm,
 };
@@ -40,6 +40,8 @@ struct View<'l> {
     boot_aggregate: Option<String>,
     /// Bank to the value of PCR 10 after the whole list, hex.
     pcr10: BTreeMap<&'static str, String>,
+    /// Entries with a signature.
+    signed: usize,
     /// Entries measured while the file was being written (ToMToU, open writers).
     violations: Vec<Violation<'l>>,
     /// Lines with something wrong; the first thousand.
@@ -75,6 +77,27 @@ struct EntryView<'l> {
     digest: String,
     name: &'l str,
     violation: bool,
+    /// The signature of the file, where the list has one. It is not checked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    signature: Option<SignatureView>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+enum SignatureView {
+    Readable {
+        /// 2 is over the file's digest, 3 over fs-verity's.
+        version: u8,
+        /// The key that it asks for, 8 hex digits.
+        key_id: String,
+        /// Name of the hash algorithm; `None`: one that is not supported.
+        hash: Option<&'static str>,
+    },
+    /// What no verifier takes for a signature.
+    Unusable {
+        /// Why.
+        fault: String,
+    },
 }
 
 /// Runs `trothctl inspect ima`.
@@ -129,6 +152,10 @@ impl<'l> View<'l> {
                 .find(|entry| entry.name == BOOT_AGGREGATE)
                 .map(digest),
             pcr10: pcr10.collect(),
+            signed: entries
+                .iter()
+                .filter(|entry| entry.signature().is_some())
+                .count(),
             violations: entries
                 .iter()
                 .filter(|entry| entry.is_violation())
@@ -152,14 +179,17 @@ impl<'l> View<'l> {
                 } else {
                     (Tone::Plain, entry.name.to_owned())
                 };
+                let signature = entry.signature.as_ref().map(SignatureView::describe);
                 vec![
                     (Tone::Dim, entry.line.to_string()),
                     (Tone::Plain, entry.template.to_owned()),
                     (Tone::Dim, out.digest(&entry.digest)),
+                    (Tone::Dim, signature.unwrap_or_default()),
                     (tone, name),
                 ]
             });
-            text.push_str(&out.table(&["LINE", "TEMPLATE", "DIGEST", "NAME"], rows.collect()));
+            let head = ["LINE", "TEMPLATE", "DIGEST", "SIGNATURE", "NAME"];
+            text.push_str(&out.table(&head, rows.collect()));
             text.push('\n');
         }
         let templates: Vec<_> = self
@@ -173,6 +203,7 @@ impl<'l> View<'l> {
                 format!("{} ({})", self.entries, templates.join(", ")),
             ),
             ("Names", format!("{} different", self.names)),
+            ("Signed", format!("{} entries", self.signed)),
             (
                 "Aggregate",
                 self.boot_aggregate
@@ -262,6 +293,36 @@ impl<'l> EntryView<'l> {
             digest: digest(entry),
             name: entry.name,
             violation: entry.is_violation(),
+            signature: entry.signature().map(|blob| SignatureView::new(&blob)),
+        }
+    }
+}
+
+impl SignatureView {
+    fn new(blob: &[u8]) -> Self {
+        match ImaSignature::parse(blob) {
+            Ok(signature) => Self::Readable {
+                version: match signature.scope {
+                    SignatureScope::File => 2,
+                    SignatureScope::Verity => 3,
+                },
+                key_id: format!("{:08x}", signature.key_id),
+                hash: signature.hash_name(),
+            },
+            Err(fault) => Self::Unusable {
+                fault: fault.to_string(),
+            },
+        }
+    }
+
+    fn describe(&self) -> String {
+        match self {
+            Self::Readable {
+                version,
+                key_id,
+                hash,
+            } => format!("v{version} {key_id} {}", hash.unwrap_or("unknown hash")),
+            Self::Unusable { .. } => "unusable".to_owned(),
         }
     }
 }

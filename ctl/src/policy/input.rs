@@ -1,7 +1,7 @@
 use serde_json::Value;
 use troth_core::policy::{Envelope, PolicyDocument, PolicyError, PolicyFormat, TpmPolicy};
 
-use super::{boot::boot_json, read_text, stored};
+use super::{boot::boot_json, read_ima_list, stored};
 use crate::{
     api::Credentials,
     cli::{Kind, PolicyRef},
@@ -95,7 +95,8 @@ impl Input {
 /// The text of a policy, which may not be usable.
 pub(super) async fn text(config: &Config, policy: &PolicyRef) -> Result<String, Error> {
     match policy {
-        PolicyRef::File(path) => read_text(path),
+        // An IMA list is taken for a policy too, in both of its forms.
+        PolicyRef::File(path) => read_ima_list(path),
         PolicyRef::Stored(kind, name) => fetch(config, *kind, name).await,
     }
 }

@@ -108,7 +108,7 @@ impl RuntimeSource<'_> {
     async fn text(self, config: &Config) -> Result<String, Error> {
         let now = now_ms() / 1000;
         let made = match self {
-            Self::Json(path) => present_version(read_text(path)?, now),
+            Self::Json(path) => present_version(read_ima_list(path)?, now),
             Self::Url(url, checksum) => {
                 let bytes = url.fetch(checksum, config.request_timeout.0).await?;
                 return Ok(lossy(bytes));
@@ -172,7 +172,7 @@ pub(crate) fn read_file(path: &Path) -> Result<Vec<u8>, Error> {
     })
 }
 
-/// The kernel's IMA list, ASCII or binary, as text.
+/// The kernel's IMA list, ASCII or binary, as text; what is another text is left as it is.
 pub(crate) fn read_ima_list(path: &Path) -> Result<String, Error> {
     let file = read_file(path)?;
     let list = list_text(&file).map_err(|error| Error::Malformed {
