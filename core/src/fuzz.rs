@@ -37,6 +37,7 @@ pub const TARGETS: &[Target] = &[
     ("boot_log_by_policy", boot_log_by_policy),
     ("boot_policy", boot_policy),
     ("credential_blob", credential_blob),
+    ("dm_event", dm_event),
     ("dsse", dsse),
     ("ek_certificate", ek_certificate),
     ("ek_chain", ek_chain),
@@ -64,6 +65,16 @@ pub fn allowlist(data: &[u8]) {
     let (allowlist, excludes) = text.split_once("\n---\n").unwrap_or((&text, ""));
     if let Ok(json) = RuntimePolicy::json_from_allowlist(allowlist, excludes, 0) {
         assert!(RuntimePolicy::compile(json.as_bytes()).is_ok());
+    }
+}
+
+/// An event of the device mapper: its name, a line feed, and what was measured.
+pub fn dm_event(data: &[u8]) {
+    let mut parts = data.splitn(2, |byte| *byte == b'\n');
+    let (name, text) = (parts.next().unwrap_or_default(), parts.next());
+    let (name, text) = (String::from_utf8_lossy(name), text.unwrap_or_default());
+    if ima::DmEvent::parse(&name, text).is_ok() {
+        assert!(ima::DmEvent::is_named(&name));
     }
 }
 

@@ -1,14 +1,17 @@
+use self::devices::Devices;
 use super::{Finding, Policies, Tomtou};
 use crate::eventlog::BootAggregate;
 use crate::finding::Findings;
 use crate::ima::{
-    self, BOOT_AGGREGATE, Entry, IMA_PCR, ImaKey, ImaPosition, ImaSignature, Keyring, LearnedKeys,
-    MeasuredKey, ReplayedList, SignatureFault,
+    self, BOOT_AGGREGATE, DeviceStates, DmEvent, Entry, IMA_PCR, ImaKey, ImaPosition, ImaSignature,
+    Keyring, LearnedKeys, MeasuredKey, ReplayedList, SignatureFault,
 };
 use crate::policy::{DigestTable, ExcludesBudget, RuntimePolicy};
 use crate::tpm::{HashAlgorithm, VerifiedQuote};
 use crate::wire::QuoteResponse;
 
+/// Devices of the device mapper against its policy.
+mod devices;
 /// What is wrong with a list or an entry, in words.
 mod findings;
 
@@ -67,6 +70,13 @@ pub(super) fn check(
             return ImaPosition::default();
         }
     };
+    let dm_policy = policy.and_then(RuntimePolicy::dm_policy);
+    let devices = match start.next_entry {
+        0 => dm_policy.map(Devices::new),
+        _ => dm_policy.and_then(|policy| Devices::resume(policy, start.devices.as_ref())),
+    };
+    // The policy is new: its events are judged when the list comes as a whole, next time.
+    let unread = dm_policy.is_some() && devices.is_none();
     let mut judge = Judge {
         policies,
         aggregates: answer.aggregates,
@@ -75,6 +85,7 @@ pub(super) fn check(
         keyring: keyring(policies),
         first: replay.anomalies.first.first().map(|anomaly| anomaly.entry),
         learned: start.keys.clone(),
+        devices,
         kept: None,
         parsed: Vec::new(),
         files: false,
@@ -84,6 +95,7 @@ pub(super) fn check(
         first,
         files,
         learned,
+        devices,
         kept,
         ..
     } = judge;
@@ -95,15 +107,24 @@ pub(super) fn check(
     if start.next_entry == 0 && !files && policy.is_some_and(|policy| expects(policy, &list)) {
         findings.push(|| findings::nothing_measured(&list));
     }
-    if findings.total() > before {
+    // Where an entry has a finding, what follows it is judged again.
+    if let (Some(devices), None) = (&devices, first) {
+        for fault in devices.lacks() {
+            findings.push(|| findings::device(&fault, None));
+        }
+    }
+    if unread || findings.total() > before {
         return ImaPosition::default();
     }
     let position = match first {
         None => list.position(),
         Some(entry) => list.position_before(entry),
     };
+    let learned = (learned, devices.map(|devices| devices.states));
+    let (keys, devices) = kept.unwrap_or(learned);
     ImaPosition {
-        keys: kept.unwrap_or(learned),
+        keys,
+        devices,
         ..position
     }
 }
@@ -125,31 +146,32 @@ fn expects(policy: &RuntimePolicy, list: &ReplayedList<'_, '_>) -> bool {
 }
 
 /// Judges the covered entries, one after the other.
-struct Judge<'a> {
+struct Judge<'a, 'f> {
     policies: &'a Policies<'a>,
     aggregates: &'a [BootAggregate],
     budget: ExcludesBudget,
-    findings: &'a mut Findings,
+    findings: &'f mut Findings,
     /// The operator's keys.
     keyring: Option<&'a Keyring>,
     /// The first entry with a finding.
     first: Option<u64>,
-    /// Keys learned so far, and as they were before the first entry with a finding.
+    /// Keys learned so far, and devices; and both as before the first entry with a finding.
     learned: LearnedKeys,
-    kept: Option<LearnedKeys>,
+    devices: Option<Devices<'a>>,
+    kept: Option<(LearnedKeys, Option<DeviceStates>)>,
     /// Learned keys that a signature asked for, by id.
     parsed: Vec<(u32, ImaKey)>,
     /// Was anything but `boot_aggregate` measured?
     files: bool,
 }
 
-impl Judge<'_> {
+impl Judge<'_, '_> {
     /// An entry against the policy. Violations have no digest to judge.
     fn entry(&mut self, entry: &Entry<'_>) {
         self.files |= entry.name != BOOT_AGGREGATE;
         // A line that could not be used was found before any entry is judged.
-        if self.kept.is_none() && self.first.is_some_and(|first| first <= entry.index) {
-            self.kept = Some(self.learned.clone());
+        if self.first.is_some_and(|first| first <= entry.index) {
+            self.keep();
         }
         if entry.is_violation() {
             if self.policies.ima.tomtou == Tomtou::Fail {
@@ -200,9 +222,19 @@ impl Judge<'_> {
                     }
                 }
             }
+            None if policy.dm_policy().is_some() && DmEvent::is_named(entry.name) => {
+                self.device(entry);
+            }
             None => {
                 self.digest(entry, policy.ima_buf(), "ima-buf", policy);
             }
+        }
+    }
+
+    /// An event of the device mapper.
+    fn device(&mut self, entry: &Entry<'_>) {
+        if let Some(Err(fault)) = self.devices.as_mut().map(|devices| devices.event(entry)) {
+            self.push(entry, || findings::device(&fault, Some(entry)));
         }
     }
 
@@ -273,9 +305,16 @@ impl Judge<'_> {
             self.first
                 .map_or(entry.index, |first| first.min(entry.index)),
         );
-        if self.kept.is_none() {
-            self.kept = Some(self.learned.clone());
-        }
+        self.keep();
         self.findings.push(finding);
+    }
+
+    /// Remembers what was learned until now, unless that was done at an earlier entry.
+    fn keep(&mut self) {
+        if self.kept.is_none() {
+            let devices = self.devices.as_ref();
+            let devices = devices.map(|devices| devices.states.clone());
+            self.kept = Some((self.learned.clone(), devices));
+        }
     }
 }

@@ -2,6 +2,10 @@
 
 /// The kernel's binary list, written as the ASCII one.
 mod binary;
+/// Devices of the device mapper, as the entries before left them.
+mod devices;
+/// Events of the device mapper.
+mod dm;
 /// One entry of the list, and the template data the kernel hashed for it.
 mod entry;
 /// Keys that IMA signatures are checked with.
@@ -22,6 +26,9 @@ mod template;
 mod verified;
 
 pub use binary::{ListError, list_text};
+pub(crate) use devices::DeviceState;
+pub use devices::DeviceStates;
+pub use dm::{DmDevice, DmEvent, DmNames, DmTarget};
 pub use entry::{Entry, EntryError};
 pub use key::{ImaKey, KeyFault, MeasuredKey};
 pub(crate) use keyring::MAX_KEYS;
@@ -61,6 +68,9 @@ pub struct ImaPosition {
     /// Keys learned from the entries before.
     #[serde(default, skip_serializing_if = "LearnedKeys::is_empty")]
     pub keys: LearnedKeys,
+    /// Devices of the device mapper; `None`: no policy was about them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub devices: Option<DeviceStates>,
 }
 
 /// The hash algorithm whose digests have `bytes` bytes.

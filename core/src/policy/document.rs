@@ -18,7 +18,7 @@ pub use self::keys::VerificationKeys;
 pub use self::names::DigestNames;
 use self::names::NamesBuilder;
 use super::schema::{self, Ima, Members, Meta};
-use super::{Excludes, PolicyError};
+use super::{DmPolicy, Excludes, PolicyError};
 use crate::tpm::{Digest, HashAlgorithm};
 
 /// `meta.version` of what is written here.
@@ -42,6 +42,8 @@ pub struct PolicyDocument {
     keyrings: DigestNames,
     ignored_keyrings: BTreeSet<String>,
     log_hash_alg: HashAlgorithm,
+    /// JSON without white space between its tokens.
+    dm_policy: Option<Box<str>>,
     ima_buf: DigestNames,
     verification_keys: VerificationKeys,
     /// Members of `meta`, of `ima` and of the document that the schema does not name.
@@ -64,6 +66,7 @@ impl PolicyDocument {
             ignored_keyrings: BTreeSet::new(),
             // What kernels print for the template hash, whatever the bank.
             log_hash_alg: HashAlgorithm::Sha1,
+            dm_policy: None,
             ima_buf: DigestNames::default(),
             verification_keys: VerificationKeys::default(),
             other_meta: Members::default(),
@@ -90,8 +93,12 @@ impl PolicyDocument {
         let Ima {
             ignored_keyrings,
             log_hash_alg,
+            dm_policy,
             other: other_ima,
         } = ima;
+        if let Some(json) = &dm_policy {
+            DmPolicy::compile(json)?;
+        }
         Ok(Self {
             version,
             generator,
@@ -102,6 +109,7 @@ impl PolicyDocument {
             keyrings: read.keyrings,
             ignored_keyrings: ignored_keyrings.into_iter().collect(),
             log_hash_alg,
+            dm_policy,
             ima_buf: read.ima_buf,
             verification_keys: VerificationKeys::parse(&read.verification_keys)?,
             other_meta,
@@ -231,6 +239,11 @@ impl PolicyDocument {
         self.log_hash_alg
     }
 
+    /// What may be set up with the device mapper: the JSON text, or `null`.
+    pub fn dm_policy(&self) -> &str {
+        self.dm_policy.as_deref().unwrap_or("null")
+    }
+
     /// `meta.version`.
     pub fn version(&self) -> u64 {
         self.version
@@ -265,7 +278,7 @@ impl PolicyDocument {
         out += ",\n\"ima\": {\"ignored_keyrings\": ";
         write_list(&mut out, &self.ignored_keyrings);
         out += &format!(", \"log_hash_alg\": \"{}\", ", self.log_hash_alg);
-        out += "\"dm_policy\": null";
+        out += &format!("\"dm_policy\": {}", self.dm_policy());
         write_members(&mut out, ", ", &self.other_ima);
         out += "},\n\"ima-buf\": ";
         self.ima_buf.write(&mut out);

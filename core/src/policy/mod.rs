@@ -4,6 +4,8 @@
 mod boot;
 /// Runtime policies from flat allowlists, from older JSON and from IMA lists.
 mod convert;
+/// What may be set up with the device mapper.
+mod device_mapper;
 /// Names with their allowed digests, held in one arena and found by a keyed hash.
 mod digests;
 /// A runtime policy to be changed, compared and written.
@@ -27,6 +29,8 @@ mod tpm;
 
 pub use boot::{BootEngine, BootPolicy, BootRules, Converted, CreateError, Refstate};
 pub(crate) use boot::{refstate, rules};
+pub use device_mapper::DmPolicy;
+pub(crate) use device_mapper::{Allowed as DmAllowed, DmRule};
 pub use digests::{AllowedDigests, DigestTable};
 pub use document::{
     Change, ChangeKind, DigestNames, PolicyDiff, PolicyDocument, SetChange, VerificationKeys,
@@ -132,6 +136,9 @@ pub enum PolicyError {
     /// `verification-keys` that are none.
     #[error("`verification-keys`: {0}")]
     VerificationKeys(String),
+    /// A device-mapper policy that cannot be used; the text names the rule.
+    #[error("`ima.dm_policy`: {0}")]
+    DeviceMapper(String),
     /// A DSSE envelope that holds no runtime policy.
     #[error("signed policy (DSSE envelope): {0}")]
     Envelope(&'static str),

@@ -2,7 +2,7 @@ use std::collections::HashSet;
 
 use super::digests::DigestTableBuilder;
 use super::schema::{self, Ignored};
-use super::{DigestTable, Envelope, Excludes, PolicyDocument, PolicyError};
+use super::{DigestTable, DmPolicy, Envelope, Excludes, PolicyDocument, PolicyError};
 use crate::ima::{BOOT_AGGREGATE, Keyring, VerifiedSignatures};
 use crate::tpm::{Digest, HashAlgorithm};
 
@@ -18,6 +18,7 @@ pub struct RuntimePolicy {
     excludes: Excludes,
     ignored_keyrings: HashSet<String>,
     log_hash_alg: HashAlgorithm,
+    dm_policy: Option<DmPolicy>,
     generator: u8,
     verification_keys: Keyring,
     verified: VerifiedSignatures,
@@ -33,6 +34,7 @@ impl RuntimePolicy {
     /// of the two counts.
     pub fn compile(json: &[u8]) -> Result<Self, PolicyError> {
         let document = schema::read::<DigestTableBuilder, Ignored>(json)?;
+        let dm_policy = document.ima.dm_policy;
         Ok(Self {
             digests: document.digests,
             keyrings: document.keyrings,
@@ -40,6 +42,7 @@ impl RuntimePolicy {
             excludes: Excludes::compile(document.excludes.iter().map(String::as_str))?,
             ignored_keyrings: document.ima.ignored_keyrings.into_iter().collect(),
             log_hash_alg: document.ima.log_hash_alg,
+            dm_policy: dm_policy.as_deref().map(DmPolicy::compile).transpose()?,
             generator: document.meta.generator,
             verification_keys: Keyring::from_json(&document.verification_keys)
                 .map_err(|error| PolicyError::VerificationKeys(error.to_string()))?,
@@ -111,6 +114,11 @@ impl RuntimePolicy {
         self.log_hash_alg
     }
 
+    /// What may be set up with the device mapper; `None`: its entries are buffers as others are.
+    pub fn dm_policy(&self) -> Option<&DmPolicy> {
+        self.dm_policy.as_ref()
+    }
+
     /// Keylime's `meta.generator`: 0 unknown, 1 empty, 2 converted, 3 made from a legacy list.
     pub fn generator(&self) -> u8 {
         self.generator
@@ -122,7 +130,8 @@ impl RuntimePolicy {
             && self.keyrings.is_empty()
             && self.ima_buf.is_empty()
             && self.excludes.is_empty()
-            && self.verification_keys.is_empty();
+            && self.verification_keys.is_empty()
+            && self.dm_policy.is_none();
         !(empty && self.generator <= EMPTY_ALLOWLIST)
     }
 

@@ -135,6 +135,8 @@ pub(super) struct Meta<O> {
 pub(super) struct Ima<O> {
     pub(super) ignored_keyrings: Vec<String>,
     pub(super) log_hash_alg: HashAlgorithm,
+    /// JSON without white space between its tokens.
+    pub(super) dm_policy: Option<Box<str>>,
     pub(super) other: O,
 }
 
@@ -286,8 +288,9 @@ impl<'de, O: Others> Visitor<'de> for ImaVisitor<O> {
                     once(&mut log_hash_alg, "log_hash_alg", value)?;
                 }
                 "dm_policy" => {
-                    let NoDmPolicy = map.next_value()?;
-                    once(&mut dm_policy, "dm_policy", ())?;
+                    let value = map.next_value::<Option<Box<RawValue>>>()?;
+                    let value = value.map(|json| compact(json.get()));
+                    once(&mut dm_policy, "dm_policy", value)?;
                 }
                 _ => other.read(key, &mut map)?,
             }
@@ -296,6 +299,7 @@ impl<'de, O: Others> Visitor<'de> for ImaVisitor<O> {
         Ok(Ima {
             ignored_keyrings: ignored_keyrings.ok_or_else(|| missing("ignored_keyrings"))?,
             log_hash_alg: log_hash_alg.ok_or_else(|| missing("log_hash_alg"))?,
+            dm_policy: dm_policy.flatten(),
             other,
         })
     }
@@ -311,17 +315,6 @@ impl<'de> Deserialize<'de> for LogHashAlg {
                 "ima.log_hash_alg {name:?} is not sha1, sha256, sha384 or sha512"
             ))
         })
-    }
-}
-
-struct NoDmPolicy;
-
-impl<'de> Deserialize<'de> for NoDmPolicy {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        match Option::<IgnoredAny>::deserialize(deserializer)? {
-            None => Ok(Self),
-            Some(_) => Err(D::Error::custom("ima.dm_policy must be null")),
-        }
     }
 }
 

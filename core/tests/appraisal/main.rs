@@ -10,6 +10,8 @@ mod boot_model;
 mod boot_policy;
 /// Evidence that is kept, and judged again.
 mod bundled;
+/// Devices of the device mapper, by their events.
+mod devices;
 /// What events say, and whether their digests vouch for it.
 mod event_content;
 /// IMA lists and runtime policies: captured ones, vectors, properties.

@@ -12,12 +12,12 @@ use crate::process::isolate;
 /// Judges each line of standard input, `[function, case]`, and answers with the ids of the events
 /// that its judgement consists of; of an input that is not taken at all, `refused: ` and why.
 const PROGRAM: &str = "\
-import json, os, re, sys
+import hashlib, json, os, re, sys, types
 # Keylime writes its log to standard output.
 answers = os.fdopen(os.dup(1), 'w')
 os.dup2(2, 1)
 from keylime.common import algorithms
-from keylime.ima import file_signatures, ima
+from keylime.ima import ast, file_signatures, ima, ima_dm
 
 def ima_list(case):
     policy = json.loads(case['policy'])
@@ -34,7 +34,19 @@ def matches(case):
     pattern = re.compile(case['pattern'])
     return [str(n) for n, text in enumerate(case['texts']) if pattern.match(text)]
 
-functions = {'ima_list': ima_list, 'matches': matches}
+def devices(case):
+    validator = ima_dm.DmIMAValidator(case['policy'])
+    events = []
+    for name, text in case['events']:
+        data = text.encode()
+        digest = ast.Digest('sha256:' + hashlib.sha256(data).hexdigest())
+        failure = validator.validate(digest, types.SimpleNamespace(name=name),
+                                     types.SimpleNamespace(data=data))
+        events += failure.events
+    events += validator.invalid().events
+    return [event.event_id for event in events]
+
+functions = {'ima_list': ima_list, 'matches': matches, 'devices': devices}
 for line in sys.stdin:
     name, case = json.loads(line)
     try:
@@ -100,6 +112,13 @@ impl Oracle {
         Ok(Some(
             (0..texts.len()).map(|n| numbers.contains(&n)).collect(),
         ))
+    }
+
+    /// The ids of what Keylime finds wrong with devices of the device mapper.
+    ///
+    /// `case` has the device-mapper `policy`, and `events` as pairs of name and text.
+    pub fn devices(&mut self, case: &Value) -> Result<Vec<String>> {
+        self.ask("devices", case)
     }
 
     fn ask(&mut self, function: &str, case: &Value) -> Result<Vec<String>> {

@@ -1,3 +1,4 @@
+use super::devices::Fault;
 use crate::appraise::{Finding, Place};
 use crate::finding::{hex_list, shown};
 use crate::ima::{
@@ -171,6 +172,23 @@ pub(super) fn invalid_key(entry: &Entry<'_>) -> Finding {
         explanation: format!("A key of an unknown algorithm was added to the keyring {name}."),
         action: "Find out which software added it; IMA signatures are made with RSA or EC keys."
             .to_owned(),
+    }
+}
+
+/// What the device-mapper policy does not allow, at `entry` or once all entries are judged.
+pub(super) fn device(fault: &Fault, entry: Option<&Entry<'_>>) -> Finding {
+    let text = |text: &String| shown(text);
+    Finding {
+        id: format!("ima.validation.dm.{}", fault.id),
+        recoverable: true,
+        place: entry.map_or(Place::ImaList, place),
+        expected: fault.expected.iter().map(text).collect(),
+        got: fault.got.as_ref().map(text),
+        explanation: shown(&fault.explanation),
+        action:
+            "If the device belongs on this node, change `ima.dm_policy` of the runtime policy; \
+                 else find out who set it up."
+                .to_owned(),
     }
 }
 

@@ -125,17 +125,21 @@ pub(super) const ROWS: &[Kind] = &[
     },
     Kind {
         id: "ima.validation.dm.<reason>",
-        origin: Origin::Keylime,
+        origin: Origin::Shared,
         component: COMPONENT,
-        title: "a device-mapper entry cannot be used",
-        meaning: "A record of a block device set up by the kernel's device mapper is not what the \
-                  device-mapper policy allows, or cannot be read.",
-        causes: &["Devices were set up in another way than when the policy was made."],
+        title: "the block devices are not what the policy asks for",
+        meaning: "An event of the kernel's device mapper cannot be read (`parsing_failed`), a device \
+                  was not resumed as its rule wants (`device_invalid_state`), or there is no \
+                  device by a rule that is required (`required_policy_not_in_use`).",
+        causes: &[
+            "The node is still setting up its devices.",
+            "Devices were set up in another way than when the policy was made.",
+        ],
         next: &[node("dmsetup table"), node("dmsetup ls --tree"), LIST],
     },
     Kind {
         id: "ima.validation.dm.<event>.<reason>",
-        origin: Origin::Keylime,
+        origin: Origin::Shared,
         component: COMPONENT,
         title: "a block device is not set up as the policy says",
         meaning: "A device of the kernel's device mapper was loaded, resumed, renamed, cleared or \

@@ -123,6 +123,7 @@ impl PolicyDocument {
                 "/ima/log_hash_alg".to_owned(),
                 quoted(self.log_hash_alg.name()),
             ),
+            ("/ima/dm_policy".to_owned(), self.dm_policy().to_owned()),
         ]);
         if let Some(timestamp) = &self.timestamp {
             members.insert(TIMESTAMP.to_owned(), quoted(timestamp));

@@ -14,6 +14,13 @@ impl PolicyDocument {
         same("meta.version", &self.version, &other.version)?;
         let (mine, theirs) = (self.log_hash_alg, other.log_hash_alg);
         same("ima.log_hash_alg", &mine, &theirs)?;
+        merged.dm_policy = match (&self.dm_policy, other.dm_policy) {
+            (Some(mine), Some(theirs)) => {
+                same("ima.dm_policy", mine, &theirs)?;
+                Some(theirs)
+            }
+            (mine, theirs) => mine.clone().or(theirs),
+        };
         merged.generator = self.generator.max(other.generator);
         merged.timestamp = merged.timestamp.max(other.timestamp);
         merged.release = self.release.max(other.release);

@@ -205,6 +205,9 @@ fn of_files() -> Vec<Finding> {
     node.tomtou = Tomtou::Fail;
     found.push(one(&node.attest(), "ima.validation.tomtou"));
     found.push(many_keys());
+    for (mut node, id) in crate::devices::failing() {
+        found.push(one(&node.attest(), id));
+    }
     found
 }
 

@@ -27,6 +27,7 @@ pub(super) struct Host<'k> {
     pub(super) ignored_keyrings: Vec<String>,
     /// `*` is not among them, whoever added it.
     pub(super) no_wildcard: bool,
+    pub(super) dm_policy: Value,
     /// Text that stands for the whole policy.
     pub(super) other_policy: Option<String>,
     /// Files so far.
@@ -46,6 +47,7 @@ impl<'k> Host<'k> {
             excludes: Vec::new(),
             ignored_keyrings: Vec::new(),
             no_wildcard: false,
+            dm_policy: Value::Null,
             other_policy: None,
             files: 0,
         };
@@ -149,7 +151,7 @@ impl<'k> Host<'k> {
             "excludes": self.excludes, "keyrings": self.keyrings,
             "ima": {
                 "ignored_keyrings": ignored, "log_hash_alg": "sha1",
-                "dm_policy": null
+                "dm_policy": self.dm_policy
             },
             "ima-buf": self.buffers, "verification-keys": keys.to_string(),
         })

@@ -1,3 +1,5 @@
+/// Devices of the device mapper.
+mod devices;
 /// Hosts made of rules: a list, the policy it is judged by, and the PCR 10 that belongs to it.
 mod host;
 /// Keys that files are signed with.
