@@ -106,9 +106,10 @@ impl<'l> EventLog<'l> {
             startup_locality: None,
             padding: 0,
         };
+        let fill = fill(bytes);
         while reader.at < bytes.len() {
             // Some firmware fills what is left of its buffer.
-            if is_padding(&bytes[reader.at..]) {
+            if fill.contains(&reader.at) {
                 log.padding = bytes.len() - reader.at;
                 break;
             }
@@ -186,12 +187,15 @@ impl<'l> EventLog<'l> {
     }
 }
 
+/// Where what is left of the log is filling alone, all 0 or all 0xff.
+///
 /// No event begins with eight such bytes: that would be PCR 0 and the reserved type 0, or a PCR
 /// that no TPM has and a type of all ones.
-fn is_padding(rest: &[u8]) -> bool {
-    let fill = rest.first_chunk::<8>();
-    let fill = fill.and_then(|start| [[0; 8], [0xff; 8]].into_iter().find(|fill| fill == start));
-    fill.is_some_and(|[fill, ..]| rest.iter().all(|byte| *byte == fill))
+fn fill(bytes: &[u8]) -> Range<usize> {
+    let last = bytes.last().filter(|last| matches!(last, 0 | 0xff));
+    let end = last.map_or(0, |_| bytes.len().saturating_sub(7));
+    let other = bytes.iter().rposition(|byte| Some(byte) != last);
+    other.map_or(0, |other| other + 1)..end
 }
 
 /// Little-endian reading with a position for errors.

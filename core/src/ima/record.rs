@@ -48,8 +48,13 @@ pub(super) fn next<'l>(
 }
 
 /// The first line with those that follow it up to where an entry begins, how many lines, and what
-/// follows them. `None`: an entry begins right behind it.
+/// follows them. `None`: an entry begins right behind it, or the line is not where one begins.
+///
+/// No line that is walked over here is walked over again: none of them begins an entry.
 fn join<'l>(list: &'l str, first: &str) -> Option<(&'l str, u64, &'l str)> {
+    if !begins_entry(first) {
+        return None;
+    }
     let mut end = first.len();
     let mut lines = 1;
     while let Some(rest) = list.get(end + 1..).filter(|rest| !rest.is_empty()) {

@@ -341,14 +341,20 @@ impl Translator<'_> {
 
     fn inside(&mut self, open: &str, flags: Flags) -> Outcome<Width> {
         self.out.push_str(open);
-        self.depth += 1;
-        if self.depth > MAX_DEPTH {
-            return Err(format!("more than {MAX_DEPTH} groups in one another"));
-        }
+        self.enter()?;
         let width = self.alternatives(flags)?;
         self.depth -= 1;
         self.close()?;
         Ok(width)
+    }
+
+    /// One group deeper, for whatever kind of group.
+    fn enter(&mut self) -> Outcome {
+        self.depth += 1;
+        if self.depth > MAX_DEPTH {
+            return Err(format!("more than {MAX_DEPTH} groups in one another"));
+        }
+        Ok(())
     }
 
     fn close(&mut self) -> Outcome {
@@ -389,10 +395,7 @@ impl Translator<'_> {
         }
         self.is_before_behind(group)?;
         self.out.push_str(&format!("(?({group})"));
-        self.depth += 1;
-        if self.depth > MAX_DEPTH {
-            return Err(format!("more than {MAX_DEPTH} groups in one another"));
-        }
+        self.enter()?;
         let yes = self.sequence(flags)?;
         self.out.push('|');
         let mut no = Width(0, yes.1);

@@ -1,7 +1,7 @@
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use proptest::prelude::*;
-use troth_core::eventlog::{EventLog, EventType, LogProblem};
+use troth_core::eventlog::{EventLog, EventType, LogProblem, MAX_LOG};
 use troth_core::tpm::{Digest, HashAlgorithm, PcrMask, PcrValues};
 
 use super::tpm::{Tpm, captured_quote, mask, pcrread};
@@ -217,6 +217,17 @@ fn a_log_cut_short_says_where() {
         }
     }
     assert_eq!(cuts_between_events, whole - 1);
+}
+
+/// 524,288 events, each of which begins like the filling of a buffer.
+#[test]
+fn zeros_that_are_not_the_last_bytes_are_events() {
+    let mut log = vec![0; MAX_LOG];
+    *log.last_mut().unwrap() = 1;
+    let error = EventLog::parse(&log).unwrap_err();
+    let last = MAX_LOG / 32 - 1;
+    assert_eq!((error.event, error.offset), (last, last * 32 + 28));
+    assert_eq!(error.problem, LogProblem::Truncated("the event data"));
 }
 
 #[test]

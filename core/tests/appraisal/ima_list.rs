@@ -1,7 +1,9 @@
 use std::sync::LazyLock;
 
 use proptest::prelude::*;
-use troth_core::ima::{AnomalyKind, ImaPosition, Replay, replay, unverified_entries};
+use troth_core::ima::{
+    AnomalyKind, ImaPosition, Replay, replay, unverified_entries, unverified_replay,
+};
 use troth_core::policy::RuntimePolicy;
 use troth_core::tpm::{Digest, HashAlgorithm, VerifiedQuote};
 
@@ -186,6 +188,18 @@ fn anomalies_are_counted_but_not_hoarded() {
         (replay.anomalies.total, replay.anomalies.first.len()),
         (5_000, 1_000)
     );
+}
+
+#[test]
+fn no_line_is_walked_again_for_each_that_is_no_entry() {
+    const LINES: usize = 400_000;
+    for (line, anomalies) in [("\n", 0), ("x\n", LINES), ("10 0\n", LINES)] {
+        let list = line.repeat(LINES);
+        let bank = HashAlgorithm::Sha256;
+        let (pcr, found) = unverified_replay(&list, HashAlgorithm::Sha1, bank);
+        assert_eq!(pcr, Digest::zero(bank));
+        assert_eq!(usize::try_from(found.total), Ok(anomalies), "{line:?}");
+    }
 }
 
 #[test]

@@ -130,6 +130,16 @@ fn deep_nesting_is_an_error_not_a_crash() {
 }
 
 #[test]
+fn groups_in_one_another_are_bounded_whatever_they_are() {
+    for group in ["(", "(?:", "(?<!", "(?>", "(?i:", "(?(1)"] {
+        let mut document = document();
+        document["excludes"] = json!([format!("(){}", group.repeat(13_000))]);
+        let error = compile(&document).unwrap_err().to_string();
+        assert!(error.contains("groups in one another"), "{group}: {error}");
+    }
+}
+
+#[test]
 fn the_empty_policy_does_not_ask_for_ima() {
     let empty = json!({
         "meta": {"version": 1, "generator": 1}, "release": 0, "digests": {}, "excludes": [],
