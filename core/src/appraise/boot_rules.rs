@@ -1,16 +1,17 @@
 use std::borrow::Cow;
 use std::cell::OnceCell;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::Place;
 use super::boot_policy::{Beyond, Wrong, describe, shown_text};
 use super::boot_refstate::Reason;
 use crate::eventlog::content::{
-    Content, Guid, IplKind, Measured, Signature, Variable, VariableValue,
+    Content, Guid, IplKind, Measured, Signature, SignatureLists, Variable, VariableValue,
 };
 use crate::eventlog::{Event, EventLog, EventType, Measurement, PcrMismatch, ReplayedLog};
 use crate::policy::rules::{
-    Allowed, BootRules, Called, Component, Key, SecureBoot, generation, is_action,
+    Allowed, BootRules, Called, Component, Key, SecureBoot, generation, is_action, is_section_name,
+    subject,
 };
 use crate::tpm::{Digest, HashAlgorithm, PcrMask};
 
@@ -59,9 +60,14 @@ pub(super) fn judge(
                 .collect(),
             false => Vec::new(),
         },
+        db: events()
+            .filter_map(|event| database(&event, bank))
+            .flat_map(|lists| lists.signatures().map(|(_, key)| key.data))
+            .collect(),
         counts: vec![0; rules.components.len()],
         seen: BTreeMap::new(),
         secure_boot: Vec::new(),
+        section_names: Vec::new(),
         wrong: Vec::new(),
     };
     for event in events() {
@@ -130,12 +136,16 @@ struct Judge<'r, 'l> {
     bank: HashAlgorithm,
     /// What let images run, if a component asks who did.
     authorities: Vec<Signature<'l>>,
+    /// Certificates and digests of the db that was measured.
+    db: HashSet<&'l [u8]>,
     /// Events of each component.
     counts: Vec<u32>,
     /// Events of each PCR, with the names that account for them.
     seen: BTreeMap<u8, Vec<Seen<'r, 'l>>>,
     /// Variables of Secure Boot that were judged.
     secure_boot: Vec<&'static str>,
+    /// Digests of the names of sections: an image has each once at most.
+    section_names: Vec<Digest>,
     wrong: Vec<Wrong>,
 }
 
@@ -168,10 +178,11 @@ impl<'r, 'l> Judge<'r, 'l> {
         {
             return Some(name.into());
         }
-        let measured = Words::of(event, self.bank);
-        if event.pcr == 11 && measured.are_section_name() {
+        if is_section_name(event, self.bank) && !self.section_names.contains(&digest) {
+            self.section_names.push(digest);
             return Some(SECTION_NAME.into());
         }
+        let measured = Words::of(event, self.bank);
         let rules = self.rules;
         for (component, count) in rules.components.iter().zip(&mut self.counts) {
             if *count < component.max
@@ -339,7 +350,14 @@ impl<'r, 'l> Judge<'r, 'l> {
                 let signers = components.flat_map(|component| &component.allowed.signers);
                 let allowed: Vec<_> = rules.authorities.iter().flatten().chain(signers).collect();
                 let open = rules.authorities.is_none() && allowed.is_empty();
-                if !open && !allowed.iter().any(|key| key.is(None, &signature)) {
+                let of_shim = variable.guid == Guid::SHIM || variable.name.is("vendor_db");
+                let is_allowed = match open {
+                    false => allowed.iter().any(|key| key.is(None, &signature)),
+                    // shim's own keys are in no variable that is measured as a whole.
+                    true if of_shim => subject(signature.data).is_some(),
+                    true => self.db.contains(signature.data),
+                };
+                if !is_allowed {
                     let expected = allowed
                         .iter()
                         .take(SHOWN)
@@ -387,6 +405,7 @@ impl<'r, 'l> Judge<'r, 'l> {
                 let wrong = self.unaccounted(&one.event, wanted);
                 self.wrong.push(wrong);
             }
+            self.wrong.extend(name_alone(pcr, &seen, self.bank));
             if let Some(order) = order
                 && self.wrong.len() == before
             {
@@ -400,9 +419,13 @@ impl<'r, 'l> Judge<'r, 'l> {
         if let Some(rules) = &self.rules.secure_boot
             && scope.contains(7)
         {
+            let judged = |name: &str| rules.allowed.iter().any(|(allowed, _)| *allowed == name);
             let wanted = [
                 ("SecureBoot", true),
-                ("dbx", !rules.dbx_at_least.is_empty()),
+                ("PK", judged("PK")),
+                ("KEK", judged("KEK")),
+                ("db", judged("db")),
+                ("dbx", judged("dbx") || !rules.dbx_at_least.is_empty()),
                 ("SbatLevel", !rules.sbat.is_empty()),
             ];
             for (name, wanted) in wanted {
@@ -469,6 +492,21 @@ impl<'r, 'l> Judge<'r, 'l> {
             self.wrong.push(wrong);
         }
     }
+}
+
+/// A name of a section that its content does not follow.
+fn name_alone(pcr: u8, seen: &[Seen<'_, '_>], bank: HashAlgorithm) -> Option<Wrong> {
+    let is_name = |one: &Seen<'_, '_>| one.name.as_deref() == Some(SECTION_NAME);
+    let mut rest = seen.iter().enumerate();
+    let (_, alone) = rest.find(|(at, one)| {
+        pcr == PHASES_PCR && is_name(one) && seen.get(at + 1).is_none_or(is_name)
+    })?;
+    let reason = Reason {
+        component: SECTION_NAME.to_owned(),
+        expected: Vec::new(),
+        explanation: "is not followed by the content of its section".to_owned(),
+    };
+    Some(Wrong::event(&alone.event, bank, reason))
 }
 
 /// The first event that is not the one whose turn it is.
@@ -549,10 +587,6 @@ impl<'l> Words<'l> {
         matches!(self.measured(), Measured::Data | Measured::Part(_)).then_some(text)
     }
 
-    fn are_section_name(&self) -> bool {
-        self.ipl == Some(IplKind::Section) && self.measured() == Measured::Data
-    }
-
     fn are_command_line(&self) -> bool {
         matches!(
             self.ipl,
@@ -602,6 +636,22 @@ fn authority<'l>(event: &Event<'l>, bank: HashAlgorithm) -> Option<Signature<'l>
     }
 }
 
+/// The keys of db, if the event tells of them.
+fn database<'l>(event: &Event<'l>, bank: HashAlgorithm) -> Option<SignatureLists<'l>> {
+    if event.pcr != 7 || event.kind != EventType::EV_EFI_VARIABLE_DRIVER_CONFIG {
+        return None;
+    }
+    match event.believed(bank)? {
+        Content::Variable(Variable {
+            guid: Guid::SECURITY_DATABASE,
+            name,
+            value: VariableValue::SignatureLists(lists),
+            ..
+        }) if name.is("db") => Some(lists),
+        _ => None,
+    }
+}
+
 /// Keys that are not there. Most are digests, of which a dbx has hundreds: these are looked up,
 /// unless all stand in the order of the policy, as in the dbx that it was made of.
 fn missing<'k>(wanted: &'k [Key], there: &[(Guid, Signature<'_>)]) -> Vec<&'k Key> {
@@ -647,7 +697,7 @@ fn key_list(keys: &[Key]) -> Vec<String> {
 
 /// Which key it is, for people.
 fn which(key: &Signature<'_>) -> String {
-    match crate::policy::rules::subject(key.data) {
+    match subject(key.data) {
         Some(subject) => shown_text(&subject),
         None => format!(
             "SHA-256 {}, owner {}",

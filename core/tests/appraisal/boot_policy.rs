@@ -774,6 +774,63 @@ fn revocations_are_found_in_any_order() {
 }
 
 #[test]
+fn a_variable_of_secure_boot_passes_as_nothing_else() {
+    let der = b"certificate";
+    let digest = BANK.digest(&[der]);
+    let entry = |key: &[u8]| [&[0x11; 16][..], key].concat();
+    let log = |kind: u32, keys: &[u8], authority: &[u8]| {
+        Log::new()
+            .plain(7, DRIVER_CONFIG, &variable(GLOBAL, "SecureBoot", &[1]))
+            .plain(7, kind, &variable(DATABASE, "db", keys))
+            .plain(7, 4, &[0; 4])
+            .plain(7, AUTHORITY, &variable(DATABASE, "db", authority))
+    };
+    let (good, evil) = (key_list(der), key_list(b"evil"));
+    let open = "version = 1\n[secure_boot]\nenabled = true\n";
+    let judged = format!("{open}db = [\"sha256:{digest}\"]\n");
+    for policy in [judged.as_str(), open] {
+        let fine = log(DRIVER_CONFIG, &good, &entry(der));
+        assert_eq!(wrong(policy, &fine), Vec::<String>::new());
+        for log in [
+            log(AUTHORITY, &evil, &entry(der)),
+            log(AUTHORITY, &good, &entry(der)),
+            log(DRIVER_CONFIG, &good, &entry(b"evil")),
+        ] {
+            assert!(!wrong(policy, &log).is_empty(), "{policy}");
+        }
+    }
+    let wrong = wrong(&judged, &log(AUTHORITY, &evil, &entry(der)));
+    let missing = "db was not measured";
+    assert!(wrong.iter().any(|one| one.contains(missing)), "{wrong:?}");
+}
+
+#[test]
+fn only_sections_of_an_image_are_names_without_a_rule() {
+    let policy = "version = 1\nothers = \"allow\"\n[[component]]\nname = \"uki-section\"\n\
+        digests = [\"sha256:07\"]\n"
+        .replace(":07", &format!(":{}", "07".repeat(32)));
+    let name: &[u8] = b".linux\0";
+    let log = |names: &[&[u8]]| {
+        let named = names
+            .iter()
+            .fold(Log::new(), |log, name| log.plain(11, IPL, name));
+        named.event(11, IPL, &[7; 32], b".linux\0")
+    };
+    assert_eq!(wrong(&policy, &log(&[name])), Vec::<String>::new());
+    for names in [
+        &[&b".evil\0"[..]][..],
+        &[name, name],
+        &[name, b".osrel\0"],
+        &[b".linux"],
+        &[b". #!/bin/sh"],
+    ] {
+        assert!(!wrong(&policy, &log(names)).is_empty(), "{names:?}");
+    }
+    let alone = log(&[name]).plain(11, IPL, b".osrel\0");
+    assert!(!wrong(&policy, &alone).is_empty());
+}
+
+#[test]
 fn phases_are_a_chain_that_ends_where_it_may() {
     let policy = "version = 1\nothers = \"allow\"\n[phases]\n\
         chain = [\"sysinit\", \"ready\", \"shutdown\"]\nlast = [\"ready\"]\n\

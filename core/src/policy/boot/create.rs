@@ -2,7 +2,7 @@ use serde::Serialize;
 
 use super::document::{AnyOr, Component, Document, Key, Phases, SecureBoot};
 use super::refstate::KERNEL_CMDLINE;
-use super::rules::{BootRules, subject};
+use super::rules::{BootRules, is_section_name, subject};
 use crate::eventlog::content::{
     Content, Guid, IplKind, Measured, Node, Signature, Tag, Variable, VariableValue,
 };
@@ -502,10 +502,12 @@ impl Maker {
                 };
                 self.component(event, name, "file")
             }
-            (11, _, Content::Ipl(ipl)) if ipl.kind == IplKind::Section => match vouched {
-                true => "section-name".to_owned(),
-                false => self.component(event, &ipl.text.to_string(), "uki-section"),
-            },
+            (11, _, Content::Ipl(ipl)) if ipl.kind == IplKind::Section => {
+                match is_section_name(event, self.bank) {
+                    true => "section-name".to_owned(),
+                    false => self.component(event, &ipl.text.to_string(), "uki-section"),
+                }
+            }
             (13, ..) => self.component(event, "sysext", "sysext"),
             (14, EventType::EV_IPL, Content::Ipl(ipl)) if ipl.text.decode().is_some() => {
                 let name = ipl.text.decode().unwrap_or_default().into_owned();

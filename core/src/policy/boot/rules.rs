@@ -119,6 +119,12 @@ const ACTIONS: [(u32, &str); 5] = [
     (5, "Exit Boot Services Returned with Success"),
 ];
 
+/// Sections of unified kernel images that systemd-stub measures (UAPI.5, `uki.h`).
+const SECTIONS: [&str; 15] = [
+    ".linux", ".osrel", ".cmdline", ".initrd", ".ucode", ".splash", ".dtb", ".dtbauto", ".hwids",
+    ".efifw", ".uname", ".sbat", ".pcrsig", ".pcrpkey", ".profile",
+];
+
 const APPLICATION: &[EventType] = &[EventType::EV_EFI_BOOT_SERVICES_APPLICATION];
 const IPL: &[EventType] = &[EventType::EV_IPL];
 const TAG: &[EventType] = &[EventType::EV_EVENT_TAG];
@@ -585,6 +591,16 @@ pub(crate) fn is_action(event: &Event<'_>, bank: HashAlgorithm) -> bool {
         .iter()
         .any(|(pcr, text)| *pcr == event.pcr && text.as_bytes() == event.data)
         && event.measured(bank) == Measured::Data
+}
+
+/// Does an event tell of the section of a unified kernel image whose content comes next?
+/// systemd-stub measures the name in 8-bit characters with its NUL.
+pub(crate) fn is_section_name(event: &Event<'_>, bank: HashAlgorithm) -> bool {
+    let is = |name: &&str| {
+        let digest = bank.digest(&[name.as_bytes(), &[0]]);
+        event.digests.get(bank) == Some(digest)
+    };
+    event.pcr == 11 && event.kind == EventType::EV_IPL && SECTIONS.iter().any(|name| is(name))
 }
 
 fn keys(documents: &[document::Key]) -> Result<Vec<Key>, String> {
