@@ -2,19 +2,22 @@
 mod policies;
 /// What is shown.
 mod report;
+/// What else is judged by: the boot engine, keys, violations, algorithms.
+mod rules;
 
 use std::path::{Path, PathBuf};
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use troth_core::{
-    appraise::{AcceptedAlgorithms, ImaRules, Policies, Verdict},
-    bundle::{Bundle, Chain, Criteria, Outcome},
+    appraise::{ImaRules, Policies, Verdict},
+    bundle::{Bundle, Chain, Outcome},
     tpm::{AttestationKey, Name, Public},
 };
 
 use self::{
     policies::Given,
     report::{Appraised, Report},
+    rules::Rules,
 };
 use crate::{
     bundle,
@@ -41,23 +44,21 @@ pub(crate) fn run(args: &AppraiseArgs, out: &Output) -> Result<Exit, Error> {
         let bytes = bundle::read(&path)?;
         let bundle = bundle::parse(&path, &bytes)?;
         let key = key(&path, &bundle, ak.as_ref())?;
-        let chosen = given.choose(&path, &bundle)?;
         let nonce = args.nonce.as_deref().unwrap_or(&bundle.head.nonce);
-        let criteria = bundle.head.criteria.as_ref();
-        let accept = criteria.map(|criteria| criteria.accept.clone());
-        let keys = criteria.map(Criteria::keyring).transpose();
-        let keys = keys.map_err(|error| Error::Malformed {
+        let rules = Rules::choose(args, bundle.head.criteria.as_ref(), &key);
+        let rules = rules.map_err(|error| Error::Malformed {
             path: path.clone(),
             reason: format!("ima_keys: {error}"),
         })?;
+        let chosen = given.choose(&path, &bundle, rules.engine)?;
         let policies = Policies {
             tpm: &chosen.tpm,
             runtime: chosen.runtime.as_deref(),
             boot: &chosen.boot,
-            accept: &accept.unwrap_or_else(|| AcceptedAlgorithms::of(&key)),
+            accept: &rules.accept,
             ima: ImaRules {
-                tomtou: criteria.map(|criteria| criteria.tomtou).unwrap_or_default(),
-                keys: keys.as_ref(),
+                tomtou: rules.tomtou,
+                keys: rules.keys.as_ref(),
             },
         };
         let link = chain.link(&bundle.head.state);
@@ -76,6 +77,7 @@ pub(crate) fn run(args: &AppraiseArgs, out: &Output) -> Result<Exit, Error> {
             file: path,
             head: bundle.head,
             sources: chosen.sources,
+            rules: rules.told,
             link,
             trusted,
             outcome,

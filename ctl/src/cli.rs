@@ -7,9 +7,9 @@ mod policy_file;
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
-use troth_core::identity::AgentId;
+use troth_core::{appraise::Tomtou, identity::AgentId, policy::BootEngine};
 
 pub(crate) use self::{
     agent::{
@@ -206,9 +206,16 @@ pub(crate) struct AppraiseArgs {
     /// Allowed PCR values instead of those in the bundle, as JSON or in a file
     #[arg(long, value_name = "FILE|JSON")]
     pub(crate) tpm_policy: Option<String>,
-    /// Judge by the policies in the bundle where none is given
+    /// Where none is given, judge by the policies in the bundle, and by what else it says it was
+    /// judged by: boot engine, keys, violations, algorithms. Nobody signed that
     #[arg(long)]
     pub(crate) embedded_policies: bool,
+    /// What judges a boot policy in Keylime's form: the verifier's measured_boot_policy_name
+    #[arg(long, value_enum)]
+    pub(crate) boot_engine: Option<Engine>,
+    /// What violations of the IMA list are: the verifier's option of this name
+    #[arg(long, value_enum)]
+    pub(crate) tomtou: Option<Violations>,
     /// The AK that must have signed: its name in hexadecimal, as `registrar show` has it, or a file
     /// with its PEM or TPM2B_PUBLIC, binary or base64
     #[arg(long, value_name = "NAME|FILE")]
@@ -216,6 +223,45 @@ pub(crate) struct AppraiseArgs {
     /// The nonce that the quote must be for
     #[arg(long, value_name = "TEXT")]
     pub(crate) nonce: Option<String>,
+}
+
+/// What judges a boot policy in Keylime's form.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum Engine {
+    /// Keylime's example; without --embedded-policies the default
+    Example,
+    /// Nothing: the log must replay
+    AcceptAll,
+    /// Nothing passes
+    RejectAll,
+}
+
+impl From<Engine> for BootEngine {
+    fn from(engine: Engine) -> Self {
+        match engine {
+            Engine::Example => Self::Example,
+            Engine::AcceptAll => Self::AcceptAll,
+            Engine::RejectAll => Self::RejectAll,
+        }
+    }
+}
+
+/// What violations of the IMA list are.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum Violations {
+    /// Not judged; without --embedded-policies the default
+    Ignore,
+    /// A finding each
+    Fail,
+}
+
+impl From<Violations> for Tomtou {
+    fn from(violations: Violations) -> Self {
+        match violations {
+            Violations::Ignore => Self::Ignore,
+            Violations::Fail => Self::Fail,
+        }
+    }
 }
 
 #[derive(Debug, Subcommand)]

@@ -228,7 +228,10 @@ pub(crate) enum Error {
         name: String,
         url: String,
     },
-    /// A policy that is not signed as the options say.
+    /// A policy that none of the named signers signed.
+    #[error("runtime policy from {place}: {reason}")]
+    ForeignSigner { place: String, reason: String },
+    /// A signed policy whose signer is not named, or a signer's key that is none.
     #[error("runtime policy from {place}: {reason}")]
     PolicySignature { place: String, reason: String },
     /// A file could not be read.
@@ -315,7 +318,8 @@ impl Error {
             | Self::ForeignEkCertificate { .. }
             | Self::EkNotCertified { .. }
             | Self::EkScriptRefused { .. }
-            | Self::NoEkCertificate { .. } => Exit::Untrusted,
+            | Self::NoEkCertificate { .. }
+            | Self::ForeignSigner { .. } => Exit::Untrusted,
             Self::WatchTimeout { .. } => Exit::Timeout,
             // As diff(1): 1 says that they differ.
             Self::NotCompared(source) => match source.exit() {
@@ -433,9 +437,10 @@ impl Error {
                 "install the package ca-certificates, or name a file of CA certificates in \
                  {variable}"
             ),
-            Self::PolicySignature { .. } => {
-                "--runtime-policy-sig-key (policy import: --sig-key) names the signer's ECDSA \
-                 public key or certificate; `openssl ec -pubout` has a private key's public half"
+            Self::PolicySignature { .. } | Self::ForeignSigner { .. } => {
+                "name the signer's ECDSA public key or certificate: with --key or --ca of policy \
+                 convert, --sig-key of policy import, --runtime-policy-sig-key of agent add and \
+                 update; `openssl ec -pubout` has a private key's public half"
                     .to_owned()
             }
             Self::PolicyExists { .. } => {
@@ -494,7 +499,8 @@ impl Error {
                     .to_owned()
             }
             Self::Unreadable { .. } => {
-                "run it as a user who may read them (root), leave them out with --skip, or take                  what can be read with --ignore-unreadable"
+                "run it as a user who may read them (root), leave them out with --skip, or take \
+                 what can be read with --ignore-unreadable"
                     .to_owned()
             }
             Self::KeptPolicyUnknown { kind, .. } => format!(

@@ -190,13 +190,16 @@ const SECTIONS: [(&str, &str); 5] = [
 ];
 
 const EXIT_STATUS: &str = "\
-0  done; agent status, agent explain: the node is trusted
-1  an error without a status of its own; policy diff: the policies differ
+0  done; agent status, agent explain, appraise: trusted
+1  an error without a status of its own (appraise: a policy is missing); policy diff: the policies
+   differ
 2  wrong use of the command line; policy diff: a policy cannot be read
-3  not to be trusted: a node failed attestation; a quote, log or identity failed its check
+3  not to be trusted: a node or a bundle failed attestation; a quote, log, identity or signature
+   failed its check
 4  agent status, agent explain: the node is unreachable, or its last verdict is too old to count
 5  no such node, policy or finding
-6  agent status, agent explain: no verdict (not attested yet, stopped, being removed)
+6  agent status, agent explain: no verdict (not attested yet, stopped, being removed); appraise:
+   the host had booted again
 7  verifier, registrar or agent cannot be reached
 8  agent watch: --timeout ended the wait";
 
@@ -223,6 +226,12 @@ agent reactivate, agent stop
                 {\"id\", \"result\"}, result is reactivated or stopped
 agent watch     {\"elapsed_ms\", \"time_ms\", \"id\", \"previous\", \"state\", \"reason\",
                 \"findings\", \"findings_total\"}
+agent evidence  {\"id\", \"evidence\": [{\"sequence\", \"time_ms\", \"verdict\", \"bytes\", \"file\"}]}
+appraise        {\"verdict\", \"complete\", \"not_proved\", \"bundles\": [{\"file\", \"node\", \"maker\",
+                \"sequence\", \"time_ms\", \"nonce\", \"ima_entry\", \"link\", \"ak_name\",
+                \"runtime_policy\", \"boot_policy\", \"tpm_policy\", \"rules\": {\"boot_engine\",
+                \"tomtou\", \"ima_keys\", \"accept\"}, \"outcome\", \"recorded_verdict\",
+                \"same_as_recorded\"}]}; verdict is trusted, failed or rebooted
 registrar list  {\"agents\": [ID]}
 registrar show  {\"id\", \"address\", \"port\", \"regcount\", \"ek\", \"ak\", \"ek_certificate\",
                 \"ek_certificate_matches\", \"mtls_certificate\", \"tls_disabled\"}

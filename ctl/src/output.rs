@@ -364,26 +364,40 @@ fn named_pcr(pcr: u8) -> String {
 /// Text from a network or a log, fit for a terminal: control characters and the characters that
 /// reorder text are escaped.
 pub(crate) fn clean(text: &str) -> String {
-    clean_except(text, |_| false)
-}
-
-/// Like [`clean`] for text that [`Output::paint`] may have coloured and that was cleaned before.
-fn clean_painted(text: &str) -> String {
-    clean_except(text, |c| c == '\x1b')
-}
-
-fn clean_except(text: &str, keep: impl Fn(char) -> bool) -> String {
     let mut clean = String::with_capacity(text.len());
     for c in text.chars() {
         let reorders = matches!(c,
             '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-        if (c.is_control() || reorders) && !keep(c) {
+        if c.is_control() || reorders {
             clean.extend(c.escape_default());
         } else {
             clean.push(c);
         }
     }
     clean
+}
+
+/// Like [`clean`] for text that [`Output::paint`] may have coloured and that was cleaned before.
+fn clean_painted(text: &str) -> String {
+    const RESET: &str = "\x1b[0m";
+    let tones = [Tone::Good, Tone::Warn, Tone::Bad, Tone::Dim, Tone::Strong];
+    let colours = || tones.iter().filter_map(|tone| tone.sgr()).chain([RESET]);
+    let mut painted = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find('\x1b') {
+        let (plain, sequence) = rest.split_at(at);
+        painted.push_str(&clean(plain));
+        // No other sequence than those of `paint`.
+        let colour = colours()
+            .find(|colour| sequence.starts_with(colour))
+            .unwrap_or("\x1b");
+        match colour {
+            "\x1b" => painted.push_str(&clean(colour)),
+            colour => painted.push_str(colour),
+        }
+        rest = sequence.get(colour.len()..).unwrap_or_default();
+    }
+    painted + &clean(rest)
 }
 
 /// Milliseconds as an age or a delay in words: `0.4 s`, `12 s`, `3 min`, `5 h`, `9 days`.

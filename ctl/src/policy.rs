@@ -24,14 +24,16 @@ mod stored;
 mod tpm;
 /// Whose signatures a runtime policy has.
 mod verify;
+/// Results in files.
+mod write;
 
-use std::path::Path;
-
+use self::write::{is_stdout, same_file, write_new, write_output};
 pub(crate) use self::{
-    boot::{boot, measure_log},
+    boot::{boot, boot_json, measure_log},
     download::{Checksum, Url},
     source::{RuntimeOptions, RuntimeText, read_file, read_ima_list, read_text, tpm_text},
     stored::{replace_runtime, text},
+    write::write_private,
 };
 use crate::{
     cli::{Global, Kind, PolicyCommand, PolicyCreateCommand},
@@ -73,19 +75,4 @@ impl Kind {
             Self::Boot => "boot",
         }
     }
-}
-
-/// Writes a result to a file, or to standard output.
-fn write_output(path: Option<&Path>, text: &str, out: &Output) -> Result<(), Error> {
-    match path {
-        Some(path) if path != Path::new("-") => write_file(path, text),
-        _ => out.text(text),
-    }
-}
-
-fn write_file(path: &Path, text: &str) -> Result<(), Error> {
-    std::fs::write(path, text).map_err(|source| Error::WriteFile {
-        path: path.to_owned(),
-        source,
-    })
 }

@@ -8,6 +8,11 @@ use std::{
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use serde_json::Value;
+use troth_core::{
+    appraise::Tomtou,
+    bundle::{Bundle, Criteria},
+    policy::BootEngine,
+};
 
 fn trothctl(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_trothctl"))
@@ -685,6 +690,83 @@ fn a_bundle_is_judged_by_what_the_operator_names() {
     let several = trothctl(&[&["appraise", text(&bundle)], &options[..]].concat());
     assert_eq!(several.status.code(), Some(1));
     assert!(stderr(&several).contains("which of the 2 policies?"));
+}
+
+#[test]
+fn what_a_bundle_says_of_itself_counts_only_where_the_operator_takes_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let bytes = std::fs::read(kept_bundle()).unwrap();
+    let runtime = directory.path().join("runtime.json");
+    let forged = directory.path().join("forged");
+    let refstate = directory.path().join("refstate.json");
+    let mut bundle = Bundle::parse(&bytes).unwrap();
+    std::fs::write(&runtime, bundle.runtime_policy.unwrap()).unwrap();
+    let nobody = r#"{"has_secureboot": true, "scrtm_and_bios": [], "pk": [], "kek": [], "db": [],
+        "dbx": [], "vendor_db": [], "kernels": [], "mokdig": [], "mokxdig": []}"#;
+    std::fs::write(&refstate, nobody).unwrap();
+    let honest = bundle.head.criteria.clone().unwrap();
+    let mut judged = |criteria: &Criteria, options: &[&str]| {
+        bundle.head.criteria = Some(criteria.clone());
+        std::fs::write(&forged, bundle.to_bytes().unwrap()).unwrap();
+        let named = [
+            "--json",
+            "appraise",
+            text(&forged),
+            "--policy",
+            text(&runtime),
+        ];
+        trothctl(&[&named[..], options].concat())
+    };
+    let strict = ["--boot-policy", text(&refstate)];
+
+    let mut criteria = honest.clone();
+    criteria.boot_engine = BootEngine::AcceptAll;
+    let failed = judged(&criteria, &strict);
+    assert_eq!(failed.status.code(), Some(3), "{failed:?}");
+    let report = json(&failed);
+    assert_eq!(
+        report["bundles"][0]["rules"]["boot_engine"]["from"],
+        "default"
+    );
+    assert!(report["not_proved"].to_string().contains("accept-all"));
+    let taken = judged(&criteria, &[&strict[..], &["--embedded-policies"]].concat());
+    let report = json(&taken);
+    let engine = &report["bundles"][0]["rules"]["boot_engine"];
+    assert_eq!(engine["value"], "accept-all");
+    assert_eq!(engine["from"], "bundle");
+    let notes = report["not_proved"].to_string();
+    assert!(
+        notes.contains("chose itself: boot engine accept-all"),
+        "{notes}"
+    );
+    let given = [&strict[..], &["--boot-engine", "accept-all"]].concat();
+    let report = json(&judged(&honest, &given));
+    assert_eq!(
+        report["bundles"][0]["rules"]["boot_engine"]["from"],
+        "given"
+    );
+
+    for (forge, told) in [
+        (
+            (|criteria| criteria.tomtou = Tomtou::Fail) as fn(&mut Criteria),
+            "tomtou fail",
+        ),
+        (
+            |criteria| criteria.ima_keys = Some("no keys".to_owned()),
+            "keys for the signatures of files",
+        ),
+        (|criteria| criteria.accept.hash = vec!["md5".to_owned()], ""),
+    ] {
+        let mut criteria = honest.clone();
+        forge(&mut criteria);
+        let output = judged(&criteria, &[]);
+        assert_eq!(output.status.code(), Some(0), "{told}: {output:?}");
+        let report = json(&output);
+        assert!(report["not_proved"].to_string().contains(told), "{report}");
+        for rule in ["boot_engine", "tomtou", "ima_keys", "accept"] {
+            assert_eq!(report["bundles"][0]["rules"][rule]["from"], "default");
+        }
+    }
 }
 
 const EMPTY_POLICY: &str = r#"{

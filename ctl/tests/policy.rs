@@ -284,11 +284,61 @@ fn a_policy_is_signed_and_verified_by_key() {
     assert!(text.contains("none of the keys made it"), "{text}");
     // The plain policy comes out only with its signer named.
     desk.ends("policy convert signed.json", 1);
-    desk.ends("policy convert signed.json --key second.pub", 1);
+    let advice = desk.error("policy convert signed.json --key second.pub", 3);
+    assert!(advice.contains("--key or --ca of policy"), "{advice}");
     assert_eq!(
         desk.text("policy convert signed.json --key signer.pub", 0),
         desk.read("old.json")
     );
+}
+
+#[test]
+fn a_key_is_not_overwritten_by_what_is_signed_with_it() {
+    let desk = two_policies();
+    desk.ends(
+        "policy sign old.json --new-key signer.pem -o signed.json",
+        0,
+    );
+    let key = desk.read("signer.pem");
+    std::os::unix::fs::symlink("signer.pem", desk.path("link")).unwrap();
+    for line in [
+        "policy sign old.json --key signer.pem --cert-out signer.pem",
+        "policy sign old.json --key signer.pem --cert-out link",
+        "policy sign old.json --key signer.pem -o signer.pem",
+        "policy sign old.json --key signer.pem -o ./signer.pem",
+        "policy sign old.json --key signer.pem -o link",
+        "policy sign old.json --new-key fresh.pem -o fresh.pem",
+        "policy sign old.json --new-key fresh.pem --cert-out fresh.crt -o fresh.crt",
+    ] {
+        desk.ends(line, 1);
+        assert_eq!(desk.read("signer.pem"), key, "{line}");
+    }
+    assert!(!desk.path("fresh.pem").exists());
+    // Standard output has the policy alone, and an older file keeps its mode.
+    let printed = desk.json("policy sign old.json --key signer.pem -o -", 0);
+    assert!(printed["payload"].is_string());
+    let mode = |bits| std::fs::Permissions::from_mode(bits);
+    std::fs::set_permissions(desk.path("signed.json"), mode(0o640)).unwrap();
+    desk.ends("policy sign old.json --key signer.pem -o signed.json", 0);
+    let kept = std::fs::metadata(desk.path("signed.json")).unwrap();
+    assert_eq!(kept.permissions().mode() & 0o777, 0o640);
+    let names = std::fs::read_dir(desk.path("")).unwrap();
+    let left = names.filter(|name| {
+        let name = name.as_ref().unwrap().file_name();
+        name.to_string_lossy().ends_with(".tmp")
+    });
+    assert_eq!(left.count(), 0);
+}
+
+#[test]
+fn a_policy_cannot_write_to_the_terminal() {
+    let desk = two_policies();
+    let mut policy: Value = serde_json::from_str(&desk.read("old.json")).unwrap();
+    policy["meta"]["timestamp"] = json!("now\u{1b}]0;owned\u{7}\u{1b}[2J");
+    desk.write("hostile.json", policy.to_string());
+    let shown = desk.text("policy show hostile.json", 0);
+    assert!(shown.contains("owned"), "{shown}");
+    assert!(!shown.contains(['\u{1b}', '\u{7}']), "{shown:?}");
 }
 
 #[test]

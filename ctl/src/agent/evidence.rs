@@ -1,9 +1,4 @@
-use std::{
-    fs::OpenOptions,
-    io::{self, Write},
-    os::unix::fs::OpenOptionsExt,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use hyper::Method;
 use serde::{Deserialize, Serialize};
@@ -78,10 +73,7 @@ pub(super) async fn run(config: &Config, args: &EvidenceArgs, out: &Output) -> R
                 true => with_policies(&verifier, &file, reply.body.to_vec(), out).await?,
                 false => reply.body.to_vec(),
             };
-            save(&file, &bytes).map_err(|source| Error::WriteFile {
-                path: file.clone(),
-                source,
-            })?;
+            policy::write_private(&file, &bytes)?;
             entry.file = Some(file);
         }
     }
@@ -139,13 +131,6 @@ async fn policy_text(
         ));
     }
     Ok(text)
-}
-
-/// A new file for its owner alone; one of the same name is replaced.
-fn save(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut options = OpenOptions::new();
-    options.write(true).create(true).truncate(true).mode(0o600);
-    options.open(path)?.write_all(bytes)
 }
 
 impl View<'_> {

@@ -7,7 +7,7 @@ use std::{
 use serde::Serialize;
 use troth_core::{
     bundle::{Bundle, PolicyReference, policy_digest},
-    policy::{BootPolicy, PolicyError, RuntimePolicy, TpmPolicy},
+    policy::{BootEngine, BootPolicy, PolicyError, RuntimePolicy, TpmPolicy},
 };
 
 use crate::{
@@ -82,14 +82,24 @@ impl Given {
                 RuntimePolicy::compile_text(text.as_bytes()).map(Arc::new)
             })
         };
-        let boot = |argument: &String| {
+        let boot = |argument: &String| -> Result<_, Error> {
             let text = match argument {
                 text if text.trim_start().starts_with('{') => text.clone(),
                 path => read_text(Path::new(path))?,
             };
-            // Read when it is known by which engine.
-            named(argument.clone(), "boot policy", &text, |text| {
-                Ok(text.to_owned())
+            let unusable = |source| Error::Policy {
+                what: format!("boot policy {argument}"),
+                source,
+            };
+            // As the verifier has it. What JSON means, the engine says.
+            let text = match text.trim_start().starts_with('{') {
+                true => text,
+                false => policy::boot_json(&text).map_err(unusable)?,
+            };
+            Ok(Named {
+                name: argument.clone(),
+                sha256: policy_digest(text.as_bytes()),
+                policy: text,
             })
         };
         let tpm = |argument: &String| {
@@ -120,7 +130,12 @@ impl Given {
 
     /// What a bundle is judged by: of several policies the one that it names, one alone in any
     /// case. A bundle that names one is not judged without.
-    pub(super) fn choose(&self, path: &Path, bundle: &Bundle<'_>) -> Result<Chosen, Error> {
+    pub(super) fn choose(
+        &self,
+        path: &Path,
+        bundle: &Bundle<'_>,
+        engine: BootEngine,
+    ) -> Result<Chosen, Error> {
         let criteria = bundle.head.criteria.as_ref();
         let unusable = |what: &str, source| Error::Policy {
             what: format!("{}: {what}", path.display()),
@@ -159,8 +174,7 @@ impl Given {
                 }
             },
         };
-        let engine = criteria.map(|criteria| criteria.boot_engine);
-        let boot = BootPolicy::parse_for(text.as_deref(), engine.unwrap_or_default());
+        let boot = BootPolicy::parse_for(text.as_deref(), engine);
         let boot = boot.map_err(|error| unusable("its boot policy", error))?;
         let (tpm, tpm_source) = match (&self.tpm, criteria) {
             (Some(tpm), criteria) => {

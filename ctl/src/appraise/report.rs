@@ -3,7 +3,10 @@ use std::path::PathBuf;
 use serde::Serialize;
 use troth_core::bundle::{Head, Link, Outcome, Word};
 
-use super::policies::{Source, Sources};
+use super::{
+    policies::{Source, Sources},
+    rules::Told,
+};
 use crate::{
     error::{Error, Exit},
     output::{Output, Tone, clean, now_ms, span, utc},
@@ -21,6 +24,7 @@ pub(super) struct Appraised {
     pub(super) file: PathBuf,
     pub(super) head: Head,
     pub(super) sources: Sources,
+    pub(super) rules: Told,
     pub(super) link: Link,
     /// What [`troth_core::appraise::Verdict::Trusted`] says.
     pub(super) trusted: bool,
@@ -60,6 +64,8 @@ struct BundleView<'r> {
     ak_name: &'r str,
     #[serde(flatten)]
     sources: &'r Sources,
+    /// What else was judged by.
+    rules: &'r Told,
     /// What was found: the members that a verifier records.
     outcome: &'r Outcome,
     /// The verdict that a verifier had come to; null: none had judged it.
@@ -162,6 +168,24 @@ impl Report {
                     .to_owned(),
             );
         }
+        for appraised in &self.appraised {
+            let file = appraised.file.display();
+            let from_bundle = appraised.rules.chosen_by_bundle();
+            if !from_bundle.is_empty() {
+                notes.push(format!(
+                    "By which rules: {file} chose itself: {}.",
+                    from_bundle.join("; ")
+                ));
+            }
+            let ignored = &appraised.rules.ignored;
+            if !ignored.is_empty() {
+                notes.push(format!(
+                    "Whether another verifier judged so: {file} says by {}, which does not count \
+                     without --embedded-policies.",
+                    ignored.join("; ")
+                ));
+            }
+        }
         let judged = |source: &Source| *source != Source::None;
         if let Some(appraised) = self.appraised.iter().find(|appraised| {
             let Sources {
@@ -215,6 +239,7 @@ impl Appraised {
             link: self.link.as_str(),
             ak_name: &self.ak_name,
             sources: &self.sources,
+            rules: &self.rules,
             outcome: &self.outcome,
             recorded_verdict: self.recorded.as_ref().map(|r| r.verdict.as_str()),
             same_as_recorded: self.same_as_recorded,

@@ -7,7 +7,7 @@ use troth_core::{
 
 use super::{
     source::{read_file, read_text},
-    write_file,
+    write_output,
 };
 use crate::{
     cli::{BootFormat, CreateBootArgs},
@@ -44,7 +44,7 @@ pub(crate) fn boot(argument: &str, config: &Config) -> Result<String, Error> {
 }
 
 /// The JSON of a boot policy, which may be TOML.
-pub(super) fn boot_json(text: &str) -> Result<String, PolicyError> {
+pub(crate) fn boot_json(text: &str) -> Result<String, PolicyError> {
     if text.trim_start().starts_with('{') || ["null", "[]"].contains(&text.trim()) {
         BootPolicy::parse(Some(text))?;
         return Ok(text.to_owned());
@@ -80,10 +80,7 @@ pub(super) fn create(args: &CreateBootArgs, out: &Output) -> Result<Exit, Error>
         path,
         reason: error.to_string(),
     })?;
-    match &args.output {
-        None => out.text(&text)?,
-        Some(path) => write_file(path, &text)?,
-    }
+    write_output(args.output.as_deref(), &text, out)?;
     Ok(Exit::Success)
 }
 

@@ -38,6 +38,10 @@ pub(super) async fn run(config: &Config, args: &ConvertArgs, out: &Output) -> Re
                 place: input.place.clone(),
                 reason: reason.to_owned(),
             };
+            let foreign = |reason: &str| Error::ForeignSigner {
+                place: input.place.clone(),
+                reason: reason.to_owned(),
+            };
             match &envelope {
                 Some(_) if signers.is_empty() => {
                     return Err(signature(
@@ -45,12 +49,12 @@ pub(super) async fn run(config: &Config, args: &ConvertArgs, out: &Output) -> Re
                     ));
                 }
                 Some(envelope) if !signers.checked(envelope).iter().any(|one| one.verified()) => {
-                    return Err(signature(
+                    return Err(foreign(
                         "no signature of the policy is by one of these signers",
                     ));
                 }
                 None if !signers.is_empty() => {
-                    return Err(signature("the policy is not signed"));
+                    return Err(foreign("the policy is not signed"));
                 }
                 _ => {}
             }

@@ -38,7 +38,7 @@ use troth_daemon::shutdown::Shutdown;
 use self::{
     cache::Cache, found::Found, label::Label, packages::Packages, progress::Bar, tree::Tree,
 };
-use super::write_file;
+use super::write_output;
 use crate::{
     cli::{RuntimeArgs, TreeArgs},
     error::{Error, Exit},
@@ -62,10 +62,7 @@ pub(super) async fn runtime(args: &RuntimeArgs, out: &Output) -> Result<Exit, Er
     let json = made.map_err(|error| Error::Runtime {
         source: error.into(),
     })??;
-    match &args.output {
-        None => out.text(&json)?,
-        Some(path) => write_file(path, &json)?,
-    }
+    write_output(args.output.as_deref(), &json, out)?;
     Ok(Exit::Success)
 }
 

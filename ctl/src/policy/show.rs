@@ -84,7 +84,7 @@ pub(super) async fn run(config: &Config, args: &ShowArgs, out: &Output) -> Resul
     }
     let view = View::new(&policy, &text);
     out.result(&view, || view.describe(&policy, out))?;
-    Ok(if view.problem.is_some() && view.file.is_some() {
+    Ok(if view.problem.is_some() {
         Exit::Error
     } else {
         Exit::Success
@@ -221,7 +221,8 @@ impl Summary {
         let mut fields = vec![(
             "Made",
             self.timestamp
-                .clone()
+                .as_deref()
+                .map(clean)
                 .unwrap_or_else(|| "it does not say when".to_owned()),
         )];
         fields.push(("Files", self.files.to_string()));

@@ -1,8 +1,5 @@
 use std::{
-    fs::OpenOptions,
-    io::Write,
-    os::unix::fs::OpenOptionsExt,
-    path::Path,
+    path::{Path, PathBuf},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -14,7 +11,7 @@ use rustls::pki_types::PrivatePkcs8KeyDer;
 use serde::Serialize;
 use troth_core::policy::{Envelope, PolicySigner, RuntimePolicy};
 
-use super::{input, read_file, write_file, write_output};
+use super::{input, is_stdout, read_file, same_file, write_new, write_output};
 use crate::{
     cli::{Backend, SignArgs},
     config::Config,
@@ -42,6 +39,7 @@ pub(super) async fn run(config: &Config, args: &SignArgs, out: &Output) -> Resul
         what: format!("policy from {place}"),
         source,
     };
+    refuse_inputs(args)?;
     // Its bytes are what is signed: not a form that was read and written again.
     let text = input::text(config, &args.policy).await?;
     let mut envelope = match Envelope::parse(text.as_bytes()).map_err(unusable)? {
@@ -51,8 +49,10 @@ pub(super) async fn run(config: &Config, args: &SignArgs, out: &Output) -> Resul
     RuntimePolicy::compile(envelope.payload()).map_err(unusable)?;
     let signer = signer(args)?;
     envelope.sign(&signer).map_err(unusable)?;
+    // A key that was made meanwhile may be what a link leads to.
+    refuse_inputs(args)?;
     write_output(args.output.as_deref(), &envelope.to_json(), out)?;
-    if args.output.is_some() {
+    if !is_stdout(args.output.as_deref()) {
         let view = View {
             keyid: signer.keyid().to_owned(),
             public_key: signer.public_pem(),
@@ -68,6 +68,23 @@ pub(super) async fn run(config: &Config, args: &SignArgs, out: &Output) -> Resul
         })?;
     }
     Ok(Exit::Success)
+}
+
+/// The policy must not be written where the key or a certificate is, nor a certificate to the key.
+fn refuse_inputs(args: &SignArgs) -> Result<(), Error> {
+    let files = |paths: [&Option<PathBuf>; 4]| paths.into_iter().flatten().cloned().collect();
+    let kept: Vec<PathBuf> = files([&args.key, &args.new_key, &args.cert, &args.cert_out]);
+    let output = args.output.as_ref().filter(|path| !is_stdout(Some(path)));
+    match output.and_then(|output| kept.iter().find(|kept| same_file(output, kept))) {
+        Some(kept) => Err(Error::Option {
+            option: "--output",
+            reason: format!(
+                "{} has the key or its certificate: nothing is written",
+                kept.display()
+            ),
+        }),
+        None => Ok(()),
+    }
 }
 
 fn signer(args: &SignArgs) -> Result<PolicySigner, Error> {
@@ -108,7 +125,7 @@ fn signer(args: &SignArgs) -> Result<PolicySigner, Error> {
         (None, Some(path)) => {
             let certificate =
                 self_signed(&signer, args.cert_days).map_err(|reason| malformed(path, reason))?;
-            write_file(path, &certificate)?;
+            write_new(path, &certificate, 0o666)?;
             (path, certificate.into_bytes())
         }
         (None, None) => return Ok(signer),
@@ -127,13 +144,7 @@ fn new_key(path: &Path) -> Result<String, Error> {
     let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)
         .map_err(|error| failed(std::io::Error::other(error)))?;
     let pem = key.serialize_pem();
-    OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)
-        .and_then(|mut file| file.write_all(pem.as_bytes()))
-        .map_err(failed)?;
+    write_new(path, &pem, 0o600)?;
     Ok(pem)
 }
 

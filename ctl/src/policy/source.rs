@@ -64,6 +64,10 @@ impl<'a> RuntimeOptions<'a> {
             place: source.place(),
             reason,
         };
+        let foreign = |reason: &str| Error::ForeignSigner {
+            place: source.place(),
+            reason: reason.to_owned(),
+        };
         let envelope = Envelope::parse(text.as_bytes()).map_err(unusable)?;
         let json = match (&envelope, key.as_deref()) {
             (None, None) => text.as_bytes(),
@@ -71,7 +75,7 @@ impl<'a> RuntimeOptions<'a> {
                 let signed = SigningKey::parse(pem).map(|key| envelope.is_signed_by(&key));
                 if !signed.map_err(|error| signature(format!("the given key: {error}")))? {
                     let reason = "no signature of the policy is by this key, or it was changed";
-                    return Err(signature(reason.to_owned()));
+                    return Err(foreign(reason));
                 }
                 envelope.payload()
             }
@@ -80,7 +84,7 @@ impl<'a> RuntimeOptions<'a> {
                     "the policy is signed: name its signer's key".to_owned(),
                 ));
             }
-            (None, Some(_)) => return Err(signature("the policy is not signed".to_owned())),
+            (None, Some(_)) => return Err(foreign("the policy is not signed")),
         };
         RuntimePolicy::compile(json).map_err(unusable)?;
         Ok(Some(RuntimeText {

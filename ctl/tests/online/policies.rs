@@ -186,18 +186,24 @@ fn a_signed_policy_is_checked_here_and_sent_with_its_key() {
     };
     let post = "POST /v2.6/allowlists/p";
     site.answer(post, 201, "{}");
-    for (policy, key, why) in [
-        (&signed, &[][..], "the policy is signed"),
+    for (policy, key, status, why) in [
+        (&signed, &[][..], 1, "the policy is signed"),
         (
             &signed,
             &["--sig-key", &other],
+            3,
             "no signature of the policy is by this key",
         ),
-        (&signed, &["--sig-key", &plain], "neither a public key nor"),
-        (&plain, &["--sig-key", &own], "the policy is not signed"),
+        (
+            &signed,
+            &["--sig-key", &plain],
+            1,
+            "neither a public key nor",
+        ),
+        (&plain, &["--sig-key", &own], 3, "the policy is not signed"),
     ] {
         let output = import(policy, key);
-        assert_eq!(output.status.code(), Some(1), "{why}");
+        assert_eq!(output.status.code(), Some(status), "{why}");
         assert!(stderr(&output).contains(why), "{}", stderr(&output));
     }
     assert!(!site.asked(post));
