@@ -489,6 +489,9 @@ fn a_boot_policy_is_made_of_both_logs_and_converted_from_a_refstate() {
     desk.ends("policy show made.toml", 0);
     let error = desk.error(&format!("{both} --format keylime"), 1);
     assert!(error.contains("--measure-log"), "{error}");
+    let error = desk.error(&format!("{firmware} --format keylime -o state.json"), 1);
+    assert!(error.contains("use --format troth"), "{error}");
+    assert!(!desk.path("state.json").exists());
     let torn = std::fs::read(desk.path("tpm2-measure.log")).unwrap();
     desk.write("tpm2-measure.log", &torn[..torn.len() - 1]);
     assert!(desk.error(&both, 1).contains("never ended"));

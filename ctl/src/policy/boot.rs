@@ -69,19 +69,31 @@ pub(super) fn create(args: &CreateBootArgs, out: &Output) -> Result<Exit, Error>
                 reason: "a refstate has no place for what user space measured".to_owned(),
             });
         }
-        BootFormat::Keylime => Refstate::json_from_log(&log, without).map(|json| json + "\n"),
+        BootFormat::Keylime => Refstate::json_from_log(&log, without)
+            .map_err(|error| error.to_string())
+            .and_then(readable),
         BootFormat::Troth => {
             let userspace = measure_log_of(args)?;
             BootRules::from_log(&log, userspace.as_ref(), None, without)
                 .map(|rules| rules.to_toml())
+                .map_err(|error| error.to_string())
         }
     };
-    let text = made.map_err(|error| Error::Create {
-        path,
-        reason: error.to_string(),
-    })?;
+    let text = made.map_err(|reason| Error::Create { path, reason })?;
     write_output(args.output.as_deref(), &text, out)?;
     Ok(Exit::Success)
+}
+
+/// A refstate that the engine takes: of a boot without shim, GRUB and Linux it lacks what the engine
+/// demands.
+fn readable(json: String) -> Result<String, String> {
+    match Refstate::parse(&json) {
+        Ok(_) => Ok(json + "\n"),
+        Err(error) => Err(format!(
+            "a refstate describes boots by shim, GRUB and Linux alone, and cannot describe this one \
+             ({error}); use --format troth"
+        )),
+    }
 }
 
 /// systemd's log that is named, or, next to this host's boot log, this host's, if it has one.

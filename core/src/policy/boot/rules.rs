@@ -600,7 +600,7 @@ pub(crate) fn is_section_name(event: &Event<'_>, bank: HashAlgorithm) -> bool {
         let digest = bank.digest(&[name.as_bytes(), &[0]]);
         event.digests.get(bank) == Some(digest)
     };
-    event.pcr == 11 && event.kind == EventType::EV_IPL && SECTIONS.iter().any(|name| is(name))
+    event.pcr == 11 && event.kind == EventType::EV_IPL && SECTIONS.iter().any(is)
 }
 
 fn keys(documents: &[document::Key]) -> Result<Vec<Key>, String> {
