@@ -9,8 +9,17 @@ use crate::Stage;
 
 /// Commands of a guide: the lines of its blocks without a language.
 fn commands(guide: &str) -> Vec<&str> {
-    let blocks = guide.split("```\n").skip(1).step_by(2);
-    blocks.flat_map(str::lines).collect()
+    let mut language = None;
+    let mut commands = Vec::new();
+    for line in guide.lines() {
+        match (line.strip_prefix("```"), language) {
+            (Some(named), None) => language = Some(named),
+            (Some(_), Some(_)) => language = None,
+            (None, Some("")) => commands.push(line),
+            (None, _) => {}
+        }
+    }
+    commands
 }
 
 /// Follows docs/policies.md word for word, with two nodes.
