@@ -259,7 +259,7 @@ async fn a_long_list_is_streamed_in_pieces_and_reads_back() {
 }
 
 #[tokio::test]
-async fn bytes_of_the_list_that_are_not_utf8_are_replaced() {
+async fn bytes_of_the_list_that_are_not_utf8_are_told_apart() {
     let agent = agent().await;
     fs::write(&agent.ima, b"10 a \xFF\xFE\x01\n").unwrap();
     let (_, body) = agent

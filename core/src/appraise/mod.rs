@@ -88,7 +88,8 @@ pub enum Tomtou {
     Fail,
 }
 
-/// What the verifier remembers of one node between two quotes; a few hundred bytes, kept over restarts.
+/// What the verifier remembers of one node between two quotes, kept over restarts: a few hundred bytes,
+/// and the keys that the node's kernel loaded.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
 pub struct NodeState {
     /// Where the IMA check resumes.
@@ -150,8 +151,8 @@ impl Trusted {
 
 /// The whole check of one integrity answer.
 ///
-/// A failed check is a value, never an error. After any IMA finding the state's position is back
-/// at entry 0, so that the next answer is judged from the first entry on.
+/// A failed check is a value, never an error. After an IMA finding the state's position is at
+/// the first entry that has one, as far as the quote vouches for what came before it, else at entry 0.
 pub fn appraise(
     ak: &AttestationKey,
     challenge: &Challenge<'_>,

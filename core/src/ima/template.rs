@@ -50,7 +50,7 @@ impl Template {
     pub(super) fn from_name(name: &str) -> Option<Self> {
         Self::ALL
             .into_iter()
-            .find(|template| template.name() == name || template.format() == name)
+            .find(|template| template.name() == name || template.format() == Some(name))
     }
 
     /// The name as the list writes it.
@@ -67,9 +67,11 @@ impl Template {
         }
     }
 
-    fn format(self) -> &'static str {
-        match self {
-            Self::Ima => "d|n",
+    /// Its fields as the kernel writes them. `d|n` is not the template `ima`: the kernel leaves the
+    /// lengths of fields out under that name alone (ima_calc_field_array_hash_tfm).
+    fn format(self) -> Option<&'static str> {
+        Some(match self {
+            Self::Ima => return None,
             Self::ImaNg => "d-ng|n-ng",
             Self::ImaNgV2 => "d-ngv2|n-ng",
             Self::ImaSig => "d-ng|n-ng|sig",
@@ -77,7 +79,7 @@ impl Template {
             Self::ImaBuf => "d-ng|n-ng|buf",
             Self::ImaModsig => "d-ng|n-ng|sig|d-modsig|modsig",
             Self::EvmSig => "d-ng|n-ng|evmsig|xattrnames|xattrlengths|xattrvalues|iuid|igid|imode",
-        }
+        })
     }
 
     /// The fields behind digest and name.
@@ -101,5 +103,19 @@ impl Template {
     /// Does the digest say what it is of (`ima:` or `verity:`)?
     pub(super) fn has_digest_type(self) -> bool {
         matches!(self, Self::ImaNgV2 | Self::ImaSigV2)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn templates_are_known_by_name_and_by_fields() {
+        for template in Template::ALL {
+            assert_eq!(Template::from_name(template.name()), Some(template));
+        }
+        assert_eq!(Template::from_name("d-ng|n-ng|sig"), Some(Template::ImaSig));
+        assert_eq!(Template::from_name("d|n"), None);
     }
 }
