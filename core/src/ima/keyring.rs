@@ -131,15 +131,17 @@ impl LearnedKeys {
             .0
             .iter()
             .position(|other| of_ring(other) && other.id == key.id());
+        let replaced = place.and_then(|place| self.0.get(place));
+        let replaced = replaced.map_or(0, |other| other.key.len());
+        let bytes: usize = self.0.iter().map(|other| other.key.len()).sum();
+        if bytes - replaced + learned.key.len() > MAX_LEARNED_BYTES {
+            return false;
+        }
         if let Some(place) = place {
             self.0[place] = learned;
             return true;
         }
-        let bytes: usize = self.0.iter().map(|other| other.key.len()).sum();
-        if keyring.len() > MAX_NAME
-            || self.0.len() >= MAX_LEARNED
-            || bytes + learned.key.len() > MAX_LEARNED_BYTES
-        {
+        if keyring.len() > MAX_NAME || self.0.len() >= MAX_LEARNED {
             return false;
         }
         // A keyring's keys stay together: the first keyring with an id is the one that counts.
@@ -176,4 +178,31 @@ fn to_base64<S: Serializer>(key: &[u8], serializer: S) -> Result<S::Ok, S::Error
 fn from_base64<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
     let text = String::deserialize(deserializer)?;
     STANDARD.decode(text).map_err(D::Error::custom)
+}
+
+#[cfg(test)]
+mod tests {
+    use aws_lc_rs::encoding::AsDer;
+    use aws_lc_rs::rsa::{KeyPair, KeySize};
+    use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair as _};
+
+    use super::*;
+
+    #[test]
+    fn keys_that_take_the_place_of_smaller_ones_are_bounded_too() {
+        let small = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_ASN1_SIGNING).unwrap();
+        let small = small.public_key().as_der().unwrap();
+        let large = KeyPair::generate(KeySize::Rsa2048).unwrap();
+        let large = large.public_key().as_der().unwrap();
+        let mut keys = LearnedKeys::default();
+        let mut learn = |spki: &[u8], id| {
+            let key = ImaKey::from_spki(spki, Some(id)).unwrap();
+            keys.learn(".ima", &key)
+        };
+        assert!((1..=64).all(|id| learn(small.as_ref(), id)));
+        assert!(learn(large.as_ref(), 1));
+        assert!(!(2..=64).all(|id| learn(large.as_ref(), id)));
+        let bytes: usize = keys.0.iter().map(|key| key.key.len()).sum();
+        assert!(bytes <= MAX_LEARNED_BYTES, "{bytes}");
+    }
 }
