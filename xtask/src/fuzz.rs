@@ -60,19 +60,21 @@ pub(crate) fn run_fuzz(options: &Options) -> Result<()> {
         &options.targets
     };
     let place = cache()?.join("fuzz");
-    let mut ledger = Ledger::load(&place)?;
     if !options.report {
         setup::ensure_fuzzer(options.yes)?;
         for (number, name) in (1..).zip(wanted) {
             let seconds = options.duration.as_secs();
             println!("[{number}/{}] {name}, {seconds} s", wanted.len());
             let inputs = fuzz(name, &place.join("corpus").join(name), options.duration)?;
+            // Read anew: other targets may be fuzzed beside this one.
+            let mut ledger = Ledger::load(&place)?;
             let done = ledger.0.entry(name.clone()).or_default();
             done.seconds += seconds;
             done.inputs += inputs;
             ledger.save(&place)?;
         }
     }
+    let ledger = Ledger::load(&place)?;
     println!("{:24} {:>10} {:>14}", "target", "seconds", "inputs");
     for name in wanted {
         let done = ledger.0.get(name).copied().unwrap_or_default();
