@@ -63,7 +63,7 @@ pub(crate) fn run(args: &AppraiseArgs, out: &Output) -> Result<Exit, Error> {
         };
         let link = chain.link(&bundle.head.state);
         let appraisal = bundle.appraise(&key, nonce, &policies);
-        chain.push(&appraisal);
+        chain.push(&bundle.head, &appraisal);
         // The word for people; what an exit status rests on is the verdict itself.
         let trusted = matches!(appraisal.verdict, Verdict::Trusted(_));
         let outcome = Outcome::new(&appraisal);

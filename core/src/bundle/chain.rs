@@ -1,6 +1,8 @@
+use super::Head;
 use crate::appraise::{Appraisal, NodeState};
+use crate::ima::IMA_PCR;
 
-/// The states that a row of bundles led to.
+/// The states that a row of bundles led to, as far as their quotes vouch for them.
 ///
 /// An answer with the end of an IMA list is judged from a state: which entries came before, and
 /// what they extended PCR 10 to. One bundle alone can only claim it. In a row of them it is known.
@@ -46,8 +48,15 @@ impl Chain {
         }
     }
 
-    /// Takes in what the next bundle led to.
-    pub fn push(&mut self, appraisal: &Appraisal) {
-        self.states.push(appraisal.state.clone());
+    /// Takes in what the bundle with `head`, the next one, led to. What it merely claims is not
+    /// carried on.
+    pub fn push(&mut self, head: &Head, appraisal: &Appraisal) {
+        // Without a good quote the state is left as it was claimed; with one, its clock went on.
+        let verified = appraisal.state != head.state;
+        // Without PCR 10 in it, the position in the list is.
+        let vouched = head.mask.contains(IMA_PCR) || self.link(&head.state) != Link::Claimed;
+        if verified && vouched {
+            self.states.push(appraisal.state.clone());
+        }
     }
 }

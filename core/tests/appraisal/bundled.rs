@@ -8,7 +8,7 @@ use troth_core::eventlog::{Event, EventLog, EventType};
 use troth_core::identity::AgentId;
 use troth_core::ima;
 use troth_core::policy::{BootEngine, BootPolicy, RuntimePolicy, TpmPolicy};
-use troth_core::tpm::{AttestationKey, HashAlgorithm, PcrValues, Public};
+use troth_core::tpm::{AttestationKey, HashAlgorithm, PcrMask, PcrValues, Public};
 use troth_core::wire::{Envelope, QuoteResponse};
 
 use super::tpm::{Tpm, mask, pcrread};
@@ -25,6 +25,7 @@ struct Node {
     runtime: RuntimePolicy,
     boot: BootPolicy,
     criteria: Criteria,
+    mask: PcrMask,
     state: NodeState,
     asked: u32,
 }
@@ -68,6 +69,7 @@ impl Node {
                 ima_keys: None,
             },
             boot: BootPolicy::Replay,
+            mask: mask(0..16),
             runtime_text,
             state: NodeState::default(),
             asked: 0,
@@ -106,7 +108,7 @@ impl Node {
         let from = usize::try_from(self.state.ima.next_entry).unwrap();
         let from = if from <= self.list.len() { from } else { 0 };
         let evidence = QuoteResponse {
-            quote: self.tpm.quote_string(&nonce, mask(0..17)),
+            quote: self.tpm.quote_string(&nonce, self.mask.with(16)),
             hash_alg: "sha256".to_owned(),
             enc_alg: "ecc256".to_owned(),
             sign_alg: "ecdsa".to_owned(),
@@ -125,7 +127,7 @@ impl Node {
                 time_ms: u64::from(self.asked),
                 sequence: Some(u64::from(self.asked)),
                 nonce,
-                mask: mask(0..16),
+                mask: self.mask,
                 ima_entry: self.state.ima.next_entry,
                 ak: self.tpm.ak_public().to_tpm2b(),
                 state: self.state.clone(),
@@ -216,7 +218,7 @@ fn a_row_of_bundles_is_continued_from_what_was_judged_before() {
             let appraisal =
                 bundle.appraise(&node.tpm.ak(), &bundle.head.nonce, &node.policies(&tpm));
             assert!(matches!(appraisal.verdict, Verdict::Trusted(_)));
-            chain.push(&appraisal);
+            chain.push(&bundle.head, &appraisal);
         }
         links
     };
@@ -229,6 +231,73 @@ fn a_row_of_bundles_is_continued_from_what_was_judged_before() {
     assert_eq!(links(&[0, 2, 3]), [Start, Claimed, Continued]);
     // The verifier was killed before it had stored the second state.
     assert_eq!(links(&[0, 1, 1]), [Start, Continued, Continued]);
+}
+
+#[test]
+fn what_no_quote_vouches_for_is_not_carried_on() {
+    let mut node = Node::new(10);
+    node.attest();
+    let kept = node.attest();
+    let bundle = Bundle::parse(&kept).unwrap();
+    let tpm = TpmPolicy::parse(&node.criteria.tpm_policy).unwrap();
+    let ak = node.tpm.ak();
+    let unusable = b"{}".as_slice();
+    type Change<'c> = &'c dyn Fn(&mut Bundle<'_>);
+    let changes: [(&str, Change<'_>); 3] = [
+        ("no evidence", &|bundle| bundle.answer = unusable),
+        ("another nonce", &|bundle| bundle.head.nonce.push('x')),
+        ("a clock that stands still", &|bundle| {
+            let clock = bundle
+                .appraise(&ak, &bundle.head.nonce, &node.policies(&tpm))
+                .state
+                .clock;
+            bundle.head.state.clock = clock;
+        }),
+    ];
+    for (what, change) in changes {
+        let mut forged = bundle.clone();
+        change(&mut forged);
+        let mut chain = Chain::default();
+        assert_eq!(chain.link(&forged.head.state), Link::Claimed, "{what}");
+        let appraisal = forged.appraise(&ak, &forged.head.nonce, &node.policies(&tpm));
+        assert!(matches!(appraisal.verdict, Verdict::Failed(_)), "{what}");
+        chain.push(&forged.head, &appraisal);
+        let state = &forged.head.state;
+        assert_eq!(
+            chain.link(state),
+            Link::Claimed,
+            "{what}: it said so itself"
+        );
+    }
+    // What it said itself was known before: so it stays.
+    let mut chain = Chain::default();
+    let first = bundle.appraise(&ak, &bundle.head.nonce, &node.policies(&tpm));
+    chain.push(&bundle.head, &first);
+    let mut late = bundle.clone();
+    late.answer = unusable;
+    late.head.state = first.state.clone();
+    let failed = late.appraise(&ak, &late.head.nonce, &node.policies(&tpm));
+    chain.push(&late.head, &failed);
+    assert_eq!(chain.link(&failed.state), Link::Continued);
+}
+
+#[test]
+fn a_quote_without_pcr_10_vouches_for_no_place_in_the_list() {
+    let mut node = Node::new(10);
+    node.attest();
+    let claimed = node.state.clone();
+    node.criteria.tpm_policy = r#"{"mask": "0xff"}"#.to_owned();
+    node.boot = BootPolicy::None;
+    node.mask = mask(0..8);
+    let kept = node.attest();
+    let bundle = Bundle::parse(&kept).unwrap();
+    let tpm = TpmPolicy::parse(&node.criteria.tpm_policy).unwrap();
+    let appraisal = bundle.appraise(&node.tpm.ak(), &bundle.head.nonce, &node.policies(&tpm));
+    assert_eq!(appraisal.state.ima, claimed.ima, "nothing was said of it");
+    assert_ne!(appraisal.state.clock, claimed.clock, "the quote is good");
+    let mut chain = Chain::default();
+    chain.push(&bundle.head, &appraisal);
+    assert_eq!(chain.link(&appraisal.state), Link::Claimed);
 }
 
 #[test]
