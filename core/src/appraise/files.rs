@@ -4,7 +4,7 @@ use crate::eventlog::BootAggregate;
 use crate::finding::Findings;
 use crate::ima::{
     self, BOOT_AGGREGATE, DeviceStates, DmEvent, Entry, IMA_PCR, ImaKey, ImaPosition, ImaSignature,
-    Keyring, LearnedKeys, MeasuredKey, ReplayedList, SignatureFault,
+    Keyring, LearnedKeys, MeasuredKey, SignatureFault,
 };
 use crate::policy::{DigestTable, ExcludesBudget, RuntimePolicy};
 use crate::tpm::{HashAlgorithm, VerifiedQuote};
@@ -88,7 +88,7 @@ pub(super) fn check(
         devices,
         kept: None,
         parsed: Vec::new(),
-        files: false,
+        files: start.next_entry > 0 && !start.no_files,
     };
     list.entries().for_each(|entry| judge.entry(&entry));
     let Judge {
@@ -103,9 +103,9 @@ pub(super) fn check(
     if !list.made_progress(&start) {
         findings.push(|| findings::no_progress(&list, &start));
     }
-    // What resumes at a later entry was judged from entry 0 on.
-    if start.next_entry == 0 && !files && policy.is_some_and(|policy| expects(policy, &list)) {
-        findings.push(|| findings::nothing_measured(&list));
+    let entries = list.position().next_entry;
+    if !files && policy.is_some_and(|policy| expects(policy, entries)) {
+        findings.push(|| findings::nothing_measured(entries));
     }
     // Where an entry has a finding, what follows it is judged again.
     if let (Some(devices), None) = (&devices, first) {
@@ -120,11 +120,15 @@ pub(super) fn check(
         None => list.position(),
         Some(entry) => list.position_before(entry),
     };
-    let learned = (learned, devices.map(|devices| devices.states));
-    let (keys, devices) = kept.unwrap_or(learned);
+    let kept = kept.unwrap_or_else(|| Kept {
+        learned,
+        devices: devices.map(|devices| devices.states),
+        files,
+    });
     ImaPosition {
-        keys,
-        devices,
+        no_files: position.next_entry > 0 && !kept.files,
+        keys: kept.learned,
+        devices: kept.devices,
         ..position
     }
 }
@@ -135,10 +139,10 @@ fn keyring<'a>(policies: &Policies<'a>) -> Option<&'a Keyring> {
     node.or_else(|| policies.runtime.map(RuntimePolicy::verification_keys))
 }
 
-/// Does `policy` ask for more than `list`, which has no file and no buffer? Where even
-/// `boot_aggregate` is missing, the kernel runs without IMA.
-fn expects(policy: &RuntimePolicy, list: &ReplayedList<'_, '_>) -> bool {
-    if list.covered() == 0 {
+/// Does `policy` ask for more than a list of that many entries without a file or a buffer? Where
+/// even `boot_aggregate` is missing, the kernel runs without IMA.
+fn expects(policy: &RuntimePolicy, entries: u64) -> bool {
+    if entries == 0 {
         policy.requires_ima()
     } else {
         policy.lists_files()
@@ -155,24 +159,36 @@ struct Judge<'a, 'f> {
     keyring: Option<&'a Keyring>,
     /// The first entry with a finding.
     first: Option<u64>,
-    /// Keys learned so far, and devices; and both as before the first entry with a finding.
+    /// Keys learned so far, and devices.
     learned: LearnedKeys,
     devices: Option<Devices<'a>>,
-    kept: Option<(LearnedKeys, Option<DeviceStates>)>,
+    /// Was anything but `boot_aggregate` measured?
+    files: bool,
+    /// All three as before the first entry with a finding.
+    kept: Option<Kept>,
     /// Learned keys that a signature asked for, by id.
     parsed: Vec<(u32, ImaKey)>,
-    /// Was anything but `boot_aggregate` measured?
+}
+
+/// What the entries up to one have left behind.
+struct Kept {
+    learned: LearnedKeys,
+    devices: Option<DeviceStates>,
     files: bool,
 }
 
 impl Judge<'_, '_> {
     /// An entry against the policy. Violations have no digest to judge.
     fn entry(&mut self, entry: &Entry<'_>) {
-        self.files |= entry.name != BOOT_AGGREGATE;
         // A line that could not be used was found before any entry is judged.
         if self.first.is_some_and(|first| first <= entry.index) {
             self.keep();
         }
+        self.judge(entry);
+        self.files |= entry.name != BOOT_AGGREGATE;
+    }
+
+    fn judge(&mut self, entry: &Entry<'_>) {
         if entry.is_violation() {
             if self.policies.ima.tomtou == Tomtou::Fail {
                 self.push(entry, || findings::violation(entry));
@@ -313,8 +329,11 @@ impl Judge<'_, '_> {
     fn keep(&mut self) {
         if self.kept.is_none() {
             let devices = self.devices.as_ref();
-            let devices = devices.map(|devices| devices.states.clone());
-            self.kept = Some((self.learned.clone(), devices));
+            self.kept = Some(Kept {
+                learned: self.learned.clone(),
+                devices: devices.map(|devices| devices.states.clone()),
+                files: self.files,
+            });
         }
     }
 }

@@ -65,6 +65,9 @@ pub struct ImaPosition {
     pub pcr: Option<Digest>,
     /// How many entries the last answer had beyond the match (quote progress rule).
     pub lag: u64,
+    /// Is `boot_aggregate` all that the entries before are of? Never, where it was not recorded.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub no_files: bool,
     /// Keys learned from the entries before.
     #[serde(default, skip_serializing_if = "LearnedKeys::is_empty")]
     pub keys: LearnedKeys,

@@ -287,6 +287,39 @@ fn a_kernel_that_measures_nothing_is_not_trusted_under_a_policy_for_files() {
 }
 
 #[test]
+fn a_kernel_that_measures_nothing_is_found_where_the_check_resumes_too() {
+    let value = HashAlgorithm::Sha256.digest(&[&[0; 320]]);
+    let value = <[u8; 32]>::try_from(value.as_bytes()).unwrap();
+    let files = [("boot_aggregate", value), ("/bin/a", [1; 32])];
+    let mut node = Node::new(Some(policy(&files[..1])));
+    node.measure_boot_aggregate();
+    assert_eq!(trusted(&node.attest()), 1, "all that the policy lists");
+    // A verifier that starts again knows it, too.
+    let stored = serde_json::to_string(&node.state).unwrap();
+    node.state = serde_json::from_str(&stored).unwrap();
+    let mut later = serde_json::from_str::<NodeState>(&stored).unwrap();
+    node.runtime = Some(policy(&files));
+    let appraisal = node.attest();
+    assert_eq!(ids(&appraisal), ["ima.nothing_measured"]);
+    assert_eq!(findings(&appraisal)[0].got.as_deref(), Some("1 entries"));
+    node.measure("/bin/a", &[1; 32]);
+    assert_eq!(trusted(&node.attest()), 2);
+    // A file that is not good is one: the answer that resumes at it is about it alone.
+    std::mem::swap(&mut node.state, &mut later);
+    node.runtime = Some(policy(&files[..1]));
+    for _ in 0..2 {
+        assert_eq!(ids(&node.attest()), [NOT_LISTED]);
+        assert_eq!(node.state.ima.next_entry, 1);
+    }
+    // What an earlier version stored does not say whether there were files.
+    let unknown = serde_json::to_string(&later).unwrap();
+    assert!(!unknown.contains("no_files"), "{unknown}");
+    node.state = later;
+    node.runtime = Some(policy(&files));
+    assert_eq!(trusted(&node.attest()), 2);
+}
+
+#[test]
 fn what_asks_for_no_files_is_content_without_them() {
     let mut node = Node::new(None);
     assert_eq!(trusted(&node.attest()), 0, "no runtime policy");

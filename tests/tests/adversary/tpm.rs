@@ -185,7 +185,7 @@ fn restarted_under_the_agent() {
 
 /// A TPM that lost what it held, PCRs included, while the host says that it runs on.
 ///
-/// Check: `core/src/appraise/files.rs`: `nothing_measured(&list)`
+/// Check: `core/src/appraise/files.rs`: `nothing_measured(entries)`
 #[test]
 fn reset_without_a_boot() {
     let stage = Stage::new();

@@ -222,8 +222,8 @@ pub(super) fn missing_list() -> Finding {
     }
 }
 
-pub(super) fn nothing_measured(list: &ReplayedList<'_, '_>) -> Finding {
-    let (explanation, action) = if list.covered() == 0 {
+pub(super) fn nothing_measured(entries: u64) -> Finding {
+    let (explanation, action) = if entries == 0 {
         (
             "The kernel has measured nothing since boot: IMA is switched off or not built in.",
             "Boot a kernel that has CONFIG_IMA, without ima=off, and with a measurement policy \
@@ -241,7 +241,7 @@ pub(super) fn nothing_measured(list: &ReplayedList<'_, '_>) -> Finding {
         recoverable: true,
         place: Place::ImaList,
         expected: vec!["measured files".to_owned()],
-        got: Some(format!("{} entries", list.covered())),
+        got: Some(format!("{entries} entries")),
         explanation: explanation.to_owned(),
         action: action.to_owned(),
     }

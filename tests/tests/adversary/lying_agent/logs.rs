@@ -128,7 +128,7 @@ fn no_list_for_a_changed_pcr() {
 
 /// The policy names files, and this host's IMA is said to have measured nothing since boot.
 ///
-/// Check: `core/src/appraise/files.rs`: `nothing_measured(&list)`
+/// Check: `core/src/appraise/files.rs`: `nothing_measured(entries)`
 #[test]
 fn a_host_that_measures_nothing() {
     let stage = Stage::new();
