@@ -7,7 +7,7 @@ use crate::ima::{
     Keyring, LearnedKeys, MeasuredKey, SignatureFault,
 };
 use crate::policy::{DigestTable, ExcludesBudget, RuntimePolicy};
-use crate::tpm::{HashAlgorithm, VerifiedQuote};
+use crate::tpm::{Digest, HashAlgorithm, VerifiedQuote};
 use crate::wire::QuoteResponse;
 
 /// Devices of the device mapper against its policy.
@@ -233,7 +233,7 @@ impl Judge<'_, '_> {
                 let good = self.digest(entry, policy.keyrings(), "keyrings", policy);
                 if let (true, MeasuredKey::Usable(key)) = (good, key) {
                     self.parsed.clear();
-                    if !self.learned.learn(entry.name, &key) {
+                    if !self.learned.learn(entry.name, &entry.digest, &key) {
                         self.push(entry, || findings::too_many_keys(entry));
                     }
                 }
@@ -275,9 +275,20 @@ impl Judge<'_, '_> {
             return signature.check(key, signed, verified);
         }
         if !self.parsed.iter().any(|(parsed, _)| *parsed == id) {
+            // The policy may be another one than when the key was learned.
+            let allowed = |keyring: &str, digest: &Digest| {
+                let policy = self.policies.runtime;
+                let policy = policy.filter(|policy| !policy.ignores_keyring(keyring));
+                policy.is_some_and(|policy| {
+                    let listed = policy.keyrings().get(keyring);
+                    listed.is_some_and(|listed| listed.contains(digest.as_bytes()))
+                        || policy.excludes().matches(keyring, &mut self.budget)
+                })
+            };
             // A host can name as many ids as it likes.
-            let key = self.learned.get(id).ok_or(SignatureFault::NoKey(id))?;
-            self.parsed.push((id, key));
+            let key = self.learned.get(id, allowed);
+            self.parsed
+                .push((id, key.ok_or(SignatureFault::NoKey(id))?));
         }
         let key = self.parsed.iter().find(|(parsed, _)| *parsed == id);
         let (_, key) = key.ok_or(SignatureFault::NoKey(id))?;

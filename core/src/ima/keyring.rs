@@ -2,6 +2,7 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 
 use super::{ImaKey, KeyFault};
+use crate::tpm::Digest;
 
 /// Longest JSON text of a keyring, in bytes.
 const MAX_TEXT: usize = 1 << 20;
@@ -112,6 +113,8 @@ pub struct LearnedKeys(Vec<LearnedKey>);
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 struct LearnedKey {
     keyring: String,
+    /// Of what was measured, a key or a certificate: what a policy allows it by.
+    digest: Digest,
     id: u32,
     /// SubjectPublicKeyInfo.
     #[serde(serialize_with = "to_base64", deserialize_with = "from_base64")]
@@ -119,10 +122,12 @@ struct LearnedKey {
 }
 
 impl LearnedKeys {
-    /// Adds a key. False: there are as many as are kept of one node.
-    pub(crate) fn learn(&mut self, keyring: &str, key: &ImaKey) -> bool {
+    /// Adds a key, which was measured with `digest`. False: there are as many as are kept of one
+    /// node.
+    pub(crate) fn learn(&mut self, keyring: &str, digest: &Digest, key: &ImaKey) -> bool {
         let learned = LearnedKey {
             keyring: keyring.to_owned(),
+            digest: *digest,
             id: key.id(),
             key: key.spki().to_owned(),
         };
@@ -154,9 +159,14 @@ impl LearnedKeys {
         true
     }
 
-    /// The key of an id.
-    pub(crate) fn get(&self, id: u32) -> Option<ImaKey> {
-        let learned = self.0.iter().find(|key| key.id == id)?;
+    /// The key of an id: the first one that is `allowed`, by its keyring and digest.
+    pub(crate) fn get(
+        &self,
+        id: u32,
+        mut allowed: impl FnMut(&str, &Digest) -> bool,
+    ) -> Option<ImaKey> {
+        let mut keys = self.0.iter();
+        let learned = keys.find(|key| key.id == id && allowed(&key.keyring, &key.digest))?;
         ImaKey::from_spki(&learned.key, Some(id)).ok()
     }
 
@@ -187,6 +197,7 @@ mod tests {
     use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair as _};
 
     use super::*;
+    use crate::tpm::HashAlgorithm;
 
     #[test]
     fn keys_that_take_the_place_of_smaller_ones_are_bounded_too() {
@@ -197,7 +208,7 @@ mod tests {
         let mut keys = LearnedKeys::default();
         let mut learn = |spki: &[u8], id| {
             let key = ImaKey::from_spki(spki, Some(id)).unwrap();
-            keys.learn(".ima", &key)
+            keys.learn(".ima", &Digest::zero(HashAlgorithm::Sha256), &key)
         };
         assert!((1..=64).all(|id| learn(small.as_ref(), id)));
         assert!(learn(large.as_ref(), 1));

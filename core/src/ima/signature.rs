@@ -57,7 +57,7 @@ pub enum SignatureFault {
     /// Not of the digest that was measured.
     #[error("it is of another hash algorithm, or of another kind, than the digest")]
     OtherDigest,
-    /// No key of that id, neither of the operator nor learned.
+    /// No key of that id, neither of the operator nor learned and still allowed.
     #[error("no key with id {0:08x} is known")]
     NoKey(u32),
     /// An algorithm of key and hash that cannot be checked.

@@ -274,6 +274,82 @@ fn keys_are_learned_when_the_policy_allows_them_and_kept_with_the_position() {
 }
 
 #[test]
+fn a_learned_key_counts_as_long_as_the_policy_allows_it() {
+    let all = vectors("ima-signatures.json");
+    let ((key, key_text), allowed) = measured_key(".ima", 1);
+    let (file, file_text) = signed(of(&all["signatures"], "secp384r1", "sha512"), false);
+    let other = "00".repeat(32);
+    type Change<'c> = &'c dyn Fn(&mut Value);
+    let cases: [(&str, Change<'_>, bool); 7] = [
+        (
+            "as before",
+            &|p| p["keyrings"] = json!({".ima": [&other, &allowed]}),
+            true,
+        ),
+        (
+            "keyring excluded",
+            &|p| p["excludes"] = json!([r"\.im"]),
+            true,
+        ),
+        ("listed no more", &|_| {}, false),
+        (
+            "another key",
+            &|p| p["keyrings"] = json!({".ima": [&other]}),
+            false,
+        ),
+        (
+            "another keyring",
+            &|p| p["keyrings"] = json!({".evm": [&allowed]}),
+            false,
+        ),
+        (
+            "a file's digest",
+            &|p| p["digests"][".ima"] = json!([&allowed]),
+            false,
+        ),
+        (
+            "keys are not judged",
+            &|p| {
+                p["keyrings"] = json!({".ima": [&allowed]});
+                p["ima"]["ignored_keyrings"] = json!([".ima"]);
+            },
+            false,
+        ),
+    ];
+    for (what, change, good) in cases {
+        let mut node = Node::new(Some(policy(&[], |p| {
+            p["keyrings"] = json!({".ima": [&allowed]});
+        })));
+        node.measure_entry(&key, &key_text);
+        assert_eq!(trusted(&node.attest()), 1);
+        node.runtime = Some(policy(&[], change));
+        node.measure_entry(&file, &file_text);
+        if good {
+            assert_eq!(trusted(&node.attest()), 2, "{what}");
+            continue;
+        }
+        let appraisal = node.attest();
+        assert_eq!(ids(&appraisal), [NOT_LISTED], "{what}");
+        let text = &findings(&appraisal)[0].explanation;
+        assert!(text.contains("no key with id"), "{what}: {text}");
+        // It was learned, and counts again when it is allowed again.
+        node.runtime = Some(policy(&[], |p| {
+            p["keyrings"] = json!({".ima": [&allowed]});
+        }));
+        assert_eq!(trusted(&node.attest()), 2, "{what}");
+    }
+    // Without a policy nothing is allowed.
+    let mut node = Node::new(Some(policy(&[], |p| {
+        p["keyrings"] = json!({".ima": [&allowed]});
+    })));
+    node.measure_entry(&key, &key_text);
+    assert_eq!(trusted(&node.attest()), 1);
+    node.runtime = None;
+    node.measure_entry(&file, &file_text);
+    assert_eq!(ids(&node.attest()), [NOT_LISTED]);
+}
+
+#[test]
 fn keys_of_ignored_or_unlisted_keyrings_are_not_learned() {
     let ((key, text), _) = measured_key(".ima", 1);
     for (change, good) in [
