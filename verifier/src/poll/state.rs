@@ -135,7 +135,8 @@ pub struct NodeRecord {
     pub(crate) node: NodeState,
     /// Agent API version to speak.
     pub(crate) version: String,
-    /// Does the agent send systemd's log? `None`: it was not asked since the host's last boot.
+    /// Does the agent send systemd's log? `None`: it was not asked since the host's last boot, or
+    /// since it may have become another agent.
     #[serde(default)]
     pub(crate) userspace_log: Option<bool>,
     pub(crate) algorithms: Algorithms,
@@ -275,6 +276,7 @@ impl NodeRecord {
         self.enter(State::Pending, now());
         self.operational = operational::START;
         self.reason = String::from("reactivated; waiting for new evidence");
+        self.userspace_log = None;
         self.findings = Vec::new();
         self.findings_total = 0;
         self.retries = 0;
@@ -398,6 +400,10 @@ impl NodeRecord {
     }
 
     fn judged(&mut self, now: Duration) {
+        if self.retries > 0 {
+            // Who was away may have been upgraded.
+            self.userspace_log = self.userspace_log.filter(|sends| *sends);
+        }
         self.retries = 0;
         self.reboots = 0;
         self.last_received_quote = now.as_secs();

@@ -214,6 +214,25 @@ fn silence_is_never_trusted_backs_off_and_recovers_by_itself() {
     assert_eq!(record.status(T0, &timing()).state, "trusted");
 }
 
+/// It is asked for systemd's log from then on, and not only after the next boot of its host.
+#[test]
+fn an_agent_that_may_have_been_upgraded_is_asked_again_what_it_sends() {
+    for sends in [false, true] {
+        let mut record = record();
+        apply(&mut record, trusted());
+        record.userspace_log = Some(sends);
+        apply(&mut record, trusted());
+        assert_eq!(record.userspace_log, Some(sends), "nothing happened");
+        apply(&mut record, silent());
+        assert_eq!(record.userspace_log, Some(sends), "nobody to ask");
+        apply(&mut record, trusted());
+        assert_eq!(record.userspace_log, sends.then_some(true), "after silence");
+        record.userspace_log = Some(sends);
+        record.reactivate();
+        assert_eq!(record.userspace_log, None, "after reactivation");
+    }
+}
+
 #[test]
 fn one_lost_answer_is_no_event() {
     let mut record = record();
