@@ -110,6 +110,11 @@ impl Findings {
         self.unseen = self.unseen.saturating_add(more);
     }
 
+    /// Counts `more` findings of an id that is among those that are kept.
+    pub(crate) fn count_known(&mut self, more: u64) {
+        self.total = self.total.saturating_add(more);
+    }
+
     pub(crate) fn total(&self) -> u64 {
         self.total
     }

@@ -1,7 +1,7 @@
-use super::boot_policy::{Beyond, Wrong, digests, shown_text};
+use super::boot_policy::{Beyond, Wrong, Wrongs, digests, shown_text};
 use crate::eventlog::content::{Content, Guid, Measured, SignatureLists, Variable, VariableValue};
 use crate::eventlog::{Event, EventLog, EventType};
-use crate::policy::refstate::{Digests, KERNEL_CMDLINE, Kernel, Key, PCRS, Refstate};
+use crate::policy::refstate::{Digests, Firmware, KERNEL_CMDLINE, Kernel, Key, PCRS, Refstate};
 use crate::tpm::{Digest, HashAlgorithm};
 
 /// Texts that firmware measures as EV_EFI_ACTION, by PCR.
@@ -25,11 +25,11 @@ pub(super) fn judge(
     log: &EventLog<'_>,
     bank: HashAlgorithm,
     beyond: &Beyond<'_>,
-) -> Vec<Wrong> {
+) -> Wrongs {
     let mut walk = Walk {
         state,
         bank,
-        wrong: Vec::new(),
+        wrong: Wrongs::default(),
         once: Vec::new(),
         config_flags: 0,
         scrtms: Vec::new(),
@@ -41,14 +41,14 @@ pub(super) fn judge(
     };
     for event in log.unverified_events() {
         if let Err(reason) = walk.event(&event) {
-            walk.wrong.push(Wrong::event(&event, bank, reason));
+            walk.wrong.push(|| Wrong::event(&event, bank, reason));
         }
     }
     // The engine knows of the firmware's log alone.
     for (pcr, measurement) in &beyond.measurements {
         if PCRS >> pcr & 1 == 1 {
             let explanation = "is none that the policy allows in this PCR";
-            let wrong = Wrong::measurement(*pcr, measurement, bank, explanation);
+            let wrong = || Wrong::measurement(*pcr, measurement, bank, explanation);
             walk.wrong.push(wrong);
         }
     }
@@ -67,7 +67,7 @@ pub(super) struct Reason {
 struct Walk<'s, 'l> {
     state: &'s Refstate,
     bank: HashAlgorithm,
-    wrong: Vec<Wrong>,
+    wrong: Wrongs,
     /// What may be there once, and was.
     once: Vec<&'static str>,
     config_flags: usize,
@@ -220,8 +220,11 @@ impl<'l> Walk<'_, 'l> {
             return Ok(());
         }
         let lists = lists(name, variable)?;
+        let mut allowed: Vec<_> = keys.iter().map(|one| (one.owner, &one.data[..])).collect();
+        allowed.sort_unstable();
         for (kind, signature) in lists.signatures() {
-            if !types.contains(&kind) || !contains(keys, signature.owner, signature.data) {
+            let key = (signature.owner, signature.data);
+            if !types.contains(&kind) || allowed.binary_search(&key).is_err() {
                 let digest = HashAlgorithm::Sha256.digest(&[signature.data]);
                 return Err(Reason {
                     component: name.to_owned(),
@@ -393,41 +396,58 @@ impl<'l> Walk<'_, 'l> {
 
     /// One alternative must be right in both.
     fn firmware(&mut self) {
-        let bank = self.bank;
         let state = self.state;
-        let alternatives = state.firmware.iter().map(|one| {
-            let wanted: Vec<_> = one.blobs.iter().map(|blob| blob.get(bank)).collect();
-            let scrtm = compare(
-                "firmware version",
-                0,
-                &[one.scrtm.get(bank)],
-                &self.scrtms,
-                bank,
-            );
-            let blobs = compare("firmware", 0, &wanted, &self.blobs, bank);
-            scrtm.into_iter().chain(blobs).collect::<Vec<_>>()
-        });
-        match closest(alternatives) {
-            Some(wrong) => self.wrong.extend(wrong),
+        let judge = |one: &Firmware, wrong: &mut Wrongs| self.firmware_of(one, wrong);
+        match closest(&state.firmware, judge) {
+            Some(one) => {
+                let mut wrong = std::mem::take(&mut self.wrong);
+                self.firmware_of(one, &mut wrong);
+                self.wrong = wrong;
+            }
             None => self
                 .wrong
-                .push(Wrong::missing(0, "firmware", "no firmware is allowed")),
+                .push(|| Wrong::missing(0, "firmware", "no firmware is allowed")),
         }
+    }
+
+    fn firmware_of(&self, one: &Firmware, wrong: &mut Wrongs) {
+        let bank = self.bank;
+        let scrtm = [("firmware version", one.scrtm.get(bank))];
+        compare(0, &scrtm, &self.scrtms, bank, wrong);
+        let blobs = one.blobs.iter().map(|blob| ("firmware", blob.get(bank)));
+        let blobs: Vec<_> = blobs.collect();
+        compare(0, &blobs, &self.blobs, bank, wrong);
     }
 
     /// One alternative must be right in images, initrd, kernel and command line.
     fn boot(&mut self) {
         let state = self.state;
-        let alternatives = state.kernels.iter().map(|kernel| self.kernel(kernel));
-        match closest(alternatives) {
-            Some(wrong) => self.wrong.extend(wrong),
+        let line = match self.command_lines.as_slice() {
+            [event] => Some(CommandLine {
+                event: *event,
+                text: text(event).unwrap_or_default(),
+                vouched: matches!(
+                    event.measured(self.bank),
+                    Measured::Data | Measured::Part(_)
+                ),
+            }),
+            _ => None,
+        };
+        let line = line.as_ref();
+        let judge = |kernel: &Kernel, wrong: &mut Wrongs| self.kernel(kernel, line, wrong);
+        match closest(&state.kernels, judge) {
+            Some(kernel) => {
+                let mut wrong = std::mem::take(&mut self.wrong);
+                self.kernel(kernel, line, &mut wrong);
+                self.wrong = wrong;
+            }
             None => self
                 .wrong
-                .push(Wrong::missing(4, "kernel", "no kernel is allowed")),
+                .push(|| Wrong::missing(4, "kernel", "no kernel is allowed")),
         }
     }
 
-    fn kernel(&self, kernel: &Kernel) -> Vec<Wrong> {
+    fn kernel(&self, kernel: &Kernel, line: Option<&CommandLine<'_>>, wrong: &mut Wrongs) {
         let bank = self.bank;
         // The members of the refstate are SHA-256.
         let sha256 = |digest| (bank == HashAlgorithm::Sha256).then_some(digest);
@@ -442,111 +462,91 @@ impl<'l> Walk<'_, 'l> {
                 images.push(("kernel", sha256(&kernel.kernel)));
             }
         }
-        let mut wrong = compare_named(4, &images, &self.applications, bank);
-        wrong.extend(compare(
-            "initrd",
-            9,
-            &[sha256(&kernel.initrd)],
-            &self.initrds,
-            bank,
-        ));
+        compare(4, &images, &self.applications, bank, wrong);
+        let initrd = [("initrd", sha256(&kernel.initrd))];
+        compare(9, &initrd, &self.initrds, bank, wrong);
         match (self.state.secure_boot, self.kernels.as_slice()) {
             // Its image was compared above; there is one file of it.
             (true, [_]) => {}
-            (true, files) => wrong.extend(count("kernel file", 9, 1, files, bank)),
+            (true, files) => count("kernel file", 9, 1, files, bank, wrong),
             (false, files) => {
-                wrong.extend(compare(
-                    "kernel file",
-                    9,
-                    &[sha256(&kernel.kernel)],
-                    files,
-                    bank,
-                ));
+                let file = [("kernel file", sha256(&kernel.kernel))];
+                compare(9, &file, files, bank, wrong);
             }
         }
-        match self.command_lines.as_slice() {
-            [event] => {
-                let text = text(event).unwrap_or_default();
-                let measured = matches!(event.measured(bank), Measured::Data | Measured::Part(_));
-                let explanation = match (kernel.cmdline.matches(text), measured) {
-                    (true, true) => return wrong,
-                    (true, false) => "says something else than was measured",
-                    (false, _) => "is not one that the policy allows",
-                };
-                wrong.push(Wrong::event(
-                    event,
-                    bank,
-                    Reason {
-                        component: "command line".to_owned(),
-                        expected: vec![shown_text(kernel.cmdline.source())],
-                        explanation: explanation.to_owned(),
-                    },
-                ));
-            }
-            events => wrong.extend(count("command line", 8, 1, events, bank)),
-        }
-        wrong
+        let Some(line) = line else {
+            return count("command line", 8, 1, &self.command_lines, bank, wrong);
+        };
+        let explanation = match (kernel.cmdline.matches(line.text), line.vouched) {
+            (true, true) => return,
+            (true, false) => "says something else than was measured",
+            (false, _) => "is not one that the policy allows",
+        };
+        wrong.push(|| {
+            let reason = Reason {
+                component: "command line".to_owned(),
+                expected: vec![shown_text(kernel.cmdline.source())],
+                explanation: explanation.to_owned(),
+            };
+            Wrong::event(&line.event, bank, reason)
+        });
     }
 }
 
-/// The alternative with the least that is wrong.
-fn closest(alternatives: impl Iterator<Item = Vec<Wrong>>) -> Option<Vec<Wrong>> {
-    alternatives.min_by_key(Vec::len)
+/// The command line of a kernel, where the log has just one.
+struct CommandLine<'l> {
+    event: Event<'l>,
+    text: &'l str,
+    /// Is it what was measured?
+    vouched: bool,
 }
 
-/// Events of one component against digests, in order.
-fn compare(
-    component: &str,
-    pcr: u8,
-    wanted: &[Option<&Digest>],
-    events: &[Event<'_>],
-    bank: HashAlgorithm,
-) -> Vec<Wrong> {
-    let wanted: Vec<_> = wanted.iter().map(|digest| (component, *digest)).collect();
-    compare_named(pcr, &wanted, events, bank)
+/// The alternative with the least that is wrong; which is only counted for that.
+fn closest<'a, A>(alternatives: &'a [A], judge: impl Fn(&A, &mut Wrongs)) -> Option<&'a A> {
+    alternatives.iter().min_by_key(|one| {
+        let mut wrong = Wrongs::counted();
+        judge(one, &mut wrong);
+        wrong.total()
+    })
 }
 
 /// Events against components with their digests, in order. A component without a digest of the
 /// quoted bank is compared with nothing, and so is never what it should be.
-fn compare_named(
+fn compare(
     pcr: u8,
     wanted: &[(&str, Option<&Digest>)],
     events: &[Event<'_>],
     bank: HashAlgorithm,
-) -> Vec<Wrong> {
-    let mut wrong = Vec::new();
+    wrong: &mut Wrongs,
+) {
     for (index, event) in events.iter().enumerate() {
         let Some((component, digest)) = wanted.get(index) else {
-            wrong.push(Wrong::event(
-                event,
-                bank,
-                reason("component", "is more than the policy allows"),
-            ));
+            let reason = || reason("component", "is more than the policy allows");
+            wrong.push(|| Wrong::event(event, bank, reason()));
             continue;
         };
         if digest.is_some() && event.digests.get(bank).as_ref() == *digest {
             continue;
         }
-        let explanation = match digest {
-            Some(_) => "is not the one that the policy allows".to_owned(),
-            None => format!("cannot be compared: the policy has no {bank} digest of it"),
-        };
-        wrong.push(Wrong::event(
-            event,
-            bank,
-            Reason {
+        wrong.push(|| {
+            let explanation = match digest {
+                Some(_) => "is not the one that the policy allows".to_owned(),
+                None => format!("cannot be compared: the policy has no {bank} digest of it"),
+            };
+            let reason = Reason {
                 component: (*component).to_owned(),
                 expected: digests(digest.iter().copied()),
                 explanation,
-            },
-        ));
+            };
+            Wrong::event(event, bank, reason)
+        });
     }
     for (component, digest) in wanted.iter().skip(events.len()) {
-        let mut missing = Wrong::missing(pcr, component, "is missing");
-        missing.expected = digests(digest.iter().copied());
-        wrong.push(missing);
+        wrong.push(|| Wrong {
+            expected: digests(digest.iter().copied()),
+            ..Wrong::missing(pcr, component, "is missing")
+        });
     }
-    wrong
 }
 
 /// What is too many of `events`, or missing.
@@ -556,13 +556,15 @@ fn count(
     wanted: usize,
     events: &[Event<'_>],
     bank: HashAlgorithm,
-) -> Vec<Wrong> {
+    wrong: &mut Wrongs,
+) {
     if events.len() < wanted {
-        return vec![Wrong::missing(pcr, component, "is missing")];
+        wrong.push(|| Wrong::missing(pcr, component, "is missing"));
     }
-    let more = events.iter().skip(wanted);
-    more.map(|event| Wrong::event(event, bank, reason(component, "is there more than once")))
-        .collect()
+    for event in events.iter().skip(wanted) {
+        let reason = || reason(component, "is there more than once");
+        wrong.push(|| Wrong::event(event, bank, reason()));
+    }
 }
 
 fn boot_variable(event: &Event<'_>) -> Result<(), Reason> {

@@ -1,22 +1,25 @@
 use std::borrow::Cow;
 use std::cell::OnceCell;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 
 use super::Place;
-use super::boot_policy::{Beyond, Wrong, describe, shown_text};
+use super::boot_policy::{Beyond, Wrong, Wrongs, describe, shown_text};
 use super::boot_refstate::Reason;
 use crate::eventlog::content::{
     Content, Guid, IplKind, Measured, Signature, SignatureLists, Variable, VariableValue,
 };
 use crate::eventlog::{Event, EventLog, EventType, Measurement, PcrMismatch, ReplayedLog};
+use crate::policy::keys::{Key, Keys, ShownKey, subject};
 use crate::policy::rules::{
-    Allowed, BootRules, Called, Component, Key, SecureBoot, generation, is_action, is_section_name,
-    subject,
+    BootRules, Called, Component, SecureBoot, generations, is_action, is_section_name,
 };
 use crate::tpm::{Digest, HashAlgorithm, PcrMask};
 
 /// Most allowed values in a finding.
 const SHOWN: usize = 16;
+/// Most bytes of texts that are compared with patterns, for each pattern; the texts of a boot have
+/// some kilobytes, and a policy a few patterns.
+const MAX_TEXTS: usize = 64 << 20;
 /// The PCR that holds a unified kernel image and the phases of the boot.
 const PHASES_PCR: u8 = 11;
 /// Name of separators where the order of events is given.
@@ -33,7 +36,7 @@ pub(super) fn judge(
     log: &EventLog<'_>,
     bank: HashAlgorithm,
     beyond: &Beyond<'_>,
-) -> Vec<Wrong> {
+) -> Wrongs {
     let explained = match beyond.phase {
         Some(_) => beyond.explained.with(PHASES_PCR),
         None => beyond.explained,
@@ -50,25 +53,22 @@ pub(super) fn judge(
     let mut judge = Judge {
         rules,
         bank,
-        authorities: match rules
-            .components
-            .iter()
-            .any(|c| !c.allowed.signers.is_empty())
-        {
+        signed: signed(rules, || {
+            events().filter_map(|event| authority(&event, bank))
+        }),
+        db: match rules.signers.is_empty() && is_open(rules) {
             true => events()
-                .filter_map(|event| authority(&event, bank))
+                .filter_map(|event| database(&event, bank))
+                .flat_map(|lists| lists.signatures().map(|(_, key)| key.data))
                 .collect(),
-            false => Vec::new(),
+            false => HashSet::new(),
         },
-        db: events()
-            .filter_map(|event| database(&event, bank))
-            .flat_map(|lists| lists.signatures().map(|(_, key)| key.data))
-            .collect(),
         counts: vec![0; rules.components.len()],
         seen: BTreeMap::new(),
         secure_boot: Vec::new(),
         section_names: Vec::new(),
-        wrong: Vec::new(),
+        texts: Some(MAX_TEXTS),
+        wrong: Wrongs::default(),
     };
     for event in events() {
         judge.event(event);
@@ -80,10 +80,39 @@ pub(super) fn judge(
         }
     }
     let mut wrong = judge.finish(scope);
-    if scope.contains(PHASES_PCR) {
-        wrong.extend(wrong_phase(rules, phase));
+    if scope.contains(PHASES_PCR)
+        && let Some(wrong_phase) = wrong_phase(rules, phase)
+    {
+        wrong.push(|| wrong_phase);
     }
     wrong
+}
+
+/// May whatever the db lets run run?
+fn is_open(rules: &BootRules) -> bool {
+    let secure_boot = rules.secure_boot.as_ref();
+    secure_boot.is_some_and(|secure_boot| secure_boot.authorities.is_none())
+}
+
+/// Which components name a key that let an image run.
+fn signed<'l, A: Iterator<Item = Signature<'l>>>(
+    rules: &BootRules,
+    authorities: impl Fn() -> A,
+) -> Vec<bool> {
+    let mut signed = vec![false; rules.components.len()];
+    if rules.signers.is_empty() {
+        return signed;
+    }
+    let mut known = HashSet::new();
+    for authority in authorities().filter(|one| known.insert((one.owner, one.data))) {
+        for place in rules.signers.places(None, &ShownKey::new(authority)) {
+            let component = rules.signer_of.get(place);
+            if let Some(signed) = component.and_then(|component| signed.get_mut(*component)) {
+                *signed = true;
+            }
+        }
+    }
+    signed
 }
 
 /// The last phase that PCR 11 holds, where the phases of the policy's chain up to it are all that
@@ -134,9 +163,10 @@ fn scope(rules: &BootRules, explained: PcrMask) -> PcrMask {
 struct Judge<'r, 'l> {
     rules: &'r BootRules,
     bank: HashAlgorithm,
-    /// What let images run, if a component asks who did.
-    authorities: Vec<Signature<'l>>,
-    /// Certificates and digests of the db that was measured.
+    /// Of each component: has it a signer that let an image run?
+    signed: Vec<bool>,
+    /// Certificates and digests of the db that was measured, where they decide who may let images
+    /// run.
     db: HashSet<&'l [u8]>,
     /// Events of each component.
     counts: Vec<u32>,
@@ -146,7 +176,9 @@ struct Judge<'r, 'l> {
     secure_boot: Vec<&'static str>,
     /// Digests of the names of sections: an image has each once at most.
     section_names: Vec<Digest>,
-    wrong: Vec<Wrong>,
+    /// Bytes of texts that may still be compared with a pattern; `None`: there were too many.
+    texts: Option<usize>,
+    wrong: Wrongs,
 }
 
 struct Seen<'r, 'l> {
@@ -183,17 +215,42 @@ impl<'r, 'l> Judge<'r, 'l> {
             return Some(SECTION_NAME.into());
         }
         let measured = Words::of(event, self.bank);
+        let fits = |component: &Component| measured.are(component, event);
+        let component = self.component(digest, event.pcr, &measured, fits)?;
+        Some(component.name.as_str().into())
+    }
+
+    /// The first component that `fits` and allows what was measured once more.
+    fn component(
+        &mut self,
+        digest: Digest,
+        pcr: u32,
+        words: &Words<'_>,
+        fits: impl Fn(&Component) -> bool,
+    ) -> Option<&'r Component> {
         let rules = self.rules;
-        for (component, count) in rules.components.iter().zip(&mut self.counts) {
-            if *count < component.max
-                && measured.are(component, event)
-                && allows(&component.allowed, digest, &measured, &self.authorities)
-            {
-                *count += 1;
-                return Some(component.name.as_str().into());
-            }
+        let counts = &self.counts;
+        let has_room = |place: usize, component: &Component| {
+            counts.get(place).is_some_and(|count| *count < component.max)
+        };
+        let by_digest = rules
+            .with_digest(&digest)
+            .find(|(place, component)| has_room(*place, component) && fits(component));
+        let before = by_digest.map_or(usize::MAX, |(place, _)| place);
+        let by_more = rules
+            .with_more(pcr)
+            .take_while(|(place, _)| *place < before)
+            .filter(|(place, component)| has_room(*place, component) && fits(component))
+            .find(|(place, component)| {
+                component.allowed.any
+                    || self.signed.get(*place) == Some(&true)
+                    || matches(component, words, &mut self.texts)
+            });
+        let (place, component) = by_more.or(by_digest)?;
+        if let Some(count) = self.counts.get_mut(place) {
+            *count += 1;
         }
-        None
+        Some(component)
     }
 
     /// Accounts for what user space measured; the phase after it.
@@ -222,23 +279,19 @@ impl<'r, 'l> Judge<'r, 'l> {
             measured: Measured::Data.into(),
             event: None,
         };
-        let components = self.rules.components.iter().zip(&mut self.counts);
-        for (component, count) in components {
-            let fits = component.pcrs >> pcr & 1 == 1
+        let fits = |component: &Component| {
+            component.pcrs >> pcr & 1 == 1
                 && component.events.is_empty()
                 && component.called.is_none()
-                && *count < component.max;
-            let allowed = digest.is_some_and(|digest| {
-                allows(&component.allowed, digest, &words, &self.authorities)
-            });
-            if fits && allowed {
-                *count += 1;
-                return phase;
-            }
+        };
+        let component =
+            digest.and_then(|digest| self.component(digest, u32::from(pcr), &words, fits));
+        if component.is_none() {
+            let explanation = "is something that nobody allowed";
+            let bank = self.bank;
+            self.wrong
+                .push(|| Wrong::measurement(pcr, measurement, bank, explanation));
         }
-        let explanation = "is something that nobody allowed";
-        let wrong = Wrong::measurement(pcr, measurement, self.bank, explanation);
-        self.wrong.push(wrong);
         phase
     }
 
@@ -272,13 +325,10 @@ impl<'r, 'l> Judge<'r, 'l> {
             self.secure_boot.push("SecureBoot");
             let word = |on| if on { "on" } else { "off" };
             if variable.value != VariableValue::Boolean(rules.enabled) {
-                let expected = vec![word(rules.enabled).to_owned()];
-                self.wrong(
-                    event,
-                    "Secure Boot",
-                    expected,
-                    "is not in the state it has to be in",
-                );
+                self.wrong(event, "Secure Boot", || {
+                    let expected = vec![word(rules.enabled).to_owned()];
+                    (expected, "is not in the state it has to be in".to_owned())
+                });
             }
             return Some("SecureBoot");
         }
@@ -300,23 +350,21 @@ impl<'r, 'l> Judge<'r, 'l> {
         if let Some((_, allowed)) = allowed {
             let stranger = lists
                 .signatures()
-                .find(|(kind, key)| !allowed.iter().any(|one| one.is(Some(*kind), key)));
+                .find(|(kind, key)| !allowed.have(Some(*kind), &ShownKey::new(*key)));
             if let Some((_, key)) = stranger {
-                let explanation = format!("has a key that is not allowed: {}", which(&key));
-                self.wrong(event, name, key_list(allowed), &explanation);
+                self.wrong(event, name, || {
+                    let reason = format!("has a key that is not allowed: {}", which(&key));
+                    (key_list(allowed.list()), reason)
+                });
             }
         }
         if name == "dbx" && !rules.dbx_at_least.is_empty() {
-            let there: Vec<_> = lists.signatures().collect();
-            let missing: Vec<_> = missing(&rules.dbx_at_least, &there);
+            let missing = rules.dbx_at_least.missing(&lists);
             if !missing.is_empty() {
-                let explanation = format!("lacks {} of the revocations", missing.len());
-                let expected = missing
-                    .iter()
-                    .take(SHOWN)
-                    .map(|key| key.describe())
-                    .collect();
-                self.wrong(event, name, expected, &explanation);
+                self.wrong(event, name, || {
+                    let reason = format!("lacks {} of the revocations", missing.len());
+                    (key_list(missing), reason)
+                });
             }
         }
         Some(name)
@@ -332,42 +380,46 @@ impl<'r, 'l> Judge<'r, 'l> {
             VariableValue::Sbat(text) => {
                 self.secure_boot.push("SbatLevel");
                 let text = text.decode().unwrap_or_default();
-                let expected: Vec<_> = rules
+                let there = generations(&text);
+                let mut old = rules
                     .sbat
                     .iter()
                     .filter(|(component, least)| {
-                        generation(&text, component).is_none_or(|got| got < **least)
+                        there.get(component.as_str()).is_none_or(|got| got < *least)
                     })
                     .map(|(component, least)| format!("{component} {least} or later"))
-                    .collect();
-                if !expected.is_empty() {
-                    self.wrong(event, "SbatLevel", expected, "is older than it has to be");
+                    .peekable();
+                if old.peek().is_some() {
+                    self.wrong(event, "SbatLevel", || {
+                        let expected = old.take(SHOWN).collect();
+                        (expected, "is older than it has to be".to_owned())
+                    });
                 }
                 Some("SbatLevel")
             }
             VariableValue::Authority(signature) => {
-                let components = self.rules.components.iter();
-                let signers = components.flat_map(|component| &component.allowed.signers);
-                let allowed: Vec<_> = rules.authorities.iter().flatten().chain(signers).collect();
-                let open = rules.authorities.is_none() && allowed.is_empty();
+                let signers = &self.rules.signers;
                 let of_shim = variable.guid == Guid::SHIM || variable.name.is("vendor_db");
-                let is_allowed = match open {
-                    false => allowed.iter().any(|key| key.is(None, &signature)),
+                let shown = ShownKey::new(signature);
+                let is_allowed = match &rules.authorities {
                     // shim's own keys are in no variable that is measured as a whole.
-                    true if of_shim => subject(signature.data).is_some(),
-                    true => self.db.contains(signature.data),
+                    None if signers.is_empty() && of_shim => subject(signature.data).is_some(),
+                    None if signers.is_empty() => self.db.contains(signature.data),
+                    authorities => {
+                        let listed = authorities.as_ref();
+                        listed.is_some_and(|keys| keys.have(None, &shown))
+                            || signers.have(None, &shown)
+                    }
                 };
                 if !is_allowed {
-                    let expected = allowed
-                        .iter()
-                        .take(SHOWN)
-                        .map(|key| key.describe())
-                        .collect();
-                    let explanation = format!(
-                        "let an image run by a key that is not allowed: {}",
-                        which(&signature)
-                    );
-                    self.wrong(event, "Secure Boot", expected, &explanation);
+                    self.wrong(event, "Secure Boot", || {
+                        let listed = rules.authorities.iter().flat_map(Keys::list);
+                        let reason = format!(
+                            "let an image run by a key that is not allowed: {}",
+                            which(&signature)
+                        );
+                        (key_list(listed.chain(signers.list())), reason)
+                    });
                 }
                 Some("authority")
             }
@@ -375,23 +427,47 @@ impl<'r, 'l> Judge<'r, 'l> {
         }
     }
 
-    fn wrong(&mut self, event: &Event<'l>, component: &str, expected: Vec<String>, reason: &str) {
-        let reason = Reason {
-            component: component.to_owned(),
-            expected,
-            explanation: reason.to_owned(),
-        };
-        self.wrong.push(Wrong::event(event, self.bank, reason));
+    /// `told` is what was expected, and why it is wrong.
+    fn wrong(
+        &mut self,
+        event: &Event<'l>,
+        component: &str,
+        told: impl FnOnce() -> (Vec<String>, String),
+    ) {
+        let bank = self.bank;
+        self.wrong.push(|| {
+            let (expected, explanation) = told();
+            let reason = Reason {
+                component: component.to_owned(),
+                expected,
+                explanation,
+            };
+            Wrong::event(event, bank, reason)
+        });
     }
 
     /// What no rule accounts for, what is missing, and what is not in order.
-    fn finish(mut self, scope: PcrMask) -> Vec<Wrong> {
+    fn finish(mut self, scope: PcrMask) -> Wrongs {
+        if self.texts.is_none() {
+            self.wrong.push(|| Wrong {
+                place: Place::BootLog,
+                component: "the boot log".to_owned(),
+                expected: vec![format!("at most {MAX_TEXTS} bytes")],
+                got: None,
+                explanation: "has more text than is compared with the policy's patterns".to_owned(),
+            });
+        }
         let mut named = Vec::new();
         for (pcr, seen) in std::mem::take(&mut self.seen) {
             let order = self.rules.order.get(&pcr).map(Vec::as_slice);
-            let before = self.wrong.len();
+            let before = self.wrong.total();
             for (position, one) in seen.iter().enumerate() {
                 if one.name.is_some() {
+                    continue;
+                }
+                // What is not told need not be compared with what was expected.
+                if !self.wrong.has_room() {
+                    self.wrong.count();
                     continue;
                 }
                 let wanted = order.and_then(|order| order.get(position));
@@ -403,14 +479,16 @@ impl<'r, 'l> Judge<'r, 'l> {
                 .or_else(|| self.unmet(pcr, &one.event).next());
                 named.extend(wanted.map(|component| (pcr, component.name.as_str())));
                 let wrong = self.unaccounted(&one.event, wanted);
-                self.wrong.push(wrong);
+                self.wrong.push(|| wrong);
             }
-            self.wrong.extend(name_alone(pcr, &seen, self.bank));
+            if let Some(alone) = name_alone(pcr, &seen, self.bank) {
+                self.wrong.push(|| alone);
+            }
             if let Some(order) = order
-                && self.wrong.len() == before
+                && self.wrong.total() == before
+                && let Some(wrong) = out_of_order(pcr, order, &seen, self.bank)
             {
-                self.wrong
-                    .extend(out_of_order(pcr, order, &seen, self.bank));
+                self.wrong.push(|| wrong);
             }
         }
         for pcr in scope.iter() {
@@ -430,7 +508,8 @@ impl<'r, 'l> Judge<'r, 'l> {
             ];
             for (name, wanted) in wanted {
                 if wanted && !self.secure_boot.contains(&name) {
-                    self.wrong.push(Wrong::missing(7, name, "was not measured"));
+                    self.wrong
+                        .push(|| Wrong::missing(7, name, "was not measured"));
                 }
             }
         }
@@ -477,19 +556,25 @@ impl<'r, 'l> Judge<'r, 'l> {
         for (component, count) in components {
             // One that may be in several PCRs is missing in the first of them.
             let first = component.pcrs.trailing_zeros() == u32::from(pcr);
+            if !first || *count >= component.min {
+                continue;
+            }
             let told = named
                 .iter()
                 .any(|(pcr, name)| component.pcrs >> pcr & 1 == 1 && *name == component.name);
-            if !first || *count >= component.min || told {
+            if told {
                 continue;
             }
-            let explanation = match count {
-                0 => "was not measured".to_owned(),
-                count => format!("was measured {count} times instead of {}", component.min),
-            };
-            let mut wrong = Wrong::missing(pcr, &component.name, &explanation);
-            wrong.expected = allowed_list(component);
-            self.wrong.push(wrong);
+            self.wrong.push(|| {
+                let explanation = match count {
+                    0 => "was not measured".to_owned(),
+                    count => format!("was measured {count} times instead of {}", component.min),
+                };
+                Wrong {
+                    expected: allowed_list(component),
+                    ..Wrong::missing(pcr, &component.name, &explanation)
+                }
+            });
         }
     }
 }
@@ -606,20 +691,17 @@ impl<'l> Words<'l> {
     }
 }
 
-fn allows(
-    allowed: &Allowed,
-    digest: Digest,
-    words: &Words<'_>,
-    authorities: &[Signature<'_>],
-) -> bool {
-    let signed = |signer: &Key| authorities.iter().any(|one| signer.is(None, one));
-    allowed.any
-        || allowed.digests.contains(&digest)
-        || allowed
-            .text
-            .iter()
-            .any(|pattern| words.text().is_some_and(|text| pattern.matches(text)))
-        || allowed.signers.iter().any(signed)
+/// Does a pattern of a component match? `budget` is how many bytes of texts may still be compared
+/// with a pattern; what is left over when it is spent matches none.
+fn matches(component: &Component, words: &Words<'_>, budget: &mut Option<usize>) -> bool {
+    let patterns = &component.allowed.text;
+    let Some(text) = words.text().filter(|_| !patterns.is_empty()) else {
+        return false;
+    };
+    patterns.iter().any(|pattern| {
+        *budget = budget.and_then(|left| left.checked_sub(text.len()));
+        budget.is_some() && pattern.matches(text)
+    })
 }
 
 /// The key that let an image run, if the event tells of one.
@@ -652,25 +734,6 @@ fn database<'l>(event: &Event<'l>, bank: HashAlgorithm) -> Option<SignatureLists
     }
 }
 
-/// Keys that are not there. Most are digests, of which a dbx has hundreds: these are looked up,
-/// unless all stand in the order of the policy, as in the dbx that it was made of.
-fn missing<'k>(wanted: &'k [Key], there: &[(Guid, Signature<'_>)]) -> Vec<&'k Key> {
-    let mut rest = there.iter();
-    let in_order = |key: &Key| rest.any(|(kind, one)| key.is(Some(*kind), one));
-    if wanted.iter().all(in_order) {
-        return Vec::new();
-    }
-    let digests: HashMap<_, _> = there.iter().map(|entry| (entry.1.data, entry)).collect();
-    let is_there = |key: &&Key| {
-        let found = key
-            .digest()
-            .and_then(|digest| digests.get(digest.as_bytes()));
-        found.is_some_and(|(kind, one)| key.is(Some(*kind), one))
-            || there.iter().any(|(kind, one)| key.is(Some(*kind), one))
-    };
-    wanted.iter().filter(|key| !is_there(key)).collect()
-}
-
 fn allowed_list(component: &Component) -> Vec<String> {
     let allowed = &component.allowed;
     let mut digests: Vec<_> = allowed.digests.iter().map(Digest::to_string).collect();
@@ -691,8 +754,8 @@ fn allowed_list(component: &Component) -> Vec<String> {
         .collect()
 }
 
-fn key_list(keys: &[Key]) -> Vec<String> {
-    keys.iter().take(SHOWN).map(Key::describe).collect()
+fn key_list<'k>(keys: impl IntoIterator<Item = &'k Key>) -> Vec<String> {
+    keys.into_iter().take(SHOWN).map(Key::describe).collect()
 }
 
 /// Which key it is, for people.

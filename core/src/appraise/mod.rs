@@ -29,7 +29,9 @@ mod quote;
 pub use crate::finding::{Finding, MAX_FINDINGS, Place};
 pub use accept::AcceptedAlgorithms;
 pub use answer::{appraise_answer, unusable_answer};
-pub(crate) use boot_policy::unverified as boot_policy_unverified;
+pub(crate) use boot_policy::{
+    MAX_EVENTS as MAX_BOOT_EVENTS, unverified as boot_policy_unverified,
+};
 pub use known::KnownBoot;
 
 use serde::{Deserialize, Serialize};

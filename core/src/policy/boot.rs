@@ -14,6 +14,8 @@ mod create;
 pub(crate) mod document;
 /// Unknown keys and the nearest that are known.
 mod hint;
+/// Keys of a policy, and how those of a log are found among them.
+pub(crate) mod keys;
 /// Keylime's reference state, as its engine `example` judges it.
 pub(crate) mod refstate;
 /// A policy of ours, compiled.

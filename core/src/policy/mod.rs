@@ -28,7 +28,7 @@ mod schema;
 mod tpm;
 
 pub use boot::{BootEngine, BootPolicy, BootRules, Converted, CreateError, Refstate};
-pub(crate) use boot::{refstate, rules};
+pub(crate) use boot::{keys, refstate, rules};
 pub use device_mapper::DmPolicy;
 pub(crate) use device_mapper::{Allowed as DmAllowed, DmRule};
 pub use digests::{AllowedDigests, DigestTable};

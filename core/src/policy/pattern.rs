@@ -10,12 +10,15 @@ const LONGEST: usize = 16 << 10;
 const SIZE_LIMIT: usize = 128 << 10;
 /// Steps of the backtracking engine for one pattern and one text.
 const BACKTRACK_LIMIT: usize = 100_000;
+/// Longest text that is compared with more than a literal text, in bytes.
+const LONGEST_TEXT: usize = 64 << 10;
 /// Longest text that is given to the backtracking engine, in bytes.
 const BACKTRACK_TEXT: usize = 16 << 10;
 
 /// A regular expression of Python's syntax that must match a whole text (`re.fullmatch`).
 ///
-/// A text on which the backtracking engine hits its limit does not match.
+/// A text of more than 64 KiB matches none but the literal one; neither does one on which the
+/// backtracking engine hits its limit.
 #[derive(Clone, Debug)]
 pub(crate) struct Pattern {
     source: String,
@@ -70,7 +73,7 @@ impl Pattern {
     pub(crate) fn matches(&self, text: &str) -> bool {
         match &self.matcher {
             Matcher::Literal(literal) => text == literal,
-            Matcher::Linear(regex) => regex.is_match(text),
+            Matcher::Linear(regex) => text.len() <= LONGEST_TEXT && regex.is_match(text),
             Matcher::Backtracking(regex) => {
                 text.len() <= BACKTRACK_TEXT && regex.is_match(text).unwrap_or(false)
             }

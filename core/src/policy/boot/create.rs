@@ -2,7 +2,9 @@ use serde::Serialize;
 
 use super::document::{AnyOr, Component, Document, Key, Phases, SecureBoot};
 use super::refstate::KERNEL_CMDLINE;
-use super::rules::{BootRules, is_section_name, subject};
+use super::keys::subject;
+use super::rules::{BootRules, generations, is_section_name};
+use crate::appraise::MAX_BOOT_EVENTS as MAX_EVENTS;
 use crate::eventlog::content::{
     Content, Guid, IplKind, Measured, Node, Signature, Tag, Variable, VariableValue,
 };
@@ -303,6 +305,10 @@ impl BootRules {
             }
         };
         let bank = bank.ok_or(CreateError::NoBank)?;
+        if log.len() > MAX_EVENTS {
+            let reason = format!("it has more than {MAX_EVENTS} events");
+            return Err(CreateError::Policy(reason));
+        }
         let mut maker = Maker {
             bank,
             document: Document {
@@ -691,9 +697,10 @@ impl Maker {
             }
             (EventType::EV_EFI_VARIABLE_AUTHORITY, VariableValue::Sbat(text)) => {
                 let text = text.decode()?;
+                let generations = generations(&text);
                 let components = text.lines().filter_map(|line| line.split(',').next());
                 for component in components.filter(|component| !component.is_empty()) {
-                    let generation = super::rules::generation(&text, component)?;
+                    let generation = *generations.get(component)?;
                     table.sbat.insert(component.to_owned(), generation);
                 }
                 Some("SbatLevel".to_owned())

@@ -1,7 +1,9 @@
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::OnceLock;
 
 use super::document::{self, AnyOr, Document, Others};
-use crate::eventlog::content::{Guid, Measured, Signature};
+use super::keys::{Key, Keys};
+use crate::eventlog::content::Measured;
 use crate::eventlog::{Event, EventType};
 use crate::policy::pattern::{Pattern, PatternBudget};
 use crate::policy::{MAX_SMALL_POLICY, PolicyError};
@@ -9,7 +11,8 @@ use crate::tpm::{Digest, HashAlgorithm};
 
 /// The version of the format.
 const VERSION: u64 = 1;
-/// Most components of a policy: all events of one PCR are compared with all rules for it.
+/// Most components of a policy: all events of one PCR are compared with all rules for it that are
+/// not about digests alone.
 const MAX_COMPONENTS: usize = 4_096;
 /// PCRs that kernels' command lines are measured into: by GRUB, and by systemd-stub.
 const COMMAND_LINE: u32 = 1 << 8 | 1 << 12;
@@ -24,6 +27,14 @@ pub struct BootRules {
     pub(crate) others: bool,
     pub(crate) secure_boot: Option<SecureBoot>,
     pub(crate) components: Vec<Component>,
+    /// Where in `components` a digest is allowed, ascending.
+    by_digest: HashMap<Digest, Vec<usize>>,
+    /// Components of each PCR that allow more than digests, ascending.
+    by_more: [Vec<usize>; 16],
+    /// The signers of all components.
+    pub(crate) signers: Keys,
+    /// The component of each of them.
+    pub(crate) signer_of: Vec<usize>,
     pub(crate) phases: Option<Phases>,
     /// Names of the events of a PCR, in order.
     pub(crate) order: BTreeMap<u8, Vec<String>>,
@@ -36,10 +47,10 @@ pub struct BootRules {
 pub(crate) struct SecureBoot {
     pub(crate) enabled: bool,
     /// The keys that a variable may have; variables that are not here may have any.
-    pub(crate) allowed: Vec<(&'static str, Vec<Key>)>,
-    pub(crate) dbx_at_least: Vec<Key>,
+    pub(crate) allowed: Vec<(&'static str, Keys)>,
+    pub(crate) dbx_at_least: Keys,
     /// Whose signatures may have let an image run; `None`: anybody's whom the variables allow.
-    pub(crate) authorities: Option<Vec<Key>>,
+    pub(crate) authorities: Option<Keys>,
     /// Least generation by component of SbatLevel.
     pub(crate) sbat: BTreeMap<String, u64>,
 }
@@ -74,15 +85,6 @@ pub(crate) struct Allowed {
     pub(crate) digests: HashSet<Digest>,
     pub(crate) text: Vec<Pattern>,
     pub(crate) signers: Vec<Key>,
-}
-
-/// A key of a Secure Boot variable: everything that is given must be so.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub(crate) struct Key {
-    owner: Option<Guid>,
-    kind: Option<Guid>,
-    digest: Option<Digest>,
-    subject: Option<String>,
 }
 
 /// The phases of PCR 11.
@@ -281,6 +283,22 @@ impl BootRules {
             )));
         }
         let order = order(&document)?;
+        let mut by_digest: HashMap<Digest, Vec<usize>> = HashMap::new();
+        let mut by_more: [Vec<usize>; 16] = Default::default();
+        let (mut signers, mut signer_of) = (Vec::new(), Vec::new());
+        for (place, component) in components.iter().enumerate() {
+            let allowed = &component.allowed;
+            for digest in &allowed.digests {
+                by_digest.entry(*digest).or_default().push(place);
+            }
+            signers.extend(allowed.signers.iter().cloned());
+            signer_of.resize(signers.len(), place);
+            if allowed.any || !allowed.text.is_empty() || !allowed.signers.is_empty() {
+                let pcrs = by_more.iter_mut().zip(0..);
+                let pcrs = pcrs.filter(|(_, pcr)| component.pcrs >> pcr & 1 == 1);
+                pcrs.for_each(|(places, _)| places.push(place));
+            }
+        }
         let mut listed = components.iter().fold(0, |listed, one| listed | one.pcrs);
         listed |= u32::from(secure_boot.is_some()) << 7;
         listed |= u32::from(phases.is_some()) << 11;
@@ -289,11 +307,36 @@ impl BootRules {
             others: document.others == Others::Allow,
             secure_boot,
             components,
+            by_digest,
+            by_more,
+            signers: Keys::alone(signers),
+            signer_of,
             phases,
             order,
             listed,
             document,
         })
+    }
+}
+
+impl BootRules {
+    /// Components that allow a digest, in the policy's order, with their places.
+    pub(crate) fn with_digest(&self, digest: &Digest) -> impl Iterator<Item = (usize, &Component)> {
+        let places = self.by_digest.get(digest).into_iter().flatten();
+        self.at(places)
+    }
+
+    /// Components of a PCR that allow more than digests, likewise.
+    pub(crate) fn with_more(&self, pcr: u32) -> impl Iterator<Item = (usize, &Component)> {
+        let pcr = usize::try_from(pcr).unwrap_or(usize::MAX);
+        self.at(self.by_more.get(pcr).into_iter().flatten())
+    }
+
+    fn at<'a>(
+        &'a self,
+        places: impl Iterator<Item = &'a usize>,
+    ) -> impl Iterator<Item = (usize, &'a Component)> {
+        places.filter_map(|place| Some((*place, self.components.get(*place)?)))
     }
 }
 
@@ -458,16 +501,16 @@ impl SecureBoot {
             ("dbx", &document.dbx),
         ] {
             if let Some(keys) = keys {
-                allowed.push((name, list(name, keys)?));
+                allowed.push((name, Keys::of_lists(list(name, keys)?)));
             }
         }
         let authorities = document.authorities.as_deref();
         Ok(Self {
             enabled: document.enabled,
             allowed,
-            dbx_at_least: list("dbx_at_least", &document.dbx_at_least)?,
+            dbx_at_least: Keys::of_lists(list("dbx_at_least", &document.dbx_at_least)?),
             authorities: authorities
-                .map(|keys| list("authorities", keys))
+                .map(|keys| list("authorities", keys).map(Keys::alone))
                 .transpose()?,
             sbat: document.sbat.clone(),
         })
@@ -495,94 +538,23 @@ impl Phases {
     }
 }
 
-impl Key {
-    fn new(document: &document::Key) -> Result<Self, String> {
-        let guid = |text: &str| Guid::parse(text).ok_or_else(|| format!("{text:?} is no GUID"));
-        let kind = |text: &str| match text {
-            "x509" => Ok(Guid::CERT_X509),
-            "sha256" => Ok(Guid::CERT_SHA256),
-            text => guid(text),
-        };
-        let digest = document.sha256.as_deref().map(|text| {
-            let digest = digest(text)?;
-            match digest.as_bytes().len() {
-                32 => Ok(digest),
-                _ => Err(format!("{text:?} is no SHA-256 digest")),
-            }
-        });
-        let key = Self {
-            owner: document.owner.as_deref().map(guid).transpose()?,
-            kind: document.kind.as_deref().map(kind).transpose()?,
-            digest: digest.transpose()?,
-            subject: document.subject.clone(),
-        };
-        match key {
-            Self {
-                owner: None,
-                kind: None,
-                digest: None,
-                subject: None,
-            } => Err("a key of which nothing is said is every key".to_owned()),
-            key => Ok(key),
-        }
-    }
-
-    /// Is it this one? `kind` is the type of its list; `None` where a signature stands alone.
-    pub(crate) fn is(&self, kind: Option<Guid>, key: &Signature<'_>) -> bool {
-        self.owner.is_none_or(|owner| owner == key.owner)
-            && self
-                .kind
-                .is_none_or(|wanted| kind.is_none_or(|kind| kind == wanted))
-            && self.digest.is_none_or(|digest| match key.data.len() {
-                // The entry is a digest itself.
-                32 => key.data == digest.as_bytes(),
-                _ => HashAlgorithm::Sha256.digest(&[key.data]) == digest,
-            })
-            && self
-                .subject
-                .as_deref()
-                .is_none_or(|wanted| subject(key.data).is_some_and(|subject| subject == wanted))
-    }
-
-    /// The digest of it, or that it is.
-    pub(crate) fn digest(&self) -> Option<&Digest> {
-        self.digest.as_ref()
-    }
-
-    /// The shortest text that tells which it is.
-    pub(crate) fn describe(&self) -> String {
-        let digest = self.digest.map(|digest| format!("sha256:{digest}"));
-        let owner = self.owner.map(|owner| format!("owner {owner}"));
-        let parts = [self.subject.clone(), digest, owner];
-        let parts: Vec<_> = parts.into_iter().flatten().collect();
-        match parts.is_empty() {
-            true => format!(
-                "type {}",
-                self.kind.map_or_else(String::new, |kind| kind.to_string())
-            ),
-            false => parts.join(", "),
-        }
-    }
-}
-
-/// The subject of a certificate (RFC 4514); `None` for what is none.
-pub(crate) fn subject(der: &[u8]) -> Option<String> {
-    use x509_cert::der::Decode;
-    let certificate = x509_cert::Certificate::from_der(der).ok()?;
-    Some(certificate.tbs_certificate().subject().to_string())
-}
-
-/// Generation of a component in SbatLevel; for `sbat` itself the date of the list.
-pub(crate) fn generation(text: &str, component: &str) -> Option<u64> {
-    text.lines().find_map(|line| {
+/// Generations of the components in SbatLevel, by the first line of each that has one; of `sbat`
+/// itself the date of the list.
+pub(crate) fn generations(text: &str) -> HashMap<&str, u64> {
+    let mut generations = HashMap::new();
+    for line in text.lines() {
         let mut fields = line.trim_end_matches('\0').split(',');
-        (fields.next() == Some(component)).then_some(())?;
-        let generation = fields.next()?.trim().parse().ok()?;
-        match (component, fields.next()) {
-            ("sbat", Some(date)) => date.trim().parse().ok(),
-            _ => Some(generation),
+        let component = fields.next().unwrap_or_default();
+        let generation = fields.next().and_then(|number| number.trim().parse().ok());
+        let generation = match (component, generation, fields.next()) {
+            ("sbat", Some(_), Some(date)) => date.trim().parse().ok(),
+            (_, generation, _) => generation,
+        };
+        if let Some(generation) = generation {
+            generations.entry(component).or_insert(generation);
         }
-    })
+    }
+    generations
 }
 
 /// Is it a text that every firmware measures, and no other?
@@ -596,11 +568,18 @@ pub(crate) fn is_action(event: &Event<'_>, bank: HashAlgorithm) -> bool {
 /// Does an event tell of the section of a unified kernel image whose content comes next?
 /// systemd-stub measures the name in 8-bit characters with its NUL.
 pub(crate) fn is_section_name(event: &Event<'_>, bank: HashAlgorithm) -> bool {
-    let is = |name: &&str| {
-        let digest = bank.digest(&[name.as_bytes(), &[0]]);
-        event.digests.get(bank) == Some(digest)
-    };
-    event.pcr == 11 && event.kind == EventType::EV_IPL && SECTIONS.iter().any(is)
+    static NAMES: OnceLock<HashSet<Digest>> = OnceLock::new();
+    if event.pcr != 11 || event.kind != EventType::EV_IPL {
+        return false;
+    }
+    let names = NAMES.get_or_init(|| {
+        let banks = HashAlgorithm::ALL.into_iter();
+        banks
+            .flat_map(|bank| SECTIONS.map(|name| bank.digest(&[name.as_bytes(), &[0]])))
+            .collect()
+    });
+    let digest = event.digests.get(bank);
+    digest.is_some_and(|digest| names.contains(&digest))
 }
 
 fn keys(documents: &[document::Key]) -> Result<Vec<Key>, String> {
@@ -620,7 +599,7 @@ fn digests(texts: &[String]) -> Result<HashSet<Digest>, String> {
 }
 
 /// `HASH:HEX`, or hex alone whose length tells the hash.
-fn digest(text: &str) -> Result<Digest, String> {
+pub(super) fn digest(text: &str) -> Result<Digest, String> {
     let (name, hex) = match text.split_once(':') {
         Some((name, hex)) => (Some(name), hex),
         None => (None, text),
