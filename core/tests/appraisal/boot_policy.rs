@@ -535,6 +535,48 @@ fn an_event_that_calls_itself_no_action_needs_a_rule() {
     assert_eq!(judge_with(&policy, &allowed, &pcrs), []);
 }
 
+/// Firmware that extends its EV_NO_ACTION events boots by the policy that was made of its log.
+#[test]
+fn a_policy_of_a_log_allows_no_action_events_that_may_have_been_extended() {
+    let log = |digest: [u8; 32]| {
+        let log = Log::new()
+            .plain(7, DRIVER_CONFIG, &variable(GLOBAL, "SecureBoot", &[1]))
+            .event(4, APPLICATION, &[5; 32], &[0; 32])
+            .event(4, 3, &digest, b"Vendor's event!\0")
+            .event(4, APPLICATION, &[7; 32], &[1; 32])
+            .event(0xffff_ffff, 3, &[9; 32], b"Vendor's other!\0");
+        log.0
+    };
+    let own = log([6; 32]);
+    let rules = |log: &[u8]| {
+        let log = EventLog::parse(log).unwrap();
+        BootRules::from_log(&log, None, Some(BANK), false).unwrap()
+    };
+    let policy = BootPolicy::Rules(rules(&own).into());
+    let honest = EventLog::parse(&own).unwrap().replay(BANK);
+    let extended = |log: &[u8]| {
+        let mut pcrs = honest.clone();
+        let events = EventLog::parse(log).unwrap();
+        let digests = events.unverified_events().filter(|event| event.pcr == 4);
+        let digests = digests.filter_map(|event| event.digests.get(BANK));
+        let value = digests.fold(Digest::zero(BANK), |value, digest| {
+            value.extend(BANK, digest.as_bytes())
+        });
+        pcrs.set(4, value);
+        pcrs
+    };
+    assert_eq!(judge_with(&policy, &own, &honest), []);
+    assert_eq!(judge_with(&policy, &own, &extended(&own)), []);
+    let other = log([8; 32]);
+    let findings = judge_with(&policy, &other, &extended(&other));
+    let places: Vec<_> = findings.iter().map(|one| one.place.clone()).collect();
+    assert_eq!(places, [Place::BootEvent { event: 3, pcr: 4 }]);
+    // The order of the others is kept where there is none of these.
+    let toml = rules(&own).to_toml();
+    assert!(toml.contains("name = \"no-action\"") && toml.contains("7 = ["), "{toml}");
+    assert!(!toml.contains("4 = ["), "{toml}");
+}
+
 const IPL: u32 = 0xd;
 const ACTION: u32 = 0x8000_0007;
 const APPLICATION: u32 = 0x8000_0003;

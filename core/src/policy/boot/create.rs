@@ -1,3 +1,5 @@
+use std::collections::BTreeSet;
+
 use serde::Serialize;
 
 use super::document::{AnyOr, Component, Document, Key, Phases, SecureBoot};
@@ -28,6 +30,8 @@ const PHASES: [&str; 6] = [
     "shutdown",
     "final",
 ];
+/// Name of EV_NO_ACTION events in a policy.
+const NO_ACTION: &str = "no-action";
 /// Longest note in a policy that was made, in characters.
 const NOTE: usize = 200;
 
@@ -316,6 +320,7 @@ impl BootRules {
                 ..Document::default()
             },
             images: Images::of(log),
+            no_action: BTreeSet::new(),
         };
         if let Some(enabled) = secure_boot_state(log, bank) {
             maker.document.secure_boot = Some(SecureBoot {
@@ -324,10 +329,13 @@ impl BootRules {
             });
         }
         for event in log.unverified_events() {
-            if event.kind != EventType::EV_NO_ACTION && event.digests.get(bank).is_some() {
-                maker.event(&event);
+            match event.kind {
+                EventType::EV_NO_ACTION => maker.no_action(&event),
+                _ if event.digests.get(bank).is_some() => maker.event(&event),
+                _ => {}
             }
         }
+        maker.unordered();
         if let Some(userspace) = userspace {
             maker.userspace(userspace)?;
         }
@@ -419,6 +427,8 @@ struct Maker {
     bank: HashAlgorithm,
     document: Document,
     images: Images,
+    /// PCRs of EV_NO_ACTION events that have a digest.
+    no_action: BTreeSet<u32>,
 }
 
 /// Something that was measured, for a component.
@@ -436,6 +446,29 @@ impl Maker {
             .entry(event.pcr.to_string())
             .or_default()
             .push(name);
+    }
+
+    /// An event that should extend nothing, but has a digest: some firmware extends it all the
+    /// same, which the log does not tell.
+    fn no_action(&mut self, event: &Event<'_>) {
+        let of_boot = event.pcr < 16 && event.pcr != u32::from(crate::ima::IMA_PCR);
+        if of_boot && event.extends(self.bank) {
+            self.component(event, NO_ACTION, "");
+            self.no_action.insert(event.pcr);
+        }
+    }
+
+    /// Where such events are, they may be there or not, and so not in an order.
+    fn unordered(&mut self) {
+        for pcr in std::mem::take(&mut self.no_action) {
+            self.document.order.remove(&pcr.to_string());
+        }
+        for component in &mut self.document.component {
+            let rest = component.name.strip_prefix(NO_ACTION);
+            if rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('-')) {
+                component.min = Some(0);
+            }
+        }
     }
 
     /// Puts an event into the policy; the name that it has there.
