@@ -5,11 +5,14 @@ mod enrolment;
 /// Key material on its way.
 mod secret;
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 pub use enrolment::{Enrolment, EnrolmentError};
 pub use secret::SecretText;
 
+use crate::eventlog::Quirk;
 use crate::finding::Finding;
 
 /// The envelope of every 2.x answer.
@@ -314,6 +317,9 @@ pub struct TrothStatus {
     /// Name of the node's boot policy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boot_policy: Option<String>,
+    /// PCRs of the last judged boot log that only a quirk of the firmware explains.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub boot_quirks: Vec<BootQuirk>,
     /// Label of `severity_level`, as this verifier is configured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub severity: Option<String>,
@@ -322,6 +328,37 @@ pub struct TrothStatus {
     pub findings: Vec<RatedFinding>,
     /// All findings of that verdict.
     pub findings_total: u64,
+}
+
+/// A PCR whose quoted value the boot log explains only together with what the firmware is known to
+/// log otherwise than it measures.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct BootQuirk {
+    /// The PCR.
+    pub pcr: u8,
+    /// [`Quirk::id`].
+    pub id: String,
+    /// What it is, and why it is no sign of an attack.
+    pub reason: String,
+}
+
+impl BootQuirk {
+    /// Of an appraisal's.
+    pub fn new(pcr: u8, quirk: Quirk) -> Self {
+        Self {
+            pcr,
+            id: quirk.id().to_owned(),
+            reason: quirk.reason().to_owned(),
+        }
+    }
+}
+
+/// One line, for people.
+impl fmt::Display for BootQuirk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { pcr, id, reason } = self;
+        write!(f, "PCR {pcr}: {id} ({reason})")
+    }
 }
 
 /// A finding, and how much it matters to this verifier.

@@ -12,6 +12,7 @@ use troth_core::{
     appraise::{ImaRules, Policies, Verdict},
     bundle::{Bundle, Chain, Outcome},
     tpm::{AttestationKey, Name, Public},
+    wire::BootQuirk,
 };
 
 use self::{
@@ -67,6 +68,7 @@ pub(crate) fn run(args: &AppraiseArgs, out: &Output) -> Result<Exit, Error> {
         // The word for people; what an exit status rests on is the verdict itself.
         let trusted = matches!(appraisal.verdict, Verdict::Trusted(_));
         let outcome = Outcome::new(&appraisal);
+        let quirks = appraisal.boot_quirks.iter();
         let recorded = bundle.recorded();
         let recorded = recorded.map_err(|source| bundle::malformed(&path, source))?;
         report.push(Appraised {
@@ -81,6 +83,9 @@ pub(crate) fn run(args: &AppraiseArgs, out: &Output) -> Result<Exit, Error> {
             link,
             trusted,
             outcome,
+            boot_quirks: quirks
+                .map(|(pcr, quirk)| BootQuirk::new(*pcr, *quirk))
+                .collect(),
         });
     }
     report.show(out)?;

@@ -231,7 +231,7 @@ appraise        {\"verdict\", \"complete\", \"not_proved\", \"bundles\": [{\"fil
                 \"sequence\", \"time_ms\", \"nonce\", \"ima_entry\", \"link\", \"ak_name\",
                 \"runtime_policy\", \"boot_policy\", \"tpm_policy\", \"rules\": {\"boot_engine\",
                 \"tomtou\", \"ima_keys\", \"accept\"}, \"outcome\", \"recorded_verdict\",
-                \"same_as_recorded\"}]}; verdict is trusted, failed or rebooted
+                \"same_as_recorded\", \"boot_quirks\"}]}; verdict is trusted, failed or rebooted
 registrar list  {\"agents\": [ID]}
 registrar show  {\"id\", \"address\", \"port\", \"regcount\", \"ek\", \"ak\", \"ek_certificate\",
                 \"ek_certificate_matches\", \"mtls_certificate\", \"tls_disabled\"}
@@ -261,7 +261,7 @@ ca show         {\"directory\", \"ca\": FILE, \"issued\": [FILE]}
 
 NODE: id, state, reason, since_ms, judged_at_ms, last_trusted_ms, due_at_ms, period, attestation_count,
 ima_entries, address, severity, last_event, tpm_policy, has_runtime_policy, runtime_policy,
-has_boot_policy, boot_policy,
+has_boot_policy, boot_policy, boot_quirks: [{\"pcr\", \"id\", \"reason\"}],
 hash_algorithm, encryption_algorithm, signing_algorithm, verifier, findings, findings_total.
 state: trusted, failed, unreachable, stale, pending, stopped, removed, unknown.
 FINDING: id, recoverable, place, expected, got, explanation, action, severity (of a node's

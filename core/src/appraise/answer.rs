@@ -27,6 +27,7 @@ pub fn appraise_answer(
         state: state.clone(),
         findings_total: 1,
         findings_unseen: 0,
+        boot_quirks: Vec::new(),
     };
     (appraisal, None)
 }

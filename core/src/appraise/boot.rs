@@ -3,12 +3,12 @@ use base64::engine::general_purpose::STANDARD;
 
 use super::{Finding, Place, boot_policy};
 use crate::eventlog::{
-    BootAggregate, EventLog, EventLogError, PcrMismatch, ReplayedLog, UserspaceLog,
+    BootAggregate, EventLog, EventLogError, PcrMismatch, Quirk, ReplayedLog, UserspaceLog,
     UserspaceLogError, named_pcr,
 };
 use crate::finding::Findings;
 use crate::policy::BootPolicy;
-use crate::tpm::{PcrMask, VerifiedQuote};
+use crate::tpm::{HashAlgorithm, PcrMask, VerifiedQuote};
 use crate::wire::QuoteResponse;
 
 /// PCRs that the firmware's log must explain.
@@ -21,14 +21,29 @@ const LOGGED: [u8; 12] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 12, 13, 14];
 /// PCRs that the firmware's log and systemd's must explain together.
 const USER_SPACE: [u8; 3] = [9, 11, 15];
 
-/// The boot log, if the policy wants it. Returns what the kernel's `boot_aggregate` may be.
+/// What a boot log tells beyond findings.
+#[derive(Debug)]
+pub(super) struct Boot {
+    /// What the kernel's `boot_aggregate` may be, in the quoted bank.
+    pub(super) aggregates: Vec<BootAggregate>,
+    /// May it be what the log replays to in another bank?
+    pub(super) of_other_banks: bool,
+    /// PCRs that only a quirk of the firmware explains.
+    pub(super) quirks: Vec<(u8, Quirk)>,
+}
+
+/// The boot log, if the policy wants it.
 pub(super) fn check(
     evidence: &QuoteResponse,
     policy: &BootPolicy,
     quote: &VerifiedQuote,
     findings: &mut Findings,
-) -> Vec<BootAggregate> {
-    let quoted = || crate::eventlog::quoted_boot_aggregates(quote);
+) -> Boot {
+    let quoted = || Boot {
+        aggregates: crate::eventlog::quoted_boot_aggregates(quote),
+        of_other_banks: false,
+        quirks: Vec::new(),
+    };
     match policy {
         BootPolicy::None => return quoted(),
         BootPolicy::RejectAll => {
@@ -78,13 +93,29 @@ pub(super) fn check(
                 findings.push(|| mismatched(mismatch, &replayed));
             }
             boot_policy::check(policy, &log, &replayed, findings);
-            replayed.boot_aggregates()
+            Boot {
+                aggregates: replayed.quoted_bank_aggregates(),
+                of_other_banks: replayed.explains_aggregates(),
+                quirks: replayed.quirks().to_vec(),
+            }
         }
         Err(error) => {
             findings.push(|| unparsable(&error));
             quoted()
         }
     }
+}
+
+/// What `boot_aggregate` may be in the log's banks but for the quoted one, where the log is to be
+/// believed: few kernels aggregate another bank, and to replay them costs as much as the check.
+pub(super) fn other_aggregates(evidence: &QuoteResponse, quoted: HashAlgorithm) -> Vec<BootAggregate> {
+    let text = evidence.mb_measurement_list.as_deref();
+    let bytes = STANDARD.decode(text.unwrap_or_default());
+    let bytes = bytes.unwrap_or_default();
+    EventLog::parse(&bytes).map_or_else(
+        |_| Vec::new(),
+        |log| log.other_boot_aggregates(quoted).collect(),
+    )
 }
 
 /// systemd's log, if the agent sent it: not every host has one, nor does every agent send it.

@@ -1,4 +1,7 @@
+use std::cell::OnceCell;
+
 use self::devices::Devices;
+use super::boot::{self, Boot};
 use super::{Finding, Policies, Tomtou};
 use crate::eventlog::BootAggregate;
 use crate::finding::Findings;
@@ -21,8 +24,8 @@ pub(super) struct Answer<'a> {
     /// First entry asked for.
     pub(super) asked_entry: u64,
     pub(super) quote: &'a VerifiedQuote,
-    /// What `boot_aggregate` may be.
-    pub(super) aggregates: &'a [BootAggregate],
+    /// What the boot log tells of `boot_aggregate`.
+    pub(super) boot: &'a Boot,
 }
 
 /// The IMA list, if the quote covers PCR 10. Returns where the next check resumes: at the first
@@ -79,7 +82,8 @@ pub(super) fn check(
     let unread = dm_policy.is_some() && devices.is_none();
     let mut judge = Judge {
         policies,
-        aggregates: answer.aggregates,
+        answer,
+        other_aggregates: OnceCell::new(),
         budget: ExcludesBudget::default(),
         findings,
         keyring: keyring(policies),
@@ -152,7 +156,9 @@ fn expects(policy: &RuntimePolicy, entries: u64) -> bool {
 /// Judges the covered entries, one after the other.
 struct Judge<'a, 'f> {
     policies: &'a Policies<'a>,
-    aggregates: &'a [BootAggregate],
+    answer: &'a Answer<'a>,
+    /// What `boot_aggregate` may be in other banks than the quoted one, once somebody asked.
+    other_aggregates: OnceCell<Vec<BootAggregate>>,
     budget: ExcludesBudget,
     findings: &'f mut Findings,
     /// The operator's keys.
@@ -215,10 +221,22 @@ impl Judge<'_, '_> {
 
     /// Is it the `boot_aggregate` of the boot that quote and boot log tell of?
     fn is_boot_aggregate(&self, entry: &Entry<'_>) -> bool {
-        let mut aggregates = self.aggregates.iter();
-        entry.name == BOOT_AGGREGATE
-            && !entry.is_buffer()
-            && aggregates.any(|aggregate| aggregate.digest == entry.digest)
+        if entry.name != BOOT_AGGREGATE || entry.is_buffer() {
+            return false;
+        }
+        let Answer {
+            boot,
+            evidence,
+            quote,
+            ..
+        } = self.answer;
+        let has = |aggregates: &[BootAggregate]| {
+            let mut aggregates = aggregates.iter();
+            aggregates.any(|aggregate| aggregate.digest == entry.digest)
+        };
+        let others = || boot::other_aggregates(evidence, quote.pcrs().bank());
+        has(&boot.aggregates)
+            || (boot.of_other_banks && has(self.other_aggregates.get_or_init(others)))
     }
 
     /// A key or another buffer. Unlike a file's, its digest can be checked, and is.

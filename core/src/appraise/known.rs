@@ -2,8 +2,7 @@ use std::sync::{Arc, OnceLock};
 
 use aws_lc_rs::aead::{AES_128_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 
-use super::boot;
-use crate::eventlog::BootAggregate;
+use super::boot::{self, Boot};
 use crate::finding::Findings;
 use crate::policy::BootPolicy;
 use crate::tpm::VerifiedQuote;
@@ -31,7 +30,7 @@ pub struct KnownBoot(Option<Arc<Known>>);
 struct Known {
     policy: BootPolicy,
     mac: Mac,
-    aggregates: Arc<[BootAggregate]>,
+    boot: Arc<Boot>,
 }
 
 /// A MAC over the evidence of one boot.
@@ -40,14 +39,13 @@ struct Mac([u8; 16]);
 
 impl KnownBoot {
     /// The boot log by the boot policy; what is judged good is kept here for the next answer.
-    /// Returns what the kernel's `boot_aggregate` may be.
     pub(super) fn check(
         &mut self,
         evidence: &QuoteResponse,
         policy: &BootPolicy,
         quote: &VerifiedQuote,
         findings: &mut Findings,
-    ) -> Arc<[BootAggregate]> {
+    ) -> Arc<Boot> {
         let mac = match policy {
             BootPolicy::None => None,
             _ => Mac::of(evidence, quote),
@@ -56,20 +54,19 @@ impl KnownBoot {
             && known.mac == mac
             && known.policy == *policy
         {
-            return Arc::clone(&known.aggregates);
+            return Arc::clone(&known.boot);
         }
         let before = findings.total();
-        let aggregates = boot::check(evidence, policy, quote, findings);
-        let aggregates: Arc<[BootAggregate]> = aggregates.into();
+        let boot = Arc::new(boot::check(evidence, policy, quote, findings));
         let good = findings.total() == before;
         self.0 = mac.filter(|_| good).map(|mac| {
             Arc::new(Known {
                 policy: policy.clone(),
                 mac,
-                aggregates: Arc::clone(&aggregates),
+                boot: Arc::clone(&boot),
             })
         });
-        aggregates
+        boot
     }
 }
 

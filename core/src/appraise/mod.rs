@@ -34,8 +34,12 @@ pub(crate) use boot_policy::{
 };
 pub use known::KnownBoot;
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
+use self::boot::Boot;
+use crate::eventlog::Quirk;
 use crate::finding::Findings;
 use crate::ima::{ImaPosition, Keyring};
 use crate::policy::{BootPolicy, RuntimePolicy, TpmPolicy};
@@ -120,6 +124,9 @@ pub struct Appraisal {
     pub findings_total: u64,
     /// Findings that were only counted: nobody can say how much they matter.
     pub findings_unseen: u64,
+    /// PCRs of the boot log whose quoted value only a quirk of the firmware explains, which is no
+    /// finding.
+    pub boot_quirks: Vec<(u8, Quirk)>,
 }
 
 /// The verdict over one answer.
@@ -167,6 +174,7 @@ pub fn appraise(
         state: state.clone(),
         findings_total: 1,
         findings_unseen: 0,
+        boot_quirks: Vec::new(),
     };
     if fresh_key(evidence).is_none() && state.pubkey.is_none() {
         return stop(pcrs::no_pubkey());
@@ -207,6 +215,7 @@ pub(crate) fn judge(
             state,
             findings_total: 0,
             findings_unseen: 0,
+            boot_quirks: Vec::new(),
         };
     }
 
@@ -221,7 +230,7 @@ pub(crate) fn judge(
             None
         }
     };
-    state.ima = content(
+    let (position, boot) = content(
         quote,
         asked_entry,
         evidence,
@@ -230,6 +239,7 @@ pub(crate) fn judge(
         &mut state.known_boot,
         &mut findings,
     );
+    state.ima = position;
     let (kept, findings_total, findings_unseen) = findings.into_parts();
     let verdict = if findings_total == 0 {
         Verdict::Trusted(Trusted {
@@ -244,10 +254,12 @@ pub(crate) fn judge(
         state,
         findings_total,
         findings_unseen,
+        boot_quirks: boot.quirks.clone(),
     }
 }
 
-/// Boot log, IMA list and PCR values. Returns where the next check of the list resumes.
+/// Boot log, IMA list and PCR values. Returns where the next check of the list resumes, and what
+/// the boot log tells.
 fn content(
     quote: &VerifiedQuote,
     asked_entry: u64,
@@ -256,17 +268,17 @@ fn content(
     position: &ImaPosition,
     known: &mut KnownBoot,
     findings: &mut Findings,
-) -> ImaPosition {
-    let aggregates = known.check(evidence, policies.boot, quote, findings);
+) -> (ImaPosition, Arc<Boot>) {
+    let boot = known.check(evidence, policies.boot, quote, findings);
     let list = files::Answer {
         evidence,
         asked_entry,
         quote,
-        aggregates: &aggregates,
+        boot: &boot,
     };
     let position = files::check(&list, policies, position, findings);
     pcrs::check_values(policies, quote, findings);
-    position
+    (position, boot)
 }
 
 /// The agent's public key, if this answer has it.

@@ -142,6 +142,15 @@ impl<'l> EventLog<'l> {
             .flat_map(|bank| aggregates(&self.replay(bank)))
             .collect()
     }
+
+    /// The same in its banks but for one.
+    pub(crate) fn other_boot_aggregates(
+        &self,
+        but: HashAlgorithm,
+    ) -> impl Iterator<Item = BootAggregate> {
+        let others = self.banks().filter(move |bank| *bank != but);
+        others.flat_map(|bank| aggregates(&self.replay(bank)))
+    }
 }
 
 /// The 8- and 10-PCR aggregates of one bank, as far as the PCRs are there.
@@ -295,17 +304,26 @@ impl<'q> ReplayedLog<'q> {
     /// quoted one. Believing it there gives a host nothing: the aggregate it is compared with is
     /// an IMA entry, which the quoted PCR 10 fixes.
     pub fn boot_aggregates(&self) -> Vec<BootAggregate> {
-        let mut candidates = aggregates(self.quote.pcrs());
-        if (0..8).all(|pcr| self.explained.contains(pcr)) {
-            for bank in self.log.banks() {
-                candidates.extend(if bank == self.replayed.bank() {
-                    aggregates(&self.replayed)
-                } else {
-                    aggregates(&self.log.replay(bank))
-                });
-            }
+        let mut candidates = self.quoted_bank_aggregates();
+        if self.explains_aggregates() {
+            candidates.extend(self.log.other_boot_aggregates(self.replayed.bank()));
         }
         candidates
+    }
+
+    /// Those of the quoted bank.
+    pub(crate) fn quoted_bank_aggregates(&self) -> Vec<BootAggregate> {
+        let mut candidates = aggregates(self.quote.pcrs());
+        let bank = self.replayed.bank();
+        if self.explains_aggregates() && self.log.banks().any(|one| one == bank) {
+            candidates.extend(aggregates(&self.replayed));
+        }
+        candidates
+    }
+
+    /// Is the log to be believed for the aggregates, too?
+    pub(crate) fn explains_aggregates(&self) -> bool {
+        (0..8).all(|pcr| self.explained.contains(pcr))
     }
 }
 

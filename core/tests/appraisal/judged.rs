@@ -577,6 +577,62 @@ fn systemds_log_is_judged_where_it_is_sent() {
     assert_eq!(judged("no log"), ["measured_boot.parser.userspace_log"]);
 }
 
+/// Firmware that extends its EV_NO_ACTION event, which the log has a digest of.
+#[test]
+fn a_quirk_of_the_firmware_is_told_with_the_verdict() {
+    let mut node = Node::of_boot("grub", Some(policy(&[])));
+    let told = |node: &mut Node| {
+        let appraisal = node.attest();
+        let boot = ids(&appraisal)
+            .iter()
+            .any(|id| id.starts_with("measured_boot"));
+        assert!(!boot, "{:?}", appraisal.verdict);
+        appraisal.boot_quirks
+    };
+    assert_eq!(told(&mut node), []);
+    let mut event = [7u32, 3, 2].map(u32::to_le_bytes).concat();
+    event.extend([4, 0]);
+    event.extend([0x5a; 20]);
+    event.extend([11, 0]);
+    event.extend([0x5a; 32]);
+    event.extend([16, 0, 0, 0]);
+    event.extend(b"Vendor's event!\0");
+    node.boot_log.as_mut().unwrap().extend(event);
+    node.tpm.extend(7, &[0x5a; 32]);
+    let quirk = (7, Quirk::NoActionExtended);
+    assert_eq!(told(&mut node), [quirk]);
+    assert_eq!(told(&mut node), [quirk], "the same boot, recognised");
+}
+
+/// Kernels that aggregate another bank than the one that is quoted.
+#[test]
+fn the_boot_aggregate_may_be_of_another_bank_that_the_log_explains() {
+    let judged = |change: fn(&mut Node)| {
+        let mut node = Node::of_boot("grub", Some(policy(&[("/bin/a", [1; 32])])));
+        node.list.clear();
+        node.tpm.pcrs.set(10, Digest::zero(HashAlgorithm::Sha256));
+        let pcrs = pcrread("grub", HashAlgorithm::Sha1);
+        let values: Vec<_> = (0..8).map(|pcr| pcrs.get(pcr).unwrap().as_bytes()).collect();
+        let aggregate = HashAlgorithm::Sha1.digest(&[&values.concat()]);
+        let mut data = [26u32.to_le_bytes().as_slice(), b"sha1:\0"].concat();
+        data.extend(aggregate.as_bytes());
+        data.extend(15u32.to_le_bytes());
+        data.extend(b"boot_aggregate\0");
+        let printed = HashAlgorithm::Sha1.digest(&[&data]);
+        let line = format!("10 {printed} ima-ng sha1:{aggregate} boot_aggregate\n");
+        node.list.push(line);
+        let extended = HashAlgorithm::Sha256.digest(&[&data]);
+        node.tpm.extend(10, extended.as_bytes());
+        node.measure("/bin/a", &[1; 32]);
+        change(&mut node);
+        node.attest()
+    };
+    assert_eq!(trusted(&judged(|_| {})), 2);
+    // A log that the quote does not explain says nothing of any bank.
+    let unexplained = judged(|node| node.tpm.extend(4, &[1; 32]));
+    assert!(ids(&unexplained).contains(&NOT_LISTED), "{unexplained:?}");
+}
+
 #[test]
 fn a_boot_log_that_is_missing_cut_or_not_base64_fails() {
     let boot_ids = |appraisal: &Appraisal| -> Vec<String> {

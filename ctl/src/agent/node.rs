@@ -4,7 +4,7 @@ use serde::Serialize;
 use serde_json::Value;
 use troth_core::{
     finding::severity::LABELS,
-    wire::{NodeStatus, RatedFinding},
+    wire::{BootQuirk, NodeStatus, RatedFinding},
 };
 
 use crate::{
@@ -145,6 +145,8 @@ pub(crate) struct Node {
     pub(crate) has_boot_policy: bool,
     /// Its name; null: there is none, or the verifier does not say.
     pub(crate) boot_policy: Option<String>,
+    /// PCRs that the boot log explains only with a known quirk of the firmware.
+    pub(crate) boot_quirks: Vec<BootQuirk>,
     /// Hash algorithm of the last quote, `""` before.
     pub(crate) hash_algorithm: String,
     /// AK algorithm of the last quote.
@@ -209,6 +211,9 @@ impl Node {
             runtime_policy: troth.and_then(|troth| troth.runtime_policy.clone()),
             has_boot_policy: status.has_mb_refstate != 0,
             boot_policy: troth.and_then(|troth| troth.boot_policy.clone()),
+            boot_quirks: troth
+                .map(|troth| troth.boot_quirks.clone())
+                .unwrap_or_default(),
             hash_algorithm: status.hash_alg.clone(),
             encryption_algorithm: status.enc_alg.clone(),
             signing_algorithm: status.sign_alg.clone(),
@@ -315,6 +320,9 @@ impl Node {
                 self.which("boot policy", self.has_boot_policy, &self.boot_policy)
             ),
         ));
+        for quirk in &self.boot_quirks {
+            fields.push(("Firmware", clean(&quirk.to_string())));
+        }
         if !self.hash_algorithm.is_empty() {
             fields.push((
                 "Quote",
@@ -373,6 +381,7 @@ fn reason(state: State, status: &NodeStatus, now: u64) -> String {
 #[cfg(test)]
 pub(super) mod tests {
     use serde_json::json;
+    use troth_core::eventlog::Quirk;
 
     use super::*;
 
@@ -474,6 +483,7 @@ Finding 1 of 1: /usr/bin/evil (IMA list entry 1640) \
                 "address",
                 "attestation_count",
                 "boot_policy",
+                "boot_quirks",
                 "due_at_ms",
                 "encryption_algorithm",
                 "findings",
@@ -516,6 +526,21 @@ Finding 1 of 1: /usr/bin/evil (IMA list entry 1640) \
         assert!(text.contains("due every 2s, next in 0.5 s"), "{text}");
         let late = node.describe(&Output::plain(), NOW + 3_000);
         assert!(late.contains("overdue by 2.5 s"), "{late}");
+    }
+
+    #[test]
+    fn a_quirk_of_the_firmware_is_told_of() {
+        let text = Node::new("node-1", &trusted(), NOW).describe(&Output::plain(), NOW);
+        assert!(!text.contains("Firmware"), "{text}");
+        let mut status = trusted();
+        let quirk = BootQuirk::new(0, Quirk::StartupLocalityMissing);
+        status.troth.as_mut().unwrap().boot_quirks.push(quirk);
+        let node = Node::new("node-1", &status, NOW);
+        let text = node.describe(&Output::plain(), NOW);
+        let line = "Firmware: PCR 0: startup-locality-missing (PCR 0 starts with the locality";
+        assert!(text.contains(line), "{text}");
+        let value = serde_json::to_value(node).unwrap();
+        assert_eq!(value["boot_quirks"][0]["id"], "startup-locality-missing");
     }
 
     #[test]

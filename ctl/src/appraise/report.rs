@@ -1,7 +1,10 @@
 use std::path::PathBuf;
 
 use serde::Serialize;
-use troth_core::bundle::{Head, Link, Outcome, Word};
+use troth_core::{
+    bundle::{Head, Link, Outcome, Word},
+    wire::BootQuirk,
+};
 
 use super::{
     policies::{Source, Sources},
@@ -33,6 +36,8 @@ pub(super) struct Appraised {
     pub(super) recorded: Option<Outcome>,
     /// Is that the same?
     pub(super) same_as_recorded: Option<bool>,
+    /// PCRs that the boot log explains only with a known quirk of the firmware.
+    pub(super) boot_quirks: Vec<BootQuirk>,
     /// Hex.
     pub(super) ak_name: String,
 }
@@ -72,6 +77,8 @@ struct BundleView<'r> {
     recorded_verdict: Option<&'static str>,
     /// Is the recorded outcome the same in all its parts?
     same_as_recorded: Option<bool>,
+    /// PCRs that the boot log explains only with a known quirk of the firmware.
+    boot_quirks: &'r [BootQuirk],
 }
 
 impl Report {
@@ -243,6 +250,7 @@ impl Appraised {
             outcome: &self.outcome,
             recorded_verdict: self.recorded.as_ref().map(|r| r.verdict.as_str()),
             same_as_recorded: self.same_as_recorded,
+            boot_quirks: &self.boot_quirks,
         }
     }
 
@@ -324,7 +332,7 @@ impl Appraised {
         } = &self.head;
         let age = span(now_ms().saturating_sub(*time_ms));
         let number = sequence.map_or_else(String::new, |number| format!(" {number}"));
-        let fields = [
+        let mut fields = vec![
             ("Bundle", clean(&self.file.display().to_string())),
             ("Node", node.to_string()),
             ("Made by", format!("{}{number}", clean(maker))),
@@ -341,6 +349,8 @@ impl Appraised {
             ("Verdict", painted(self.verdict())),
             ("Recorded", painted(self.compared())),
         ];
+        let quirks = self.boot_quirks.iter();
+        fields.extend(quirks.map(|quirk| ("Firmware", clean(&quirk.to_string()))));
         format!("{}{}", out.fields(&fields), self.findings(out))
     }
 

@@ -11,6 +11,7 @@ use troth_core::{
         unusable_answer,
     },
     bundle,
+    wire::BootQuirk,
 };
 
 use super::{
@@ -110,11 +111,16 @@ pub(super) fn judge(
         encryption: short(&evidence.enc_alg),
         signing: short(&evidence.sign_alg),
     });
+    let quirks = appraisal.boot_quirks.iter();
+    let boot_quirks = quirks
+        .map(|(pcr, quirk)| BootQuirk::new(*pcr, *quirk))
+        .collect();
     let outcome = match appraisal.verdict {
         Verdict::Trusted(trusted) => Outcome::Trusted {
             node: appraisal.state,
             ima_entries: trusted.ima_entries(),
             algorithms: algorithms.unwrap_or_default(),
+            boot_quirks,
         },
         Verdict::Failed(findings) => Outcome::Failed {
             findings,
@@ -122,6 +128,7 @@ pub(super) fn judge(
             unseen: appraisal.findings_unseen,
             node: Some(appraisal.state),
             algorithms,
+            boot_quirks,
         },
         Verdict::Rebooted => Outcome::Rebooted {
             node: appraisal.state,
@@ -157,6 +164,7 @@ fn failed(finding: Finding) -> Outcome {
         unseen: 0,
         node: None,
         algorithms: None,
+        boot_quirks: Vec::new(),
     }
 }
 

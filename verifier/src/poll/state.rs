@@ -9,7 +9,7 @@ use troth_core::{
     appraise::{Finding, NodeState},
     finding::severity::{Severities, Severity},
     ima::ImaPosition,
-    wire::{RatedFinding, TrothStatus},
+    wire::{BootQuirk, RatedFinding, TrothStatus},
 };
 
 use crate::config::VerifierConfig;
@@ -153,6 +153,9 @@ pub struct NodeRecord {
     /// Unix milliseconds of the next question, 0: none.
     pub(crate) due_at_ms: u64,
     pub(crate) ima_entries: u64,
+    /// PCRs of the last judged boot log that only a quirk of the firmware explains.
+    #[serde(default)]
+    pub(crate) boot_quirks: Vec<BootQuirk>,
     /// Keylime's number of the worst finding since the node was last trusted or reactivated.
     pub(crate) severity_level: Option<u8>,
     /// The label of that number.
@@ -183,6 +186,7 @@ pub(crate) enum Outcome {
         node: NodeState,
         ima_entries: u64,
         algorithms: Algorithms,
+        boot_quirks: Vec<BootQuirk>,
     },
     /// At least one finding.
     Failed {
@@ -193,6 +197,7 @@ pub(crate) enum Outcome {
         unseen: u64,
         node: Option<NodeState>,
         algorithms: Option<Algorithms>,
+        boot_quirks: Vec<BootQuirk>,
     },
     /// The host has booted since the last answer: ask again from the start of its list.
     Rebooted { node: NodeState },
@@ -237,6 +242,7 @@ impl NodeRecord {
             judged_at_ms: 0,
             due_at_ms: 0,
             ima_entries: 0,
+            boot_quirks: Vec::new(),
             severity_level: None,
             severity: None,
             last_event_id: None,
@@ -326,6 +332,7 @@ impl NodeRecord {
                 node,
                 ima_entries,
                 algorithms,
+                boot_quirks,
             } => {
                 let event = match self.told {
                     Told::Nothing => Some(Event::FirstTrusted),
@@ -339,6 +346,7 @@ impl NodeRecord {
                 self.node = node;
                 self.ima_entries = ima_entries;
                 self.algorithms = algorithms;
+                self.boot_quirks = boot_quirks;
                 self.findings = Vec::new();
                 self.findings_total = 0;
                 self.attestation_count += 1;
@@ -355,6 +363,7 @@ impl NodeRecord {
                 unseen,
                 node,
                 algorithms,
+                boot_quirks,
             } => {
                 let worst = if unseen > 0 {
                     severities.highest()
@@ -364,6 +373,7 @@ impl NodeRecord {
                 let event = self.failed(findings, total, worst, severities);
                 self.node = node.unwrap_or_else(|| self.node.clone());
                 self.algorithms = algorithms.unwrap_or_else(|| self.algorithms.clone());
+                self.boot_quirks = boot_quirks;
                 self.judged(now);
                 Step {
                     wait: self.tolerated.then_some(regular),
@@ -571,6 +581,7 @@ impl NodeRecord {
             ima_entries: self.ima_entries,
             runtime_policy: None,
             boot_policy: None,
+            boot_quirks: self.boot_quirks.clone(),
             severity: self.severity.clone(),
             findings: self.findings.clone(),
             findings_total: self.findings_total,

@@ -29,6 +29,7 @@ fn trusted() -> Outcome {
         node,
         ima_entries: 7,
         algorithms: Algorithms::default(),
+        boot_quirks: Vec::new(),
     }
 }
 
@@ -48,6 +49,7 @@ fn failed(count: usize) -> Outcome {
         unseen: 0,
         node: None,
         algorithms: None,
+        boot_quirks: Vec::new(),
     }
 }
 
@@ -65,6 +67,7 @@ fn failed_with(ids: &[&str]) -> Outcome {
         unseen: 0,
         node: None,
         algorithms: None,
+        boot_quirks: Vec::new(),
     }
 }
 
@@ -182,6 +185,7 @@ fn long_names_do_not_fill_the_record() {
         unseen: 0,
         node: None,
         algorithms: None,
+        boot_quirks: Vec::new(),
     };
     apply(&mut record, outcome);
     let status = record.status(T0, &timing());
@@ -413,6 +417,7 @@ fn what_stopped_the_check_or_was_not_seen_ends_the_polling() {
         unseen,
         node: None,
         algorithms: None,
+        boot_quirks: Vec::new(),
     };
     assert_eq!(
         apply_rated(&mut first, outcome(&findings, 0), &severities).wait,
