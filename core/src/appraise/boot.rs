@@ -3,8 +3,8 @@ use base64::engine::general_purpose::STANDARD;
 
 use super::{Finding, Place, boot_policy};
 use crate::eventlog::{
-    BootAggregate, EventLog, EventLogError, PcrMismatch, Quirk, ReplayedLog, UserspaceLog,
-    UserspaceLogError, named_pcr,
+    BootAggregate, EventLog, EventLogError, PcrMismatch, Quirk, ReplayedLog, Trail,
+    UserspaceLog, UserspaceLogError, named_pcr,
 };
 use crate::finding::Findings;
 use crate::policy::BootPolicy;
@@ -116,6 +116,18 @@ pub(super) fn other_aggregates(evidence: &QuoteResponse, quoted: HashAlgorithm) 
         |_| Vec::new(),
         |log| log.other_boot_aggregates(quoted).collect(),
     )
+}
+
+/// What the boot log in an answer tells, for comparison with that of another boot; `in_words` where
+/// this one is to be compared with an earlier one. It need not be what was measured.
+pub fn boot_trail(evidence: &QuoteResponse, in_words: bool) -> Option<Trail> {
+    let bank = HashAlgorithm::from_name(&evidence.hash_alg)?;
+    let bytes = STANDARD.decode(evidence.mb_measurement_list.as_deref()?).ok()?;
+    let log = EventLog::parse(&bytes).ok()?;
+    Some(match in_words {
+        true => Trail::in_words(&log, bank),
+        false => Trail::new(&log, bank),
+    })
 }
 
 /// systemd's log, if the agent sent it: not every host has one, nor does every agent send it.

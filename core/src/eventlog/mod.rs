@@ -21,6 +21,8 @@ mod pcr;
 mod quirk;
 /// Replay of one bank, comparison with a quote, boot aggregates.
 mod replay;
+/// What a log tells, kept for comparison with that of a later boot.
+mod trail;
 /// systemd's log of what user space measured.
 mod userspace;
 
@@ -33,6 +35,7 @@ pub use pcr::pcr_name;
 pub use quirk::Quirk;
 pub(crate) use replay::quoted_boot_aggregates;
 pub use replay::{BootAggregate, PcrMismatch, ReplayedLog};
+pub use trail::{Parting, Trail};
 pub use userspace::{
     MAX_USERSPACE_LOG, Measurement, Register, UserspaceLog, UserspaceLogError, UserspaceLogProblem,
 };

@@ -1,6 +1,10 @@
 use std::fs;
 
 use serde_json::Value;
+use troth_core::{
+    eventlog::{EventLog, EventType},
+    tpm::HashAlgorithm,
+};
 use troth_tests::fleet::AgentOptions;
 
 use crate::{Stage, only_finding};
@@ -59,6 +63,48 @@ fn a_changed_program_is_shown_with_what_the_policy_has() {
         "{finding:#}"
     );
     assert_eq!(finding["expected"], allowed);
+}
+
+/// The host boots with an image that was not there before, under the boot policy `{}`.
+#[test]
+fn a_boot_that_fails_is_told_from_the_last_that_was_trusted() {
+    let stage = Stage::new();
+    let id = "rebooted";
+    let _agent = stage.agent(&AgentOptions::with_id(id));
+    let policy = stage.policy();
+    let policy = policy.to_str().unwrap();
+    let add = [
+        "agent", "add", id, "--runtime-policy", policy, "--boot-policy", "{}",
+    ];
+    stage.fleet.trothctl(&add).unwrap().success().unwrap();
+    stage.fleet.wait_for_state(id, "trusted").unwrap();
+
+    // The log tells of the image; the PCR is as it was.
+    let path = stage.machine.boot_log();
+    let mut bytes = fs::read(&path).unwrap();
+    let log = EventLog::parse(&bytes).unwrap();
+    let image = log
+        .unverified_events()
+        .find(|event| event.pcr == 4 && event.kind == EventType::EV_EFI_BOOT_SERVICES_APPLICATION)
+        .unwrap();
+    let index = image.index;
+    let digest = image.digests.get(HashAlgorithm::Sha256).unwrap();
+    let at = bytes
+        .windows(32)
+        .position(|window| window == digest.as_bytes())
+        .unwrap();
+    bytes[at] ^= 1;
+    fs::write(&path, bytes).unwrap();
+    let node = stage.fleet.wait_for_state(id, "failed").unwrap();
+    let finding = only_finding(&node);
+    assert_eq!(finding["id"], "measured_boot.invalid_pcr_4");
+    let explanation = finding["explanation"].as_str().unwrap();
+    let event = format!("By the log, event {index} (EV_EFI_BOOT_SERVICES_APPLICATION: ");
+    assert!(explanation.contains(&event), "{explanation}");
+    assert!(
+        explanation.contains("is another than in the last boot that was trusted"),
+        "{explanation}"
+    );
 }
 
 /// A UKI host under the boot policy `{}`: systemd went on extending PCRs 11 and 15, and its log is

@@ -7,14 +7,16 @@ use std::{
 use tokio::sync::Semaphore;
 use troth_core::{
     appraise::{
-        Challenge, Finding, ImaRules, NodeState, Place, Policies, Verdict, appraise_answer,
-        unusable_answer,
+        Appraisal, Challenge, Finding, ImaRules, NodeState, Place, Policies, Verdict,
+        appraise_answer, boot_trail, unusable_answer,
     },
     bundle,
-    wire::BootQuirk,
+    eventlog::Trail,
+    wire::{BootQuirk, QuoteResponse},
 };
 
 use super::{
+    last_boot::pcr_of,
     rules::Rules,
     state::{Algorithms, Outcome},
 };
@@ -106,6 +108,7 @@ pub(super) fn judge(
     let (appraisal, evidence) = appraise_answer(&rules.ak, &challenge, body, &policies, state);
     let kept = keep.map(|keep| (keep, bundle::Outcome::new(&appraisal)));
     let kept = kept.and_then(|(keep, kept)| keep.may_want(kept.verdict).then_some(kept));
+    let boot = boot_to_compare(&appraisal, evidence.as_ref(), state);
     let algorithms = evidence.map(|evidence| Algorithms {
         hash: short(&evidence.hash_alg),
         encryption: short(&evidence.enc_alg),
@@ -121,6 +124,7 @@ pub(super) fn judge(
             ima_entries: trusted.ima_entries(),
             algorithms: algorithms.unwrap_or_default(),
             boot_quirks,
+            boot,
         },
         Verdict::Failed(findings) => Outcome::Failed {
             findings,
@@ -129,6 +133,7 @@ pub(super) fn judge(
             node: Some(appraisal.state),
             algorithms,
             boot_quirks,
+            boot,
         },
         Verdict::Rebooted => Outcome::Rebooted {
             node: appraisal.state,
@@ -137,6 +142,23 @@ pub(super) fn judge(
         _ => invalid("the appraisal ended in an unknown verdict".to_owned()),
     };
     (outcome, kept)
+}
+
+/// What the boot log tells: of a boot that is trusted, once; and of one that fails.
+fn boot_to_compare(
+    appraisal: &Appraisal,
+    evidence: Option<&QuoteResponse>,
+    before: &NodeState,
+) -> Option<Box<Trail>> {
+    let in_words = match &appraisal.verdict {
+        Verdict::Trusted(_) => {
+            let known = &appraisal.state.known_boot;
+            known.is_new_since(&before.known_boot).then_some(false)
+        }
+        Verdict::Failed(findings) => findings.iter().any(|one| pcr_of(one).is_some()).then_some(true),
+        _ => None,
+    };
+    boot_trail(evidence?, in_words?).map(Box::new)
 }
 
 /// The node answered, but not with evidence.
@@ -165,6 +187,7 @@ fn failed(finding: Finding) -> Outcome {
         node: None,
         algorithms: None,
         boot_quirks: Vec::new(),
+        boot: None,
     }
 }
 

@@ -11,6 +11,8 @@ mod fleet;
 mod judge;
 /// What is put into an evidence bundle.
 mod keep;
+/// The last boot that was trusted, beside one that is not.
+mod last_boot;
 /// One node: its record and its task.
 mod node;
 /// Policies that have names, compiled; runtime policies once per content.

@@ -20,13 +20,13 @@ use troth_daemon::client::{Client, LargeAnswers};
 use super::{
     ask::{Question, ask},
     judge::Workers,
-    keep,
+    keep, last_boot,
     rules::Rules,
     share::Share,
     state::{Event, NodeRecord, Timing, milliseconds, now},
     writer::Writer,
 };
-use crate::{evidence::Keeper, messages, store::RecordUpdate};
+use crate::{evidence::Keeper, messages, store::{RecordUpdate, Store}};
 
 /// An event at a level that is known only when it happens, which tracing's macros do not take.
 macro_rules! told {
@@ -55,6 +55,7 @@ pub(super) struct Shared {
     pub(super) severities: Arc<Severities>,
     pub(super) workers: Workers,
     pub(super) writer: Writer,
+    pub(super) store: Store,
     pub(super) request_timeout: Duration,
     pub(super) max_answer_size: usize,
     pub(super) large_answers: LargeAnswers,
@@ -242,7 +243,8 @@ impl Node {
                 keep: shared.keeper.as_ref().map(Keeper::keep),
             }
         };
-        let reply = ask(client, &shared.workers, question).await;
+        let mut reply = ask(client, &shared.workers, question).await;
+        last_boot::compare(&shared.store, &self.enrolled, &mut reply.outcome).await;
         let passed = matches!(reply.outcome, super::state::Outcome::Trusted { .. });
         let finished = now();
         let (step, changed) = {

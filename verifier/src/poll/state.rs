@@ -7,6 +7,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use troth_core::{
     appraise::{Finding, NodeState},
+    eventlog::Trail,
     finding::severity::{Severities, Severity},
     ima::ImaPosition,
     wire::{BootQuirk, RatedFinding, TrothStatus},
@@ -187,6 +188,8 @@ pub(crate) enum Outcome {
         ima_entries: u64,
         algorithms: Algorithms,
         boot_quirks: Vec<BootQuirk>,
+        /// What the log of a boot tells that was not known before.
+        boot: Option<Box<Trail>>,
     },
     /// At least one finding.
     Failed {
@@ -198,6 +201,8 @@ pub(crate) enum Outcome {
         node: Option<NodeState>,
         algorithms: Option<Algorithms>,
         boot_quirks: Vec<BootQuirk>,
+        /// What the log of a boot tells that is not as it has to be.
+        boot: Option<Box<Trail>>,
     },
     /// The host has booted since the last answer: ask again from the start of its list.
     Rebooted { node: NodeState },
@@ -333,6 +338,7 @@ impl NodeRecord {
                 ima_entries,
                 algorithms,
                 boot_quirks,
+                boot: _,
             } => {
                 let event = match self.told {
                     Told::Nothing => Some(Event::FirstTrusted),
@@ -364,6 +370,7 @@ impl NodeRecord {
                 node,
                 algorithms,
                 boot_quirks,
+                boot: _,
             } => {
                 let worst = if unseen > 0 {
                     severities.highest()

@@ -5,6 +5,8 @@
 //! one transaction that begins with a write: SQLite then has no other writer, and PostgreSQL is
 //! told so by `Store::begin`. Lists are sorted here, as collations differ between databases.
 
+/// The last boots that were trusted.
+mod boots;
 /// Enrolled nodes.
 mod nodes;
 /// Policies by name.
@@ -91,6 +93,10 @@ impl Schema {
                 (
                     "policy generation",
                     include_str!("../../migrations/verifier/0003_policy_generation.sql"),
+                ),
+                (
+                    "boots",
+                    include_str!("../../migrations/verifier/0004_boots.sql"),
                 ),
             ],
         };

@@ -148,6 +148,10 @@ impl Store {
             .bind(id.to_owned())
             .execute(&mut *transaction)
             .await?;
+        sqlx::query("DELETE FROM boots WHERE agent_id = $1")
+            .bind(id.to_owned())
+            .execute(&mut *transaction)
+            .await?;
         policies::delete_own(&mut transaction, id).await?;
         transaction.commit().await?;
         Ok(deleted.rows_affected() > 0)

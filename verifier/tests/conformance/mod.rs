@@ -29,6 +29,7 @@ macro_rules! conformance {
             large_texts_and_numbers_come_back_as_they_were
             a_policy_of_many_megabytes_is_kept_once
             a_batch_is_written_whole_and_by_its_owner
+            the_last_boot_of_a_node_is_kept_and_goes_with_it
             concurrent_registrations_stay_within_their_bound
             a_challenge_is_taken_by_one_of_many
             nodes_come_and_go_with_a_shared_policy_text
@@ -448,6 +449,26 @@ pub(crate) async fn late_update_of_a_removed_node_does_not_touch_its_successor(u
         (row.operational_state, row.record.as_str()),
         (3, "{\"g\":2}")
     );
+}
+
+pub(crate) async fn the_last_boot_of_a_node_is_kept_and_goes_with_it(url: &str) {
+    let store = open(url, Schema::Verifier).await;
+    let none = PolicyChoices::default();
+    store.insert_node(&node("a", 1), &none).await.unwrap();
+    assert_eq!(store.boot("a", 1).await.unwrap(), None);
+    for boot in ["first", "second", "second"] {
+        store.keep_boot("a", 1, boot.to_owned()).await.unwrap();
+        assert_eq!(store.boot("a", 1).await.unwrap().as_deref(), Some(boot));
+    }
+    // Of another enrolment, which may be another host.
+    store.keep_boot("a", 2, "other".to_owned()).await.unwrap();
+    store.keep_boot("b", 1, "other".to_owned()).await.unwrap();
+    assert_eq!(store.boot("a", 2).await.unwrap(), None);
+    assert_eq!(store.boot("b", 1).await.unwrap(), None);
+    let store = open(url, Schema::Verifier).await;
+    assert_eq!(store.boot("a", 1).await.unwrap().as_deref(), Some("second"));
+    assert!(store.delete_node("a").await.unwrap());
+    assert_eq!(store.boot("a", 1).await.unwrap(), None);
 }
 
 pub(crate) async fn ids_are_sorted_by_bytes_and_differ_by_case(url: &str) {

@@ -110,6 +110,7 @@ impl Fleet {
             severities: Arc::new(severities(config)?),
             workers: Workers::new(config.max_workers),
             writer,
+            store: store.clone(),
             request_timeout: config.request_timeout.0,
             max_answer_size: config.max_answer_size,
             large_answers: LargeAnswers::new(config.max_large_answers),

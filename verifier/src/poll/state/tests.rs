@@ -30,6 +30,7 @@ fn trusted() -> Outcome {
         ima_entries: 7,
         algorithms: Algorithms::default(),
         boot_quirks: Vec::new(),
+        boot: None,
     }
 }
 
@@ -50,6 +51,7 @@ fn failed(count: usize) -> Outcome {
         node: None,
         algorithms: None,
         boot_quirks: Vec::new(),
+        boot: None,
     }
 }
 
@@ -68,6 +70,7 @@ fn failed_with(ids: &[&str]) -> Outcome {
         node: None,
         algorithms: None,
         boot_quirks: Vec::new(),
+        boot: None,
     }
 }
 
@@ -186,6 +189,7 @@ fn long_names_do_not_fill_the_record() {
         node: None,
         algorithms: None,
         boot_quirks: Vec::new(),
+        boot: None,
     };
     apply(&mut record, outcome);
     let status = record.status(T0, &timing());
@@ -418,6 +422,7 @@ fn what_stopped_the_check_or_was_not_seen_ends_the_polling() {
         node: None,
         algorithms: None,
         boot_quirks: Vec::new(),
+        boot: None,
     };
     assert_eq!(
         apply_rated(&mut first, outcome(&findings, 0), &severities).wait,
