@@ -5,8 +5,6 @@ mod enrolment;
 /// Key material on its way.
 mod secret;
 
-use std::fmt;
-
 use serde::{Deserialize, Serialize};
 
 pub use enrolment::{Enrolment, EnrolmentError};
@@ -354,8 +352,8 @@ impl BootQuirk {
 }
 
 /// One line, for people.
-impl fmt::Display for BootQuirk {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl std::fmt::Display for BootQuirk {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { pcr, id, reason } = self;
         write!(f, "PCR {pcr}: {id} ({reason})")
     }

@@ -3,8 +3,8 @@ use base64::engine::general_purpose::STANDARD;
 
 use super::{Finding, Place, boot_policy};
 use crate::eventlog::{
-    BootAggregate, EventLog, EventLogError, PcrMismatch, Quirk, ReplayedLog, Trail,
-    UserspaceLog, UserspaceLogError, named_pcr,
+    BootAggregate, EventLog, EventLogError, PcrMismatch, Quirk, ReplayedLog, Trail, UserspaceLog,
+    UserspaceLogError, named_pcr,
 };
 use crate::finding::Findings;
 use crate::policy::BootPolicy;
@@ -108,7 +108,10 @@ pub(super) fn check(
 
 /// What `boot_aggregate` may be in the log's banks but for the quoted one, where the log is to be
 /// believed: few kernels aggregate another bank, and to replay them costs as much as the check.
-pub(super) fn other_aggregates(evidence: &QuoteResponse, quoted: HashAlgorithm) -> Vec<BootAggregate> {
+pub(super) fn other_aggregates(
+    evidence: &QuoteResponse,
+    quoted: HashAlgorithm,
+) -> Vec<BootAggregate> {
     let text = evidence.mb_measurement_list.as_deref();
     let bytes = STANDARD.decode(text.unwrap_or_default());
     let bytes = bytes.unwrap_or_default();
@@ -122,7 +125,9 @@ pub(super) fn other_aggregates(evidence: &QuoteResponse, quoted: HashAlgorithm) 
 /// this one is to be compared with an earlier one. It need not be what was measured.
 pub fn boot_trail(evidence: &QuoteResponse, in_words: bool) -> Option<Trail> {
     let bank = HashAlgorithm::from_name(&evidence.hash_alg)?;
-    let bytes = STANDARD.decode(evidence.mb_measurement_list.as_deref()?).ok()?;
+    let bytes = STANDARD
+        .decode(evidence.mb_measurement_list.as_deref()?)
+        .ok()?;
     let log = EventLog::parse(&bytes).ok()?;
     Some(match in_words {
         true => Trail::in_words(&log, bank),

@@ -380,7 +380,10 @@ mod tests {
             let judged = judged(&policy.to_string(), &log);
             assert_eq!(judged.total(), usize::from(told));
             let told: Vec<_> = judged.kept.iter().map(|wrong| &wrong.explanation).collect();
-            assert!(told.iter().all(|text| text.contains("more text than")), "{told:?}");
+            assert!(
+                told.iter().all(|text| text.contains("more text than")),
+                "{told:?}"
+            );
         }
     }
 
@@ -418,10 +421,15 @@ mod tests {
         let wrong = |policy: &str| {
             let wrong = judged(policy, &log);
             let texts = wrong.kept.iter().map(|one| one.explanation.clone());
-            texts.filter(|text| text.contains("key")).collect::<Vec<_>>()
+            texts
+                .filter(|text| text.contains("key"))
+                .collect::<Vec<_>>()
         };
         assert_eq!(wrong(&policy(keys.last().unwrap())), Vec::<String>::new());
         let stranger = wrong(&policy(&keys[0]));
-        assert!(stranger[0].contains("has a key that is not allowed"), "{stranger:?}");
+        assert!(
+            stranger[0].contains("has a key that is not allowed"),
+            "{stranger:?}"
+        );
     }
 }

@@ -214,9 +214,9 @@ impl<'r, 'l> Judge<'r, 'l> {
             self.section_names.push(digest);
             return Some(SECTION_NAME.into());
         }
-        let measured = Words::of(event, self.bank);
-        let fits = |component: &Component| measured.are(component, event);
-        let component = self.component(digest, event.pcr, &measured, fits)?;
+        let words = Words::of(event, self.bank);
+        let fits = |component: &Component| words.are(component, event);
+        let component = self.component(digest, event.pcr, &words, fits)?;
         Some(component.name.as_str().into())
     }
 
@@ -225,13 +225,15 @@ impl<'r, 'l> Judge<'r, 'l> {
         &mut self,
         digest: Digest,
         pcr: u32,
-        words: &Words<'_>,
+        words: &Words<'_, '_>,
         fits: impl Fn(&Component) -> bool,
     ) -> Option<&'r Component> {
         let rules = self.rules;
         let counts = &self.counts;
         let has_room = |place: usize, component: &Component| {
-            counts.get(place).is_some_and(|count| *count < component.max)
+            counts
+                .get(place)
+                .is_some_and(|count| *count < component.max)
         };
         let by_digest = rules
             .with_digest(&digest)
@@ -273,12 +275,7 @@ impl<'r, 'l> Judge<'r, 'l> {
                 return Some(text);
             }
         }
-        let words = Words {
-            called: text.map(Cow::Borrowed),
-            ipl: None,
-            measured: Measured::Data.into(),
-            event: None,
-        };
+        let words = Words::Measurement(text);
         let fits = |component: &Component| {
             component.pcrs >> pcr & 1 == 1
                 && component.events.is_empty()
@@ -304,12 +301,13 @@ impl<'r, 'l> Judge<'r, 'l> {
 
     /// Judges a variable of Secure Boot; `None` for one that the table says nothing of.
     fn variable(&mut self, rules: &SecureBoot, event: &Event<'l>) -> Option<&'static str> {
-        let Some(Content::Variable(variable)) = event.believed(self.bank) else {
-            return None;
+        let judge = match event.kind {
+            EventType::EV_EFI_VARIABLE_DRIVER_CONFIG => Self::state,
+            EventType::EV_EFI_VARIABLE_AUTHORITY => Self::authority,
+            _ => return None,
         };
-        match event.kind {
-            EventType::EV_EFI_VARIABLE_DRIVER_CONFIG => self.state(rules, &variable, event),
-            EventType::EV_EFI_VARIABLE_AUTHORITY => self.authority(rules, &variable, event),
+        match event.believed(self.bank)? {
+            Content::Variable(variable) => judge(self, rules, &variable, event),
             _ => None,
         }
     }
@@ -518,14 +516,12 @@ impl<'r, 'l> Judge<'r, 'l> {
 
     /// Components that have less events than they need, and of whose kind the event is.
     fn unmet(&self, pcr: u8, event: &Event<'l>) -> impl Iterator<Item = &'r Component> {
-        let measured = Words::of(event, self.bank);
+        let words = Words::of(event, self.bank);
         let components = self.rules.components.iter().zip(&self.counts);
         components
             .filter(|(component, count)| **count < component.min)
             .map(|(component, _)| component)
-            .filter(move |component| {
-                component.pcrs >> pcr & 1 == 1 && measured.are(component, event)
-            })
+            .filter(move |component| component.pcrs >> pcr & 1 == 1 && words.are(component, event))
             .collect::<Vec<_>>()
             .into_iter()
     }
@@ -631,18 +627,80 @@ fn out_of_order(
     }
 }
 
-/// What an event says of itself in words.
-struct Words<'l> {
-    /// All of it, which nothing vouches for.
-    called: Option<Cow<'l, str>>,
-    ipl: Option<IplKind>,
-    /// Which part of it was measured, once somebody asked: telling costs a hash of the data.
-    measured: OnceCell<Measured<'l>>,
-    event: Option<(Event<'l>, HashAlgorithm)>,
+/// What was measured says of itself in words. Most rules do not ask, and what they ask is made once.
+enum Words<'e, 'l> {
+    Event {
+        event: &'e Event<'l>,
+        bank: HashAlgorithm,
+        said: OnceCell<Said<'l>>,
+        /// Does the digest vouch for what was said?
+        vouched: OnceCell<bool>,
+    },
+    /// User space's, of which the digest vouches for the text.
+    Measurement(Option<&'l str>),
 }
 
-impl<'l> Words<'l> {
-    fn of(event: &Event<'l>, bank: HashAlgorithm) -> Self {
+struct Said<'l> {
+    text: Option<Cow<'l, str>>,
+    ipl: Option<IplKind>,
+}
+
+impl<'e, 'l> Words<'e, 'l> {
+    fn of(event: &'e Event<'l>, bank: HashAlgorithm) -> Self {
+        Self::Event {
+            event,
+            bank,
+            said: OnceCell::new(),
+            vouched: OnceCell::new(),
+        }
+    }
+
+    /// The text, if the digest vouches for it.
+    fn text(&self) -> Option<&str> {
+        match self {
+            Self::Measurement(text) => *text,
+            Self::Event {
+                event,
+                bank,
+                said,
+                vouched,
+            } => {
+                let text = said.get_or_init(|| Said::of(event)).text.as_deref()?;
+                let vouches =
+                    || matches!(event.measured(*bank), Measured::Data | Measured::Part(_));
+                vouched.get_or_init(vouches).then_some(text)
+            }
+        }
+    }
+
+    /// Is it called so? Nothing vouches for that.
+    fn are_called(&self, called: &Called) -> bool {
+        let Self::Event { event, said, .. } = self else {
+            return false;
+        };
+        let said = said.get_or_init(|| Said::of(event));
+        match called {
+            Called::CommandLine => matches!(
+                said.ipl,
+                Some(IplKind::KernelCommandLine | IplKind::CommandLine)
+            ),
+            Called::Name(name) => said.text.as_deref() == Some(name),
+        }
+    }
+
+    /// Is it an event of this component's kind?
+    fn are(&self, component: &Component, event: &Event<'_>) -> bool {
+        component.pcrs.checked_shr(event.pcr).unwrap_or(0) & 1 == 1
+            && (component.events.is_empty() || component.events.contains(&event.kind))
+            && component
+                .called
+                .as_ref()
+                .is_none_or(|called| self.are_called(called))
+    }
+}
+
+impl<'l> Said<'l> {
+    fn of(event: &Event<'l>) -> Self {
         // Texts are in these alone.
         let (ipl, text) = match (event.kind, event.content()) {
             (EventType::EV_IPL, Content::Ipl(ipl)) => (Some(ipl.kind), Some(ipl.argument())),
@@ -651,49 +709,14 @@ impl<'l> Words<'l> {
             (_, Content::Text(text)) => (None, Some(text)),
             _ => (None, None),
         };
-        Self {
-            called: text.and_then(|text| text.decode()),
-            ipl,
-            measured: OnceCell::new(),
-            event: Some((*event, bank)),
-        }
-    }
-
-    fn measured(&self) -> Measured<'l> {
-        *self.measured.get_or_init(|| match &self.event {
-            Some((event, bank)) => event.measured(*bank),
-            None => Measured::NoDigest,
-        })
-    }
-
-    /// The text, if the digest vouches for it.
-    fn text(&self) -> Option<&str> {
-        let text = self.called.as_deref()?;
-        matches!(self.measured(), Measured::Data | Measured::Part(_)).then_some(text)
-    }
-
-    fn are_command_line(&self) -> bool {
-        matches!(
-            self.ipl,
-            Some(IplKind::KernelCommandLine | IplKind::CommandLine)
-        )
-    }
-
-    /// Is it an event of this component's kind?
-    fn are(&self, component: &Component, event: &Event<'_>) -> bool {
-        component.pcrs.checked_shr(event.pcr).unwrap_or(0) & 1 == 1
-            && (component.events.is_empty() || component.events.contains(&event.kind))
-            && match &component.called {
-                None => true,
-                Some(Called::CommandLine) => self.are_command_line(),
-                Some(Called::Name(name)) => self.called.as_deref() == Some(name),
-            }
+        let text = text.and_then(|text| text.decode());
+        Self { text, ipl }
     }
 }
 
 /// Does a pattern of a component match? `budget` is how many bytes of texts may still be compared
 /// with a pattern; what is left over when it is spent matches none.
-fn matches(component: &Component, words: &Words<'_>, budget: &mut Option<usize>) -> bool {
+fn matches(component: &Component, words: &Words<'_, '_>, budget: &mut Option<usize>) -> bool {
     let patterns = &component.allowed.text;
     let Some(text) = words.text().filter(|_| !patterns.is_empty()) else {
         return false;

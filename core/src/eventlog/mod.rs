@@ -69,34 +69,34 @@ pub struct EventDigests<'l> {
 impl EventDigests<'_> {
     /// The digest of one bank.
     pub fn get(&self, bank: HashAlgorithm) -> Option<Digest> {
-        self.iter()
-            .find(|(algorithm, _)| *algorithm == bank)
-            .map(|(_, digest)| digest)
+        let (_, digest) = self.raw().find(|(id, _)| *id == bank.id())?;
+        Digest::from_slice(digest)
     }
 
     /// Bank and digest, in the log's order; banks of unknown algorithms are left out.
     pub fn iter(&self) -> impl Iterator<Item = (HashAlgorithm, Digest)> {
+        self.raw().filter_map(|(id, digest)| {
+            Some((HashAlgorithm::from_id(id)?, Digest::from_slice(digest)?))
+        })
+    }
+
+    /// TPM_ALG_ID and digest, in the log's order.
+    fn raw(&self) -> impl Iterator<Item = (u16, &[u8])> {
         let mut rest = self.bytes;
         std::iter::from_fn(move || {
-            loop {
-                let (id, size) = match self.banks {
-                    None => (HashAlgorithm::Sha1.id(), rest.len()),
-                    Some(banks) => {
-                        let (id, after) = rest.split_first_chunk::<2>()?;
-                        rest = after;
-                        *banks
-                            .iter()
-                            .find(|(bank, _)| *bank == u16::from_le_bytes(*id))?
-                    }
-                };
-                let (digest, after) = rest.split_at_checked(size).filter(|(d, _)| !d.is_empty())?;
-                rest = after;
-                if let (Some(algorithm), Some(digest)) =
-                    (HashAlgorithm::from_id(id), Digest::from_slice(digest))
-                {
-                    return Some((algorithm, digest));
+            let (id, size) = match self.banks {
+                None => (HashAlgorithm::Sha1.id(), rest.len()),
+                Some(banks) => {
+                    let (id, after) = rest.split_first_chunk::<2>()?;
+                    rest = after;
+                    *banks
+                        .iter()
+                        .find(|(bank, _)| *bank == u16::from_le_bytes(*id))?
                 }
-            }
+            };
+            let (digest, after) = rest.split_at_checked(size).filter(|(d, _)| !d.is_empty())?;
+            rest = after;
+            Some((id, digest))
         })
     }
 }

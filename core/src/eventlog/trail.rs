@@ -174,13 +174,19 @@ mod tests {
         changed[digest] ^= 1;
         let text = told(&changed, 4);
         assert!(text.contains(&format!("event {index} (EV_")), "{text}");
-        assert!(text.contains("is the first of this PCR that is another"), "{text}");
+        assert!(
+            text.contains("is the first of this PCR that is another"),
+            "{text}"
+        );
         assert!(told(&changed, 7).contains("tells the same"));
         // The log ends before the last event of PCR 5.
         let (_, digest, _) = place(&before, 5, 0);
         let start = digest - 2 - 22 - 12;
         let text = told(&before[..start], 5);
-        assert!(text.contains("as its event number 1, which the log does not tell"), "{text}");
+        assert!(
+            text.contains("as its event number 1, which the log does not tell"),
+            "{text}"
+        );
         // One more, which is a copy of the last.
         let parsed = EventLog::parse(&before).unwrap();
         let of_pcr = parsed.unverified_events().filter(|event| event.pcr == 4);
@@ -189,7 +195,10 @@ mod tests {
         let more = [&before[..], copy].concat();
         let text = told(&more, 4);
         let added = format!("event {} (EV_", parsed.len());
-        assert!(text.contains(&added) && text.contains("comes after all"), "{text}");
+        assert!(
+            text.contains(&added) && text.contains("comes after all"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -573,7 +573,10 @@ fn a_policy_of_a_log_allows_no_action_events_that_may_have_been_extended() {
     assert_eq!(places, [Place::BootEvent { event: 3, pcr: 4 }]);
     // The order of the others is kept where there is none of these.
     let toml = rules(&own).to_toml();
-    assert!(toml.contains("name = \"no-action\"") && toml.contains("7 = ["), "{toml}");
+    assert!(
+        toml.contains("name = \"no-action\"") && toml.contains("7 = ["),
+        "{toml}"
+    );
     assert!(!toml.contains("4 = ["), "{toml}");
 }
 

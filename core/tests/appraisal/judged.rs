@@ -5,7 +5,7 @@ use troth_core::appraise::{
     AcceptedAlgorithms, Appraisal, Challenge, Finding, ImaRules, MAX_FINDINGS, NodeState, Place,
     Policies, Tomtou, Verdict, appraise, appraise_identity,
 };
-use troth_core::eventlog::EventLog;
+use troth_core::eventlog::{EventLog, Quirk};
 use troth_core::ima::{ImaPosition, Keyring};
 use troth_core::policy::{BootPolicy, RuntimePolicy, TpmPolicy};
 use troth_core::tpm::{AttestationKey, Digest, HashAlgorithm, PcrMask, Public};
@@ -612,7 +612,9 @@ fn the_boot_aggregate_may_be_of_another_bank_that_the_log_explains() {
         node.list.clear();
         node.tpm.pcrs.set(10, Digest::zero(HashAlgorithm::Sha256));
         let pcrs = pcrread("grub", HashAlgorithm::Sha1);
-        let values: Vec<_> = (0..8).map(|pcr| pcrs.get(pcr).unwrap().as_bytes()).collect();
+        let values: Vec<_> = (0..8)
+            .map(|pcr| pcrs.get(pcr).unwrap().as_bytes())
+            .collect();
         let aggregate = HashAlgorithm::Sha1.digest(&[&values.concat()]);
         let mut data = [26u32.to_le_bytes().as_slice(), b"sha1:\0"].concat();
         data.extend(aggregate.as_bytes());

@@ -74,7 +74,13 @@ fn a_boot_that_fails_is_told_from_the_last_that_was_trusted() {
     let policy = stage.policy();
     let policy = policy.to_str().unwrap();
     let add = [
-        "agent", "add", id, "--runtime-policy", policy, "--boot-policy", "{}",
+        "agent",
+        "add",
+        id,
+        "--runtime-policy",
+        policy,
+        "--boot-policy",
+        "{}",
     ];
     stage.fleet.trothctl(&add).unwrap().success().unwrap();
     stage.fleet.wait_for_state(id, "trusted").unwrap();

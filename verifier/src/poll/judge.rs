@@ -155,7 +155,10 @@ fn boot_to_compare(
             let known = &appraisal.state.known_boot;
             known.is_new_since(&before.known_boot).then_some(false)
         }
-        Verdict::Failed(findings) => findings.iter().any(|one| pcr_of(one).is_some()).then_some(true),
+        Verdict::Failed(findings) => findings
+            .iter()
+            .any(|one| pcr_of(one).is_some())
+            .then_some(true),
         _ => None,
     };
     boot_trail(evidence?, in_words?).map(Box::new)

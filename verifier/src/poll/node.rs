@@ -26,7 +26,11 @@ use super::{
     state::{Event, NodeRecord, Timing, milliseconds, now},
     writer::Writer,
 };
-use crate::{evidence::Keeper, messages, store::{RecordUpdate, Store}};
+use crate::{
+    evidence::Keeper,
+    messages,
+    store::{RecordUpdate, Store},
+};
 
 /// An event at a level that is known only when it happens, which tracing's macros do not take.
 macro_rules! told {

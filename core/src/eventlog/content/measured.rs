@@ -29,25 +29,39 @@ impl<'l> Event<'l> {
     /// Only if the event itself is believed (it is one of [`crate::eventlog::ReplayedLog::events`]
     /// and `bank` is the quoted one) does the answer mean anything.
     pub fn measured(&self, bank: HashAlgorithm) -> Measured<'l> {
-        self.measured_content(bank, &self.content())
+        self.measured_whole(bank)
+            .unwrap_or_else(|digest| self.measured_part(bank, digest, &self.content()))
     }
 
     /// The content, if the digest of `bank` vouches for all of it ([`Measured::Data`]); the same
     /// reservation as for [`Self::measured`].
     pub fn believed(&self, bank: HashAlgorithm) -> Option<Content<'l>> {
+        if self.kind == EventType::EV_NO_ACTION {
+            return None;
+        }
         let content = self.content();
-        let measured = self.measured_content(bank, &content);
-        (measured == Measured::Data && self.kind != EventType::EV_NO_ACTION).then_some(content)
+        let measured = self
+            .measured_whole(bank)
+            .unwrap_or_else(|digest| self.measured_part(bank, digest, &content));
+        (measured == Measured::Data).then_some(content)
     }
 
-    fn measured_content(&self, bank: HashAlgorithm, content: &Content<'l>) -> Measured<'l> {
-        let Some(digest) = self.digests.get(bank) else {
-            return Measured::NoDigest;
-        };
-        let is = |data: &[&[u8]]| bank.digest(data) == digest;
-        if is(&[self.data]) {
-            return Measured::Data;
+    /// What can be told without a look at the content; else the digest.
+    fn measured_whole(&self, bank: HashAlgorithm) -> Result<Measured<'l>, Digest> {
+        match self.digests.get(bank) {
+            None => Ok(Measured::NoDigest),
+            Some(digest) if bank.digest(&[self.data]) == digest => Ok(Measured::Data),
+            Some(digest) => Err(digest),
         }
+    }
+
+    fn measured_part(
+        &self,
+        bank: HashAlgorithm,
+        digest: Digest,
+        content: &Content<'l>,
+    ) -> Measured<'l> {
+        let is = |data: &[&[u8]]| bank.digest(data) == digest;
         match content {
             Content::Variable(variable) => self.variable(&is, variable),
             Content::Ipl(ipl) => match ipl.kind {

@@ -3,8 +3,8 @@ use std::collections::BTreeSet;
 use serde::Serialize;
 
 use super::document::{AnyOr, Component, Document, Key, Phases, SecureBoot};
-use super::refstate::KERNEL_CMDLINE;
 use super::keys::subject;
+use super::refstate::KERNEL_CMDLINE;
 use super::rules::{BootRules, generations, is_section_name};
 use crate::appraise::MAX_BOOT_EVENTS as MAX_EVENTS;
 use crate::eventlog::content::{

@@ -176,7 +176,9 @@ impl Keys {
                 Some(shown.key.owner).filter(|_| *owner),
                 kind.filter(|_| *of_kind),
                 digest.then(|| shown.digest()).flatten(),
-                subject.then(|| shown.subject().map(str::to_owned)).flatten(),
+                subject
+                    .then(|| shown.subject().map(str::to_owned))
+                    .flatten(),
             );
             // What the key lacks is nothing that a key of the policy could leave open.
             if said.2.is_some() != *digest || said.3.is_some() != *subject {
@@ -215,7 +217,9 @@ impl Keys {
             }
         }
         let keys = self.list.iter().zip(found);
-        keys.filter(|(_, found)| !found).map(|(key, _)| key).collect()
+        keys.filter(|(_, found)| !found)
+            .map(|(key, _)| key)
+            .collect()
     }
 }
 
