@@ -502,7 +502,7 @@ struct CommandLine<'l> {
 }
 
 /// The alternative with the least that is wrong; which is only counted for that.
-fn closest<'a, A>(alternatives: &'a [A], judge: impl Fn(&A, &mut Wrongs)) -> Option<&'a A> {
+fn closest<A>(alternatives: &[A], judge: impl Fn(&A, &mut Wrongs)) -> Option<&A> {
     alternatives.iter().min_by_key(|one| {
         let mut wrong = Wrongs::counted();
         judge(one, &mut wrong);

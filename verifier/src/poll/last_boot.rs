@@ -51,9 +51,8 @@ pub(super) fn pcr_of(finding: &Finding) -> Option<u8> {
     let of_boot = ["measured_boot.", "pcr_validation."]
         .iter()
         .any(|start| finding.id.starts_with(start));
-    let pcr = match finding.place {
-        Place::Pcr(pcr) | Place::BootEvent { pcr, .. } => pcr,
-        _ => return None,
+    let (Place::Pcr(pcr) | Place::BootEvent { pcr, .. }) = finding.place else {
+        return None;
     };
     (of_boot && PCRS.checked_shr(u32::from(pcr)).unwrap_or(0) & 1 == 1).then_some(pcr)
 }
