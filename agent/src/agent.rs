@@ -312,12 +312,25 @@ fn client_auth(config: &Config) -> Result<Option<ClientAuth>, InvalidConfig> {
 /// The connection to the registrar. Whether it is TLS is decided here, once.
 fn registrar_client(config: &Config) -> Result<Client, InvalidConfig> {
     let tls = if config.registrar_tls {
-        let invalid = |error: TlsError| InvalidConfig::RegistrarCa {
-            reason: error.to_string(),
+        let invalid = |error: TlsError| match error {
+            TlsError::ServerName(value) => InvalidConfig::Value {
+                option: "registrar_tls_name",
+                value,
+                expected: "it is a DNS name or an address",
+            },
+            error => InvalidConfig::RegistrarCa {
+                reason: error.to_string(),
+            },
+        };
+        let authorities =
+            tls::load_certificates(&config.registrar_ca_file()).map_err(invalid)?;
+        let trust = match config.registrar_tls_name.clone() {
+            None => ServerTrust::Roots(authorities),
+            Some(name) => ServerTrust::Named { authorities, name },
         };
         let roots = tls::load_certificates(&config.registrar_ca_file()).map_err(invalid)?;
         // No client certificate: those of the registrar's CA belong to administrators.
-        Some(tls::client_config(ServerTrust::Roots(roots), None).map_err(invalid)?)
+        Some(tls::client_config(trust, None).map_err(invalid)?)
     } else {
         None
     };

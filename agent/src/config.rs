@@ -44,6 +44,8 @@ pub struct Config {
     /// CA certificates that the registrar's certificate must chain to. Default: the CA that
     /// verifiers' certificates come from, `cv_ca/cacert.crt` in the state directory.
     pub registrar_tls_ca: Option<PathBuf>,
+    /// Name that the registrar's certificate must have. Default: `registrar_ip`.
+    pub registrar_tls_name: Option<String>,
     /// CA certificates that a client's certificate must chain to.
     /// Default: `cv_ca/cacert.crt` in the state directory.
     pub trusted_client_ca: Option<Vec<PathBuf>>,
@@ -146,6 +148,7 @@ impl Default for Config {
             registrar_tls: false,
             registrar_tls_ca: None,
             trusted_client_ca: None,
+            registrar_tls_name: None,
             enable_agent_mtls: true,
             server_cert: None,
             server_key: None,

@@ -139,7 +139,7 @@ fn authority(directory: &Path, name: &str) -> Authority {
     std::fs::write(directory.join(name), &certificate).unwrap();
     let leaf_key = KeyPair::generate().unwrap();
     let issuer = Issuer::new(params, key);
-    let leaf = CertificateParams::new(vec!["localhost".into()])
+    let leaf = CertificateParams::new(vec!["localhost".into(), "127.0.0.1".into()])
         .unwrap()
         .signed_by(&leaf_key, &issuer)
         .unwrap();
@@ -655,6 +655,23 @@ async fn registration_over_tls_checks_the_registrar_and_never_falls_back() {
     let running = stage.start(config.clone());
     stage.activated(1).await;
     running.stop().await;
+
+    // The right CA, and another name.
+    let misled = Config {
+        registrar_tls_name: Some("registrar.example".to_owned()),
+        exponential_backoff_max_retries: Some(1),
+        ..config.clone()
+    };
+    let error = stage.run(misled).await.to_string();
+    for part in ["not for registrar.example", "registrar_tls_name"] {
+        assert!(error.contains(part), "{part}: {error}");
+    }
+    let nameless = Config {
+        registrar_tls_name: Some("no name".to_owned()),
+        ..config.clone()
+    };
+    let error = stage.run(nameless).await;
+    assert_eq!(error.exit_status(), agent::EX_CONFIG, "{error}");
 
     // Another CA: no registration, however often.
     let distrustful = Config {

@@ -12,7 +12,7 @@ use troth_core::{
 };
 use troth_daemon::{
     client::Client,
-    tls::{self, Identity, ServerTrust},
+    tls::{self, Identity, ServerTrust, TlsError},
 };
 
 use crate::{
@@ -136,14 +136,24 @@ impl Credentials {
 
     /// The verifier.
     pub(crate) fn verifier(&self, config: &Config) -> Result<Service, Error> {
-        let option = "--verifier (or TROTH_VERIFIER, or verifier_ip)";
-        self.server("verifier", option, &config.verifier()?)
+        let server = Server {
+            name: "verifier",
+            option: "--verifier (or TROTH_VERIFIER, or verifier_ip)",
+            tls_name: config.verifier_tls_name.as_deref(),
+            tls_option: "verifier_tls_name",
+        };
+        self.server(&server, &config.verifier()?)
     }
 
     /// The registrar.
     pub(crate) fn registrar(&self, config: &Config) -> Result<Service, Error> {
-        let option = "--registrar (or TROTH_REGISTRAR, or registrar_ip)";
-        self.server("registrar", option, &config.registrar()?)
+        let server = Server {
+            name: "registrar",
+            option: "--registrar (or TROTH_REGISTRAR, or registrar_ip)",
+            tls_name: config.registrar_tls_name.as_deref(),
+            tls_option: "registrar_tls_name",
+        };
+        self.server(&server, &config.registrar()?)
     }
 
     /// An agent, known by the certificate it registered; `None`: plain HTTP.
@@ -159,16 +169,21 @@ impl Credentials {
         Ok(self.service("agent", AGENT_ADDRESS, endpoint, tls))
     }
 
-    fn server(
-        &self,
-        name: &'static str,
-        option: &'static str,
-        endpoint: &Endpoint,
-    ) -> Result<Service, Error> {
-        let trust = ServerTrust::Roots(self.roots.clone());
-        let tls = tls::client_config(trust, Some(&self.identity))
-            .map_err(|source| Error::Credentials { source })?;
-        Ok(self.service(name, option, endpoint, Some(tls)))
+    fn server(&self, server: &Server<'_>, endpoint: &Endpoint) -> Result<Service, Error> {
+        let authorities = self.roots.clone();
+        let trust = match server.tls_name.map(str::to_owned) {
+            None => ServerTrust::Roots(authorities),
+            Some(name) => ServerTrust::Named { authorities, name },
+        };
+        let tls =
+            tls::client_config(trust, Some(&self.identity)).map_err(|source| match source {
+                TlsError::ServerName(_) => Error::Option {
+                    option: server.tls_option,
+                    reason: source.to_string(),
+                },
+                source => Error::Credentials { source },
+            })?;
+        Ok(self.service(server.name, server.option, endpoint, Some(tls)))
     }
 
     fn service(
@@ -188,6 +203,14 @@ impl Credentials {
             client: client.body_limit(BODY_LIMIT),
         }
     }
+}
+
+/// Which server is meant, and the options that say where it is.
+struct Server<'a> {
+    name: &'static str,
+    option: &'static str,
+    tls_name: Option<&'a str>,
+    tls_option: &'static str,
 }
 
 /// A server of Keylime's REST API, and how to name it in errors.

@@ -31,10 +31,14 @@ pub(crate) struct Config {
     pub(crate) verifier_ip: String,
     /// Its port.
     pub(crate) verifier_port: u16,
+    /// Name that its certificate must have, by default `verifier_ip`.
+    pub(crate) verifier_tls_name: Option<String>,
     /// Name or address of the registrar.
     pub(crate) registrar_ip: String,
     /// Its TLS port.
     pub(crate) registrar_port: u16,
+    /// Name that its certificate must have, by default `registrar_ip`.
+    pub(crate) registrar_tls_name: Option<String>,
     /// CA directory, default `<state_dir>/cv_ca`.
     pub(crate) ca_dir: Option<PathBuf>,
     /// The operator's certificate, default `client-cert.crt` of the CA directory.
@@ -78,8 +82,10 @@ impl Default for Config {
             state_dir: PathBuf::from("/var/lib/troth"),
             verifier_ip: String::from("127.0.0.1"),
             verifier_port: 8881,
+            verifier_tls_name: None,
             registrar_ip: String::from("127.0.0.1"),
             registrar_port: 8891,
+            registrar_tls_name: None,
             ca_dir: None,
             client_cert: None,
             client_key: None,

@@ -454,9 +454,20 @@ impl Error {
             Self::RemovalPending { id, .. } => {
                 format!("look again with `trothctl agent status {id}`; see the verifier's log")
             }
-            Self::Unreachable { option, source, .. } => {
+            Self::Unreachable {
+                service,
+                option,
+                source,
+                ..
+            } => {
                 let agent = *option == AGENT_ADDRESS;
                 match source {
+                    ClientError::WrongName { .. } => format!(
+                        "somebody else with a certificate of your CA may answer there. If it is \
+                         the {service}: ask for it by a name of its certificate ({option}), say \
+                         which of them it has with {service}_tls_name, or give it a certificate \
+                         with that name (cert_subject_alternative_names)"
+                    ),
                     ClientError::Tls { .. } if agent => {
                         "the agent does not show the certificate it registered: restart it so \
                          that it registers again, and check that nobody else has its address"
@@ -527,7 +538,9 @@ fn why(error: &ClientError) -> String {
     match error {
         ClientError::Connect { source, .. } => source.to_string(),
         ClientError::Http { reason, .. } => reason.clone(),
-        ClientError::Tls { reason, .. } => format!("TLS: {reason}"),
+        ClientError::Tls { reason, .. } | ClientError::WrongName { reason, .. } => {
+            format!("TLS: {reason}")
+        }
         ClientError::Timeout { what, after, .. } => {
             format!("no answer within {} s while {what}", after.as_secs_f64())
         }

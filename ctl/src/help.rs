@@ -291,6 +291,8 @@ const CONFIGURATION: &str = "\
 state_dir                    /var/lib/troth
 verifier_ip, verifier_port   127.0.0.1, 8881
 registrar_ip, registrar_port 127.0.0.1, 8891
+verifier_tls_name, registrar_tls_name
+                             name that the server's certificate must have, by default the _ip
 ca_dir                       <state_dir>/cv_ca
 client_cert, client_key      client-cert.crt and client-private.pem of ca_dir
 client_key_password          of an encrypted client_key

@@ -31,6 +31,8 @@ use tokio::{
 };
 use tokio_rustls::TlsConnector;
 
+use crate::tls::named;
+
 /// Bytes of an answer's body that a client takes unless told otherwise.
 const DEFAULT_BODY_LIMIT: usize = 1024 * 1024;
 /// Bytes of an answer's body from which it is a large one, see [`LargeAnswers`].
@@ -191,7 +193,13 @@ impl Client {
         let stream = TlsConnector::from(Arc::clone(tls))
             .connect(name, stream)
             .await
-            .map_err(|error| refused(error.to_string()))?;
+            .map_err(|error| match wrong_name(&error) {
+                Some(reason) => ClientError::WrongName {
+                    target: self.target(),
+                    reason,
+                },
+                None => refused(error.to_string()),
+            })?;
         Ok(Box::new(stream))
     }
 
@@ -550,6 +558,20 @@ pub enum ClientError {
         /// The reason.
         reason: String,
     },
+    /// The peer has a certificate of the CA that it should be from, and it is another one's.
+    #[error("{target}: TLS: {reason}")]
+    WrongName {
+        /// Host and port.
+        target: String,
+        /// Whom its certificate is for, and whom not.
+        reason: String,
+    },
+}
+
+/// See [`named::wrong_name`].
+fn wrong_name(error: &io::Error) -> Option<String> {
+    let error = error.get_ref()?.downcast_ref::<rustls::Error>()?;
+    named::wrong_name(error)
 }
 
 /// hyper keeps the interesting half ("connection reset by peer", a TLS alert) in the sources.

@@ -66,24 +66,24 @@ pub struct Peer {
 impl Peer {
     /// The subject's commonName of the client certificate.
     pub fn common_name(&self) -> Option<String> {
-        let certificate = Certificate::from_der(self.certificate.as_ref()?).ok()?;
-        let subject = certificate.tbs_certificate().subject();
-        subject
-            .iter()
-            .find(|attribute| attribute.oid == CN)
-            .and_then(|attribute| {
-                let value = &attribute.value;
-                value
-                    .decode_as::<Utf8StringRef<'_>>()
-                    .map(|text| text.as_str().to_owned())
-                    .or_else(|_| {
-                        value
-                            .decode_as::<PrintableStringRef<'_>>()
-                            .map(|text| text.as_str().to_owned())
-                    })
-                    .ok()
-            })
+        common_name(&Certificate::from_der(self.certificate.as_ref()?).ok()?)
     }
+}
+
+/// The first common name of a certificate's subject.
+pub(crate) fn common_name(certificate: &Certificate) -> Option<String> {
+    let subject = certificate.tbs_certificate().subject();
+    let attribute = subject.iter().find(|attribute| attribute.oid == CN)?;
+    let value = &attribute.value;
+    value
+        .decode_as::<Utf8StringRef<'_>>()
+        .map(|text| text.as_str().to_owned())
+        .or_else(|_| {
+            value
+                .decode_as::<PrintableStringRef<'_>>()
+                .map(|text| text.as_str().to_owned())
+        })
+        .ok()
 }
 
 /// What one listener lets its peers use.

@@ -1,7 +1,7 @@
 //! rustls configurations for both sides.
 //!
-//! Keylime's components never check host names: an agent is known by the certificate that it
-//! registered, a server by its CA. [`tls::ServerTrust`] names exactly these two ways.
+//! An agent is known by the certificate that it registered, a server by its CA and its name.
+//! [`tls::ServerTrust`] names exactly these ways.
 
 use std::{
     fmt,
@@ -13,7 +13,7 @@ use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig,
     SignatureScheme,
     client::{
-        Resumption, WebPkiServerVerifier,
+        Resumption,
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     },
     crypto::{
@@ -35,8 +35,10 @@ use x509_cert::{
     der::{Decode, Encode},
 };
 
+use self::named::Named;
 pub use self::{
     clients::Clients,
+    named::alternative_names,
     revocation::{RevocationError, RevocationLists},
 };
 use crate::{
@@ -46,6 +48,8 @@ use crate::{
 
 /// Whose client certificates a server takes.
 mod clients;
+/// Whether a server is the one that was asked for.
+pub(crate) mod named;
 /// Certificate revocation lists.
 pub(crate) mod revocation;
 
@@ -221,8 +225,16 @@ pub enum ServerTrust {
     /// The server has the key of this certificate (an agent's, as registered). A certificate
     /// that it renewed for the same key is as good; validity and names are not looked at.
     Pinned(CertificateDer<'static>),
-    /// The server's certificate chains to one of these; its names are not looked at.
+    /// The server's certificate chains to one of these, and is for the host that was asked for.
     Roots(Vec<CertificateDer<'static>>),
+    /// The server's certificate chains to one of `authorities`, and is for `name`, whatever the
+    /// host is called that was asked for.
+    Named {
+        /// The CAs.
+        authorities: Vec<CertificateDer<'static>>,
+        /// A DNS name or an address.
+        name: String,
+    },
 }
 
 /// A TLS 1.2/1.3 client, with a client certificate or without.
@@ -232,11 +244,8 @@ pub fn client_config(
 ) -> Result<Arc<ClientConfig>, TlsError> {
     let verifier: Arc<dyn ServerCertVerifier> = match trust {
         ServerTrust::Pinned(certificate) => Arc::new(Pinned::new(certificate)),
-        ServerTrust::Roots(authorities) => Arc::new(AnyName(
-            WebPkiServerVerifier::builder_with_provider(Arc::new(roots(&authorities)?), provider())
-                .build()
-                .map_err(TlsError::ClientVerifier)?,
-        )),
+        ServerTrust::Roots(authorities) => Arc::new(Named::new(&authorities, None)?),
+        ServerTrust::Named { authorities, name } => Arc::new(Named::new(&authorities, Some(name))?),
     };
     let builder = ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
@@ -338,56 +347,6 @@ impl ServerCertVerifier for Pinned {
     }
 }
 
-/// The whole chain check, except that the name in the certificate does not matter.
-#[derive(Debug)]
-struct AnyName(Arc<WebPkiServerVerifier>);
-
-impl ServerCertVerifier for AnyName {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        server_name: &ServerName<'_>,
-        ocsp_response: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        // rustls looks at the name last, so a name error means that the chain was good.
-        match self
-            .0
-            .verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
-        {
-            Err(rustls::Error::InvalidCertificate(
-                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
-            )) => Ok(ServerCertVerified::assertion()),
-            other => other,
-        }
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.0
-            .verify_tls12_signature(message, certificate, signature)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.0
-            .verify_tls13_signature(message, certificate, signature)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.supported_verify_schemes()
-    }
-}
-
 /// Key material that cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -423,4 +382,7 @@ pub enum TlsError {
         /// The reason.
         source: std::io::Error,
     },
+    /// A name that no certificate can have.
+    #[error("{0:?} is neither a DNS name nor an address")]
+    ServerName(String),
 }

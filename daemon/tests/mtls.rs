@@ -57,9 +57,15 @@ impl Ca {
         Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
     }
 
+    /// With the names of a server on this host.
     fn issue(&self, name: &str) -> Identity {
+        self.issue_for(name, &["localhost", "127.0.0.1"])
+    }
+
+    fn issue_for(&self, name: &str, names: &[&str]) -> Identity {
         let key = KeyPair::generate().unwrap();
-        let mut params = CertificateParams::new(vec!["elsewhere.example".to_owned()]).unwrap();
+        let names = names.iter().map(ToString::to_string);
+        let mut params = CertificateParams::new(names.collect::<Vec<_>>()).unwrap();
         params
             .distinguished_name
             .push(rcgen::DnType::CommonName, name);
@@ -161,8 +167,77 @@ async fn another_certificate_than_the_pinned_one_is_refused() {
     assert!(matches!(error, ClientError::Tls { .. }), "{error}");
 }
 
+/// Every node may have a certificate of the CA.
 #[tokio::test]
-async fn server_of_another_ca_is_refused_and_names_do_not_matter() {
+async fn a_certificate_of_the_ca_is_good_for_the_names_in_it_and_no_others() {
+    let ca = Ca::new();
+    let as_named = |name: &str| ServerTrust::Named {
+        authorities: ca.roots(),
+        name: name.to_owned(),
+    };
+    let asked = || ServerTrust::Roots(ca.roots());
+    for (common_name, names, trust, refused) in [
+        ("registrar", &["127.0.0.1"][..], asked(), None),
+        ("registrar", &["localhost"], as_named("localhost"), None),
+        (
+            "registrar",
+            &["kl.example", "::1"],
+            as_named("KL.example"),
+            None,
+        ),
+        ("registrar", &["kl.example", "::1"], as_named("::1"), None),
+        (
+            "registrar",
+            &["*.kl.example"],
+            as_named("a.kl.example"),
+            None,
+        ),
+        // An old CA's, without names but the subject's.
+        ("127.0.0.1", &[], asked(), None),
+        ("KL.example", &[], as_named("kl.example"), None),
+        // Those of other nodes.
+        (
+            "node",
+            &["node.example"],
+            asked(),
+            Some("is for node.example, not for 127.0.0.1"),
+        ),
+        (
+            "127.0.0.1",
+            &["node.example"],
+            asked(),
+            Some("is for node.example, not for 127.0.0.1"),
+        ),
+        ("node", &[], asked(), Some("is for node, not for 127.0.0.1")),
+        ("", &[], asked(), Some("not for 127.0.0.1")),
+        (
+            "node",
+            &["127.0.0.1"],
+            as_named("kl.example"),
+            Some("is for 127.0.0.1, not for kl."),
+        ),
+    ] {
+        let identity = ca.issue_for(common_name, names);
+        let tls = server_config(&identity, ClientAuth::None).unwrap();
+        let (port, _trigger, _task) = start(Some(tls), 0).await;
+        let answer = client(port, trust, None).get("/").await;
+        match (answer, refused) {
+            (Ok(answer), None) => assert_eq!(answer.status, 200),
+            (Err(error @ ClientError::WrongName { .. }), Some(reason)) => {
+                let text = error.to_string();
+                assert!(text.contains(reason), "{text}");
+            }
+            (answer, _) => panic!("{common_name} {names:?}: {answer:?}"),
+        }
+    }
+    let odd = client_config(as_named("a b"), None)
+        .unwrap_err()
+        .to_string();
+    assert!(odd.contains("\"a b\""), "{odd}");
+}
+
+#[tokio::test]
+async fn server_of_another_ca_is_refused() {
     let (ours, foreign) = (Ca::new(), Ca::new());
     let tls = server_config(&ours.issue("verifier"), ClientAuth::None).unwrap();
     let (port, _trigger, _task) = start(Some(tls), 0).await;

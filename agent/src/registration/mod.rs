@@ -65,7 +65,7 @@ pub struct Registrar {
 #[non_exhaustive]
 pub enum RegistrationError {
     /// The registrar cannot be reached, or broke off.
-    #[error(transparent)]
+    #[error("{}{}", .0, advice(.0))]
     Client(#[from] ClientError),
     /// The registrar refuses this host for good.
     #[error(
@@ -105,6 +105,17 @@ pub enum RegistrationError {
     /// The TPM could not certify the AK or answer the challenge.
     #[error("the TPM has no proof for the registrar: {0}")]
     Tpm(#[from] TpmError),
+}
+
+fn advice(error: &ClientError) -> &'static str {
+    match error {
+        ClientError::WrongName { .. } => {
+            ". Nothing was sent: somebody else with a certificate of that CA may answer there. If \
+             it is the registrar, set registrar_tls_name to a name of its certificate, or give it \
+             one for this name (cert_subject_alternative_names in registrar.toml)"
+        }
+        _ => "",
+    }
 }
 
 impl RegistrationError {

@@ -101,7 +101,7 @@ impl Doors {
 }
 
 /// A client certificate of the CA in `ca_dir`.
-fn issued(ca_dir: &Path, change: impl FnOnce(&mut CertificateParams)) -> Identity {
+pub(crate) fn issued(ca_dir: &Path, change: impl FnOnce(&mut CertificateParams)) -> Identity {
     issued_by(&issuer(ca_dir), change)
 }
 

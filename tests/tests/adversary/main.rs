@@ -33,6 +33,8 @@ mod database;
 mod forge;
 /// A real agent on a machine of its own.
 mod host;
+/// Who has a certificate of the right CA and is not who is asked.
+mod impostor;
 /// An agent that lies about its host.
 mod lying_agent;
 /// Who sits between the verifier and a real agent.

@@ -181,7 +181,7 @@ fn refused_enrolment(stage: &Stage, words: &str) {
 
 /// A verifier and a registrar of another CA where the operator expects his own.
 ///
-/// Check: `daemon/src/tls.rs`: `other => other,`
+/// Check: `daemon/src/tls/named.rs`: `other => other,`
 #[test]
 fn servers_of_another_ca() {
     let stage = Stage::new();

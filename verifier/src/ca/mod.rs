@@ -19,6 +19,7 @@ use rcgen::{
     Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData, SerialNumber,
 };
 use rustix::fs::{FlockOperation, flock};
+use troth_daemon::tls::alternative_names;
 use x509_cert::{
     Certificate,
     der::{DecodePem, Encode},
@@ -34,6 +35,8 @@ const LEAF_LIFETIME: Duration = DAY.saturating_mul(730);
 const RENEW_BEFORE: Duration = DAY.saturating_mul(365);
 /// A running server whose certificate ends sooner than this says so.
 const WARN_BEFORE: Duration = DAY.saturating_mul(90);
+/// Names of a certificate beyond which those of the one before are left out.
+const MOST_NAMES: usize = 32;
 /// Certificates begin this long before now, for peers whose clock is behind.
 const BACKDATE: Duration = Duration::from_secs(3600);
 
@@ -45,11 +48,12 @@ pub struct CaDirectory {
 
 impl CaDirectory {
     /// Opens the directory and makes what is missing: the CA, the server's and the client's
-    /// certificate. Certificates that end within a year are replaced, with a new key.
+    /// certificate. Certificates that end within a year are replaced, with a new key, and so is a
+    /// server's that is not for all of `names`.
     ///
     /// Blocks while another process does the same. `names` are added to the server certificate
-    /// beside `localhost` and the loopback addresses; texts that are neither a DNS name nor an
-    /// address are left out.
+    /// beside `localhost`, the loopback addresses and the machine's host name; texts that are
+    /// neither a DNS name nor an address are left out.
     pub fn ensure(path: &Path, names: &[String]) -> Result<Self, CaError> {
         Self::ensure_as(path, names, &CaSubject::default())
     }
@@ -71,8 +75,8 @@ impl CaDirectory {
             path: path.to_owned(),
         };
         directory.ensure_ca(subject)?;
-        directory.ensure_leaf("server", subject, &server_names(names))?;
-        directory.ensure_leaf("client", subject, &[])?;
+        directory.ensure_leaf("server", subject, &ServerNames::new(names))?;
+        directory.ensure_leaf("client", subject, &ServerNames::default())?;
         Ok(directory)
     }
 
@@ -131,12 +135,18 @@ impl CaDirectory {
         Ok(())
     }
 
-    fn ensure_leaf(&self, name: &str, subject: &CaSubject, sans: &[String]) -> Result<(), CaError> {
+    fn ensure_leaf(
+        &self,
+        name: &str,
+        subject: &CaSubject,
+        names: &ServerNames,
+    ) -> Result<(), CaError> {
         let (certificate_path, key_path) = self.leaf(name);
-        match self.leaf_condition(&certificate_path, &key_path)? {
+        let mut names = names.clone();
+        match self.leaf_condition(&certificate_path, &key_path, &names)? {
             Leaf::Good => return Ok(()),
             Leaf::Missing => {}
-            Leaf::Renew(reason) => {
+            Leaf::Renew(reason, before) => {
                 if !self.ca_key().exists() {
                     tracing::warn!(
                         path = %certificate_path.display(),
@@ -145,6 +155,7 @@ impl CaDirectory {
                     return Ok(());
                 }
                 tracing::info!(path = %certificate_path.display(), "replacing: {reason}");
+                names.keep(before);
             }
         }
         let ca_key_path = self.ca_key();
@@ -160,7 +171,7 @@ impl CaDirectory {
         })?;
         let key = generate_key()?;
         let mut params = parameters(name, subject, LEAF_LIFETIME)?;
-        params.subject_alt_names = CertificateParams::new(sans)
+        params.subject_alt_names = CertificateParams::new(names.all)
             .map_err(CaError::Issue)?
             .subject_alt_names;
         params.is_ca = IsCa::ExplicitNoCa;
@@ -175,7 +186,12 @@ impl CaDirectory {
         write_atomically(&certificate_path, signed.pem().as_bytes())
     }
 
-    fn leaf_condition(&self, certificate: &Path, key: &Path) -> Result<Leaf, CaError> {
+    fn leaf_condition(
+        &self,
+        certificate: &Path,
+        key: &Path,
+        names: &ServerNames,
+    ) -> Result<Leaf, CaError> {
         if !certificate.exists() || !key.exists() {
             return Ok(Leaf::Missing);
         }
@@ -184,10 +200,12 @@ impl CaDirectory {
             path: key.to_owned(),
             source,
         })?;
+        let before = alternative_names(&parsed).unwrap_or_default();
+        let renew = |reason: &str| Ok(Leaf::Renew(reason.to_owned(), before.clone()));
         let spki = parsed.tbs_certificate().subject_public_key_info().to_der();
         if !spki.is_ok_and(|spki| spki == key_pair.subject_public_key_info()) {
             // A crash between the two files of a renewal.
-            return Ok(Leaf::Renew("the private key is not the certificate's"));
+            return renew("the private key is not the certificate's");
         }
         let end = parsed
             .tbs_certificate()
@@ -195,9 +213,15 @@ impl CaDirectory {
             .not_after
             .to_unix_duration();
         if end < since_epoch().saturating_add(RENEW_BEFORE) {
-            return Ok(Leaf::Renew("it ends within a year"));
+            return renew("it ends within a year");
         }
-        Ok(Leaf::Good)
+        // What another CA issued is its business.
+        let authority = read_certificate(&self.ca_certificate())?;
+        let ours = parsed.tbs_certificate().issuer() == authority.tbs_certificate().subject();
+        match names.missing_in(&before) {
+            Some(missing) if ours => renew(&format!("it is not for {missing}")),
+            _ => Ok(Leaf::Good),
+        }
     }
 }
 
@@ -248,7 +272,72 @@ impl InUse {
 enum Leaf {
     Good,
     Missing,
-    Renew(&'static str),
+    /// Why, and the names that it is for.
+    Renew(String, Vec<String>),
+}
+
+/// What a server certificate is for.
+#[derive(Clone, Debug, Default)]
+struct ServerNames {
+    all: Vec<String>,
+    /// How many of them make a certificate that lacks one useless, the first.
+    needed: usize,
+}
+
+impl ServerNames {
+    fn new(configured: &[String]) -> Self {
+        let mut all: Vec<String> = ["localhost", "127.0.0.1", "::1"].map(String::from).into();
+        let mut anywhere = false;
+        for name in configured {
+            match name.parse::<IpAddr>() {
+                Ok(ip) if ip.is_unspecified() => anywhere = true,
+                Ok(ip) => add(&mut all, ip.to_string()),
+                Err(_) if is_name(name) => add(&mut all, name.clone()),
+                Err(_) => {}
+            }
+        }
+        let mut needed = all.len();
+        let host = rustix::system::uname()
+            .nodename()
+            .to_string_lossy()
+            .into_owned();
+        if is_name(&host) {
+            add(&mut all, host);
+        }
+        // Who listens on all addresses is asked by name; others may be renamed.
+        if anywhere {
+            needed = all.len();
+        }
+        Self { all, needed }
+    }
+
+    fn missing_in(&self, names: &[String]) -> Option<&str> {
+        let needed = self.all.iter().take(self.needed);
+        needed
+            .into_iter()
+            .find(|needed| !names.iter().any(|name| name.eq_ignore_ascii_case(needed)))
+            .map(String::as_str)
+    }
+
+    /// Another server of the same directory may need what the certificate before was for.
+    fn keep(&mut self, before: Vec<String>) {
+        for name in before {
+            if self.all.len() < MOST_NAMES && (is_name(&name) || name.parse::<IpAddr>().is_ok()) {
+                add(&mut self.all, name);
+            }
+        }
+    }
+}
+
+fn add(names: &mut Vec<String>, name: String) {
+    if !names.iter().any(|known| known.eq_ignore_ascii_case(&name)) {
+        names.push(name);
+    }
+}
+
+fn is_name(text: &str) -> bool {
+    let known = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
+    !text.is_empty() && text.len() <= 253 && text.bytes().all(known)
 }
 
 fn parameters(
@@ -285,28 +374,6 @@ fn parameters(
 
 fn generate_key() -> Result<KeyPair, CaError> {
     KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(CaError::Issue)
-}
-
-fn server_names(extra: &[String]) -> Vec<String> {
-    let mut names: Vec<String> = ["localhost", "127.0.0.1", "::1"].map(String::from).into();
-    let host = rustix::system::uname()
-        .nodename()
-        .to_string_lossy()
-        .into_owned();
-    for name in std::iter::once(&host).chain(extra) {
-        let is_name = !name.is_empty()
-            && name.len() <= 253
-            && name
-                .bytes()
-                .all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b));
-        let specified = name
-            .parse::<IpAddr>()
-            .map_or(is_name, |ip| !ip.is_unspecified());
-        if specified && !names.contains(name) {
-            names.push(name.clone());
-        }
-    }
-    names
 }
 
 fn since_epoch() -> Duration {
@@ -513,9 +580,58 @@ mod tests {
         CaDirectory::ensure(root.path(), &[]).unwrap();
         assert_ne!(before, fs::read(&certificate).unwrap());
         assert!(matches!(
-            directory.leaf_condition(&certificate, &key),
+            directory.leaf_condition(&certificate, &key, &ServerNames::default()),
             Ok(Leaf::Good)
         ));
+    }
+
+    /// Verifier and registrar share the certificate: each has its own address.
+    #[test]
+    fn a_server_certificate_is_for_all_names_of_all_its_servers() {
+        let root = tempfile::tempdir().unwrap();
+        let names = |configured: &[&str]| {
+            let configured: Vec<_> = configured.iter().map(ToString::to_string).collect();
+            let directory = CaDirectory::ensure(root.path(), &configured).unwrap();
+            let certificate = read_certificate(&directory.server().0).unwrap();
+            alternative_names(&certificate).unwrap()
+        };
+        let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        let always = ["localhost", "127.0.0.1", "::1"];
+        let first = names(&["192.0.2.1", "verifier.example", "not a name"]);
+        for name in always.iter().chain(&["192.0.2.1", "verifier.example", &host]) {
+            assert!(first.iter().any(|known| known == name), "{name}: {first:?}");
+        }
+        let both = names(&["2001:DB8:0::1"]);
+        for name in first.iter().map(String::as_str).chain(["2001:db8::1"]) {
+            assert!(both.iter().any(|known| known == name), "{name}: {both:?}");
+        }
+        let before = files(root.path());
+        for unchanged in [&["192.0.2.1"][..], &["0.0.0.0", "VERIFIER.example"], &[]] {
+            names(unchanged);
+            assert_eq!(files(root.path()), before, "{unchanged:?}");
+        }
+        let many: Vec<_> = (0..100).map(|number| format!("h{number}.example")).collect();
+        for name in &many {
+            assert!(names(&[name]).contains(name));
+        }
+        assert!(names(&[]).len() <= MOST_NAMES);
+    }
+
+    #[test]
+    fn a_server_certificate_of_another_ca_stays_whatever_it_is_for() {
+        let root = tempfile::tempdir().unwrap();
+        let directory = CaDirectory::ensure(root.path(), &[]).unwrap();
+        let (certificate, key) = directory.server();
+        let own = generate_key().unwrap();
+        let mut params = parameters("x", &CaSubject::default(), LEAF_LIFETIME).unwrap();
+        params.subject_alt_names = CertificateParams::new(["corp.example".to_owned()])
+            .unwrap()
+            .subject_alt_names;
+        fs::write(&certificate, params.self_signed(&own).unwrap().pem()).unwrap();
+        fs::write(&key, own.serialize_pem()).unwrap();
+        let before = files(root.path());
+        CaDirectory::ensure(root.path(), &["192.0.2.1".into()]).unwrap();
+        assert_eq!(files(root.path()), before);
     }
 
     #[test]
