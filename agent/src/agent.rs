@@ -23,6 +23,7 @@ use crate::{
     evidence::{Collector, bootlog::BootLog, ima::ImaList, userspace::UserspaceLog},
     http::Api,
     identity::{
+        agent_data::Candidate,
         ak::{self, AkError, Keys},
         device::{DeviceError, DeviceIdentity, DevicePlan, Identified},
         id::{self, IdError},
@@ -328,7 +329,6 @@ fn registrar_client(config: &Config) -> Result<Client, InvalidConfig> {
             None => ServerTrust::Roots(authorities),
             Some(name) => ServerTrust::Named { authorities, name },
         };
-        let roots = tls::load_certificates(&config.registrar_ca_file()).map_err(invalid)?;
         // No client certificate: those of the registrar's CA belong to administrators.
         Some(tls::client_config(trust, None).map_err(invalid)?)
     } else {
@@ -402,7 +402,7 @@ fn find_keys(
     tpm: &mut dyn Tpm,
     template: AkTemplate,
     path: &Path,
-    agent_data: &[PathBuf],
+    agent_data: &[Candidate],
     device: Option<&DevicePlan>,
 ) -> Result<Provisioned, AgentError> {
     let device = device.map(|plan| plan.identify(tpm)).transpose()?;

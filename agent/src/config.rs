@@ -61,8 +61,9 @@ pub struct Config {
     pub payload_key: Option<PathBuf>,
     /// Password of `payload_key`. Default: none, the file is not encrypted.
     pub payload_key_password: Secret,
-    /// The file in which Keylime's agent keeps its AK, taken over when this agent has none yet.
-    /// Empty: none. Default: `agent_data.json` in the state directory, else in /var/lib/keylime.
+    /// The file in which Keylime's agent keeps its AK, taken over when this agent has none yet; it
+    /// must exist then. Empty: none. Default: `agent_data.json` in the state directory, else in
+    /// /var/lib/keylime, where there is one.
     pub agent_data_path: Option<PathBuf>,
     /// API versions to serve, and to register with; or the one word `default` (all) or `latest`.
     #[serde(deserialize_with = "checked::words")]
@@ -147,8 +148,8 @@ impl Default for Config {
             registrar_port: None,
             registrar_tls: false,
             registrar_tls_ca: None,
-            trusted_client_ca: None,
             registrar_tls_name: None,
+            trusted_client_ca: None,
             enable_agent_mtls: true,
             server_cert: None,
             server_key: None,

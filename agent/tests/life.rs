@@ -694,6 +694,28 @@ async fn registration_over_tls_checks_the_registrar_and_never_falls_back() {
     assert!(plain.registrar.0.lock().unwrap().registrations.is_empty());
 }
 
+/// Otherwise a host that moves would become another one for good.
+#[tokio::test]
+async fn a_named_file_of_keylimes_agent_that_is_missing_ends_the_start() {
+    let stage = Stage::new().await;
+    let named = |path: &str| Config {
+        agent_data_path: Some(path.into()),
+        ..stage.config()
+    };
+    let error = stage.run(named("agent_data.jsn")).await;
+    assert_eq!(error.exit_status(), agent::EX_CONFIG);
+    let text = error.to_string();
+    assert!(text.contains("agent_data.jsn") && text.contains("agent_data_path"), "{text}");
+    assert!(stage.registrar.0.lock().unwrap().registrations.is_empty());
+    let running = stage.start(named(""));
+    stage.activated(1).await;
+    running.stop().await;
+    // It has an AK of its own from now on, whatever the option says.
+    let running = stage.start(named("agent_data.jsn"));
+    stage.activated(2).await;
+    running.stop().await;
+}
+
 #[tokio::test]
 async fn a_missing_ca_file_is_a_configuration_error_that_names_it() {
     let stage = Stage::new().await;

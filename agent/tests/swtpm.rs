@@ -17,6 +17,7 @@ use std::{
 use tempfile::TempDir;
 use troth_agent::{
     identity::{
+        agent_data::Candidate,
         ak::{self, AkError, Keys},
         saved::Problem,
     },
@@ -352,11 +353,14 @@ fn the_ak_of_keylimes_agent_is_taken_over() {
             "ak_private": blobs.private,
             "ek_hash": AgentId::hash_ek(&ek).as_str().as_bytes(),
         });
-        let left = [host.directory.path().join("agent_data.json")];
-        let start = |host: &Host, data: &serde_json::Value, files: &[PathBuf]| {
+        let left = [Candidate {
+            path: host.directory.path().join("agent_data.json"),
+            named: true,
+        }];
+        let start = |host: &Host, data: &serde_json::Value, files: &[Candidate]| {
             if let [file] = files {
                 let text = serde_json::to_string_pretty(data).unwrap();
-                std::fs::write(file, text).unwrap();
+                std::fs::write(&file.path, text).unwrap();
             }
             let path = host.directory.path().join(ak::FILE);
             ak::load_or_create(&mut host.open(), &template(kind), &path, files)

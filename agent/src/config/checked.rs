@@ -15,7 +15,7 @@ use zeroize::Zeroizing;
 use super::Config;
 use crate::{
     http::ApiVersion,
-    identity::agent_data,
+    identity::agent_data::{self, Candidate},
     tpm::{AkTemplate, Endorsement, KeyKind},
 };
 
@@ -200,14 +200,17 @@ impl Config {
     }
 
     /// Where an AK of Keylime's agent may be, in the order of preference.
-    pub fn agent_data_files(&self) -> Vec<PathBuf> {
+    pub fn agent_data_files(&self) -> Vec<Candidate> {
+        let candidate = |path: &Path, named| Candidate {
+            path: self.state_dir.join(path),
+            named,
+        };
         match &self.agent_data_path {
             Some(none) if none.as_os_str().is_empty() => Vec::new(),
-            Some(file) => vec![self.state_dir.join(file)],
-            None => vec![
-                self.state_dir.join(agent_data::FILE),
-                agent_data::KEYLIME.into(),
-            ],
+            Some(file) => vec![candidate(file, true)],
+            None => [agent_data::FILE, agent_data::KEYLIME]
+                .map(|file| candidate(Path::new(file), false))
+                .into(),
         }
     }
 
@@ -426,7 +429,9 @@ mod tests {
     fn keylimes_ak_is_looked_for_here_and_there_or_not_at_all() {
         let files = |path: Option<&str>| {
             let config = with(|c| c.agent_data_path = path.map(Into::into));
-            config.agent_data_files()
+            let files = config.agent_data_files();
+            assert!(files.iter().all(|file| file.named == path.is_some()));
+            files.into_iter().map(|file| file.path).collect::<Vec<_>>()
         };
         let (ours, theirs) = (
             "/var/lib/troth/agent_data.json",

@@ -19,6 +19,15 @@ pub const FILE: &str = "agent_data.json";
 /// The file in Keylime's own working directory.
 pub const KEYLIME: &str = "/var/lib/keylime/agent_data.json";
 
+/// Where an AK of Keylime's agent may be.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Candidate {
+    /// The file.
+    pub path: PathBuf,
+    /// Does the configuration name it? Then it must exist.
+    pub named: bool,
+}
+
 /// Largest file that is read; one with an RSA-4096 AK has about 8 KiB.
 const FILE_LIMIT: u64 = 64 * 1024;
 
@@ -47,39 +56,32 @@ pub(super) struct Found {
 
 /// The AK in the first of `candidates` that exists, checked against configuration and EK. Whether
 /// the private area is this TPM's is for the TPM to say.
+///
+/// Where nobody can tell whether there is one, that is an error: a new AK, once made, would be this
+/// host's for good.
 pub(super) fn find(
-    candidates: &[PathBuf],
+    candidates: &[Candidate],
     template: &AkTemplate,
     ek: &Public,
 ) -> Result<Option<Found>, SavedAkError> {
-    for path in candidates {
-        if let Some(content) = read(path)? {
-            let blobs = parse(path, &content, template, ek)?;
-            let path = path.clone();
+    for candidate in candidates {
+        if let Some(content) = read(candidate)? {
+            let path = candidate.path.clone();
+            let blobs = parse(&path, &content, template, ek)?;
             return Ok(Some(Found { path, blobs }));
         }
     }
     Ok(None)
 }
 
-/// `None` if there is no such file, as far as this user may know.
-fn read(path: &Path) -> Result<Option<Vec<u8>>, SavedAkError> {
+/// `None` if there is no such file, and need not be one.
+fn read(candidate: &Candidate) -> Result<Option<Vec<u8>>, SavedAkError> {
+    let path = &candidate.path;
     let failed = |error| Origin::Keylime.error(path, Problem::Unreadable(error));
     match fs::metadata(path) {
         Ok(about) if about.is_file() => {}
         Ok(_) => return Err(damaged(path, "not a regular file".into())),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        // Keylime's directory is closed to others; what is in it nobody has told us to use.
-        Err(error)
-            if error.kind() == io::ErrorKind::PermissionDenied && path == Path::new(KEYLIME) =>
-        {
-            tracing::warn!(
-                "{}: {error}; to keep the identity of Keylime's agent, copy the file to state_dir",
-                path.display()
-            );
-            return Ok(None);
-        }
-        Err(error) => return Err(failed(error)),
+        Err(error) => return absent(candidate, error),
     }
     let mut content = Vec::new();
     File::open(path)
@@ -89,6 +91,18 @@ fn read(path: &Path) -> Result<Option<Vec<u8>>, SavedAkError> {
         return Ok(Some(content));
     }
     Err(damaged(path, format!("larger than {FILE_LIMIT} bytes")))
+}
+
+/// What it means that nothing is known of a file.
+fn absent(candidate: &Candidate, error: io::Error) -> Result<Option<Vec<u8>>, SavedAkError> {
+    let problem = match error.kind() {
+        io::ErrorKind::NotFound if !candidate.named => return Ok(None),
+        io::ErrorKind::NotFound => Problem::Missing,
+        // Keylime's directory is closed to others.
+        io::ErrorKind::PermissionDenied => Problem::Hidden(error),
+        _ => Problem::Unreadable(error),
+    };
+    Err(Origin::Keylime.error(&candidate.path, problem))
 }
 
 fn parse(
@@ -239,6 +253,7 @@ mod tests {
         fn start(&self) -> Result<Keys, AkError> {
             let mut tpm = self.chip.open().unwrap();
             let candidates = [self.path("absent.json"), self.path(FILE)];
+            let candidates = candidates.map(|path| Candidate { path, named: false });
             ak::load_or_create(&mut tpm, &TEMPLATE, &self.path(ak::FILE), &candidates)
         }
     }
@@ -317,6 +332,36 @@ mod tests {
             );
             assert!(!host.path(ak::FILE).exists(), "{told}");
         }
+    }
+
+    /// What was copied there later would be too late.
+    #[test]
+    fn a_file_that_nobody_can_see_is_no_reason_for_a_new_ak() {
+        let host = Host::new();
+        let candidate = |named| Candidate {
+            path: host.path("elsewhere.json"),
+            named,
+        };
+        let denied = || io::Error::from(io::ErrorKind::PermissionDenied);
+        for named in [false, true] {
+            let text = absent(&candidate(named), denied()).unwrap_err().to_string();
+            for part in ["elsewhere.json", "permission denied", "Copy", "agent_data_path = \"\""] {
+                assert!(text.contains(part), "{part}: {text}");
+            }
+        }
+        let start = |named| {
+            let mut tpm = host.chip.open().unwrap();
+            ak::load_or_create(&mut tpm, &TEMPLATE, &host.path(ak::FILE), &[candidate(named)])
+        };
+        let error = start(true).unwrap_err();
+        assert!(!error.is_transient());
+        let text = error.to_string();
+        for part in ["elsewhere.json", "does not exist", "agent_data_path"] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+        assert!(!host.path(ak::FILE).exists());
+        assert!(start(false).unwrap().created);
+        assert!(!start(true).unwrap().created, "taken over is taken over");
     }
 
     #[test]

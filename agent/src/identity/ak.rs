@@ -1,4 +1,4 @@
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use serde::{Deserialize, Serialize};
@@ -75,13 +75,13 @@ impl AkError {
 }
 
 /// Loads EK and AK. Without `path`, the AK in the first of the `agent_data` files that exists is
-/// taken over. A new AK is made only when no file of an old one exists, and saved before it is
-/// used. Both keys stay loaded.
+/// taken over. A new AK is made only when it is known that no file of an old one exists, and saved
+/// before it is used. Both keys stay loaded.
 pub fn load_or_create(
     tpm: &mut dyn Tpm,
     template: &AkTemplate,
     path: &Path,
-    agent_data: &[PathBuf],
+    agent_data: &[agent_data::Candidate],
 ) -> Result<Keys, AkError> {
     let public = |key, bytes: &[u8]| {
         Public::from_tpmt(bytes).map_err(|source| AkError::Public { key, source })
@@ -191,7 +191,7 @@ fn damaged(path: &Path, reason: String) -> AkError {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
+    use std::{fs, path::PathBuf};
 
     use troth_core::tpm::{HashAlgorithm, SignatureScheme};
 

@@ -34,6 +34,12 @@ pub enum Problem {
     /// The file cannot be read.
     #[error("holds this host's AK and cannot be read: {0}")]
     Unreadable(io::Error),
+    /// Nobody may see whether there is a file.
+    #[error("may hold the AK by which this host is known, and cannot be looked at: {0}")]
+    Hidden(io::Error),
+    /// A file that the configuration names is not there.
+    #[error("does not exist, although agent_data_path names it as the file of this host's AK")]
+    Missing,
     /// The file is not what was written.
     #[error("is damaged: {0}")]
     Damaged(String),
@@ -93,7 +99,13 @@ impl fmt::Display for Advice<'_> {
                  remove` with its id"
             ),
             Origin::Keylime => {
-                if let Problem::Unreadable(_) = problem {
+                if let Problem::Missing = problem {
+                    return f.write_str(
+                        "Put the file of Keylime's agent there; where this host never had one, \
+                         take the option out, or set it to \"\"",
+                    );
+                }
+                if let Problem::Unreadable(_) | Problem::Hidden(_) = problem {
                     f.write_str(
                         "Copy the file to agent_data.json in state_dir and give it to this \
                          agent's user. ",
