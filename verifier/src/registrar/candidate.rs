@@ -9,12 +9,19 @@ use troth_core::{
     wire::Registration,
 };
 use troth_daemon::tls::{TlsError, certificates_from_pem};
+use x509_cert::der::pem::{LineEnding, encode_string};
 
 use super::rules::Rules;
 use crate::{
     config::TpmIdentity,
     store::{Agent, Device},
 };
+
+/// Bytes of DER of one certificate that is kept; one of an RSA-4096 key has some 2,000.
+const MAX_CERTIFICATE: usize = 4 * 1024;
+/// Bytes of DER of the CAs' certificates that are kept with an EK's; TPMs have up to four or five
+/// of some 1,000.
+const MAX_CHAIN: usize = 8 * 1024;
 
 /// A registration that is well formed, consistent in itself, and safe to challenge.
 #[derive(Debug)]
@@ -52,12 +59,7 @@ impl Candidate {
         check_identity(id, &ek, &ek_certificates, &ak, device.as_ref(), rules)?;
 
         let mtls_cert = registration.mtls_cert.filter(|pem| !pem.is_empty());
-        if let Some(pem) = mtls_cert.as_deref().filter(|pem| *pem != "disabled") {
-            let certificates = certificates_from_pem(pem.as_bytes()).map_err(Unfit::Certificate)?;
-            if let Some(certificate) = certificates.first() {
-                rules.check_form("mtls_cert", certificate)?;
-            }
-        }
+        let mtls_cert = mtls_cert.map(|pem| tls_certificate(pem, rules)).transpose()?;
         let ip = registration
             .ip
             .filter(|ip| is_host(ip))
@@ -66,6 +68,11 @@ impl Candidate {
             .port
             .filter(|port| *port != 0)
             .ok_or(Unfit::Contact("port"))?;
+        let chain: usize = ek_certificates.iter().skip(1).map(Vec::len).sum();
+        if chain > MAX_CHAIN {
+            let member = "ekcert (certificates of CAs, together)";
+            return Err(Unfit::too_large(member, chain, MAX_CHAIN));
+        }
         let mut ek_certificates = ek_certificates.iter().map(|der| STANDARD.encode(der));
         let agent = Agent {
             agent_id: id.as_str().to_owned(),
@@ -85,6 +92,28 @@ impl Candidate {
             ak_name: ak.name(),
             ek,
         })
+    }
+}
+
+/// The host's TLS certificate as it is kept: the first one, which is all that its peers look at,
+/// as PEM; or `disabled`.
+fn tls_certificate(pem: String, rules: &Rules) -> Result<String, Unfit> {
+    if pem == "disabled" {
+        return Ok(pem);
+    }
+    let certificates = certificates_from_pem(pem.as_bytes()).map_err(Unfit::Certificate)?;
+    let first = certificates.first();
+    let certificate = first.ok_or(Unfit::Certificate(TlsError::NoCertificate))?;
+    rules.check_form("mtls_cert", certificate)?;
+    check_size("mtls_cert", certificate)?;
+    encode_string("CERTIFICATE", LineEnding::LF, certificate)
+        .map_err(|_| Unfit::Certificate(TlsError::NoCertificate))
+}
+
+fn check_size(member: &'static str, certificate: &[u8]) -> Result<(), Unfit> {
+    match certificate.len() {
+        size if size > MAX_CERTIFICATE => Err(Unfit::too_large(member, size, MAX_CERTIFICATE)),
+        _ => Ok(()),
     }
 }
 
@@ -195,6 +224,7 @@ fn certificates(
         return Ok(Vec::new());
     };
     rules.check_form(member, &own)?;
+    check_size(member, &own)?;
     let mut all = vec![own];
     all.extend(ek_certificate_chain(text));
     Ok(all)
@@ -257,6 +287,16 @@ pub(super) enum Unfit {
     /// A certificate that only a lenient reader can read.
     #[error("{0} is not strict DER, which malformed_cert_action = \"reject\" asks for")]
     Malformed(&'static str),
+    /// A certificate beyond what is kept of anybody.
+    #[error("{member}: {size} bytes of DER, of which {limit} are taken")]
+    TooLarge {
+        /// Which member.
+        member: &'static str,
+        /// Its size.
+        size: usize,
+        /// What would be taken.
+        limit: usize,
+    },
     /// A required member is not there.
     #[error("{0} is missing")]
     Missing(&'static str),
@@ -271,4 +311,14 @@ pub(super) enum Unfit {
         /// The reason.
         source: StructureError,
     },
+}
+
+impl Unfit {
+    fn too_large(member: &'static str, size: usize, limit: usize) -> Self {
+        Self::TooLarge {
+            member,
+            size,
+            limit,
+        }
+    }
 }

@@ -15,7 +15,7 @@ use troth_verifier::{
 
 use super::{
     common::{SoftTpm, ecdsa_public},
-    start_with,
+    start, start_with,
 };
 
 /// tcg-kp-EKCertificate and tcg-kp-AIKCertificate.
@@ -376,4 +376,49 @@ async fn a_tpm_has_one_id_where_that_is_asked_for() {
         server.enrol("a", &tpm, tpm.registration()).await;
         server.stop().await;
     }
+}
+
+/// Anybody may have thousands of registrations wait: what is kept of each is bounded.
+#[tokio::test]
+async fn of_a_tls_certificate_the_first_is_kept_and_none_that_is_too_large() {
+    let root = tempfile::tempdir().unwrap();
+    let server = start(root.path()).await;
+    let tpm = SoftTpm::new();
+    let pem = |names: usize| {
+        let names: Vec<_> = (0..names).map(|n| format!("name-{n}.node.example")).collect();
+        let key = KeyPair::generate().unwrap();
+        let params = CertificateParams::new(names).unwrap();
+        params.self_signed(&key).unwrap().pem()
+    };
+    let with = |member: &str, text: &str| {
+        let mut body = tpm.registration();
+        body[member] = json!(text);
+        body
+    };
+    // As agents send it, alone; with its issuers; and with other line ends and much else.
+    let own = pem(3);
+    let issuers: String = (0..60).map(|_| pem(1)).collect();
+    let odd = format!("subject=x\n{}{}", own.replace('\n', "\r\n"), "y".repeat(10_000));
+    for text in [&own, &format!("{own}{issuers}"), &odd] {
+        server.enrol("a", &tpm, with("mtls_cert", text)).await;
+        assert_eq!(server.show("a").await.1["results"]["mtls_cert"], own);
+    }
+    let ca = pem(200);
+    for (member, text, limit) in [
+        ("mtls_cert", &ca, "mtls_cert: "),
+        ("ekcert", &ca, "ekcert: "),
+        ("iak_cert", &ca, "iak_cert: "),
+    ] {
+        let mut body = with(member, text);
+        if member == "iak_cert" {
+            for key in ["iak_tpm", "idevid_tpm"] {
+                body[key] = json!(tpm.ak_tpm());
+            }
+        }
+        let (status, answer) = server.register("a", body).await;
+        let told = answer["status"].as_str().unwrap();
+        assert_eq!(status, 400, "{told}");
+        assert!(told.contains(limit) && told.contains("4096"), "{told}");
+    }
+    server.stop().await;
 }

@@ -140,3 +140,30 @@ fn ten_thousand_bogus_registrations() {
         "{size} bytes for 1,000 registrations that wait"
     );
 }
+
+/// Registrations of 60 KiB each, as large as a body may be: certificates that nobody looks at.
+///
+/// Check: `verifier/src/registrar/candidate.rs`: `let first = certificates.first();`
+#[test]
+fn bogus_registrations_as_large_as_they_may_be() {
+    const COUNT: u32 = 400;
+    let registrar = Registrar::with("source_rate_limit = 0");
+    let key = rcgen::KeyPair::generate().unwrap();
+    let certificate = rcgen::CertificateParams::default().self_signed(&key);
+    let certificate = certificate.unwrap().pem();
+    let mut body = Tpm::new().registration();
+    let copies = 60_000 / certificate.len();
+    body["mtls_cert"] = json!(certificate.repeat(copies));
+    for number in 0..COUNT {
+        let path = format!("/v2.6/agents/bogus-{number}");
+        let reply = registrar.anyone.send(Method::POST, &path, Some(&body));
+        assert_eq!(reply.unwrap().status, 200);
+    }
+    // With the journal of what is not in it yet, of 4 MiB.
+    let state = registrar.stage.path().join("fleet/state");
+    let sizes = ["reg_data.sqlite", "reg_data.sqlite-wal"]
+        .map(|name| std::fs::metadata(state.join(name)).map_or(0, |file| file.len()));
+    let size: u64 = sizes.iter().sum();
+    assert!(size < 10 << 20, "{size} bytes for {COUNT} registrations");
+    registrar.take_in(VICTIM, &Tpm::new());
+}
