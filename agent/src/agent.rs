@@ -15,7 +15,9 @@ use troth_daemon::{
     notify, resident,
     server::{self, Limits},
     shutdown::Shutdown,
-    tls::{self, ClientAuth, ServedIdentity, ServerTls, ServerTrust, TlsError},
+    tls::{
+        self, ClientAuth, RevocationFiles, ServedIdentity, ServerTls, ServerTrust, TlsError,
+    },
 };
 
 use crate::{
@@ -162,6 +164,7 @@ async fn start_and_serve(
     tracing::info!("listening on {address}");
     resident::release_start_up_code();
     let serving = format!("Attesting as {} on {address}", service.id);
+    let revocation = follow_revocation(service.revocation, service.tls.clone());
     notify::ready(&serving);
     tokio::select! {
         () = server::serve(
@@ -173,6 +176,7 @@ async fn start_and_serve(
         ) => Ok(()),
         never = watch_tpm(tpm, &serving) => match never {},
         never = keep_certificate(service.renewal) => match never {},
+        never = revocation => match never {},
     }
 }
 
@@ -181,6 +185,7 @@ struct Service {
     id: AgentId,
     listener: TcpListener,
     tls: Option<ServerTls>,
+    revocation: RevocationFiles,
     api: Api,
     /// Without mTLS there is nothing to renew.
     renewal: Option<Renewal>,
@@ -217,11 +222,15 @@ async fn prepare(config: &Config, tpm: &TpmHandle) -> Result<Service, AgentError
         key: config.file(config.server_key.as_deref(), mtls::KEY_FILE),
         password: config.server_key_password.clone(),
     };
+    let mut revocation = config.client_crl_files();
     let (tls, served, mtls_cert) = match client_auth {
         Some(client_auth) => {
             let identity = mtls::load_or_create(&files, &id, &contact)?;
             let served = ServedIdentity::new(identity.tls);
             let tls = tls::server_config_showing(&served, client_auth)?;
+            if let Some(clients) = tls.clients() {
+                revocation.apply(clients).map_err(InvalidConfig::ClientCrl)?;
+            }
             (Some(tls), Some(served), identity.certificate_pem)
         }
         None => {
@@ -286,6 +295,7 @@ async fn prepare(config: &Config, tpm: &TpmHandle) -> Result<Service, AgentError
         id,
         listener,
         tls,
+        revocation,
         api,
         renewal,
     })
@@ -455,6 +465,13 @@ async fn keep_certificate(renewal: Option<Renewal>) -> Infallible {
         Some(renewal) => renewal.keep().await,
         None => std::future::pending().await,
     }
+}
+
+async fn follow_revocation(files: RevocationFiles, tls: Option<ServerTls>) -> Infallible {
+    if let Some(tls) = tls {
+        files.follow(tls).await;
+    }
+    std::future::pending().await
 }
 
 /// Tells the service manager whether the TPM answers. The watchdog is fed by nothing else: an agent

@@ -49,6 +49,10 @@ pub struct Config {
     /// CA certificates that a client's certificate must chain to.
     /// Default: `cv_ca/cacert.crt` in the state directory.
     pub trusted_client_ca: Option<Vec<PathBuf>>,
+    /// Lists of client certificates that are revoked (CRL, PEM or DER), each signed by one of
+    /// `trusted_client_ca`; read again when they change. Default: `cacrl.pem` and `cacrl.der` beside
+    /// the files of `trusted_client_ca`, if they exist.
+    pub client_crl: Vec<PathBuf>,
     /// Serve over mutual TLS. Without, anybody may ask for quotes.
     pub enable_agent_mtls: bool,
     /// TLS server certificate, PEM. Default: `server-cert.crt`, made when missing.
@@ -150,6 +154,7 @@ impl Default for Config {
             registrar_tls_ca: None,
             registrar_tls_name: None,
             trusted_client_ca: None,
+            client_crl: Vec::new(),
             enable_agent_mtls: true,
             server_cert: None,
             server_key: None,

@@ -705,7 +705,10 @@ async fn a_named_file_of_keylimes_agent_that_is_missing_ends_the_start() {
     let error = stage.run(named("agent_data.jsn")).await;
     assert_eq!(error.exit_status(), agent::EX_CONFIG);
     let text = error.to_string();
-    assert!(text.contains("agent_data.jsn") && text.contains("agent_data_path"), "{text}");
+    assert!(
+        text.contains("agent_data.jsn") && text.contains("agent_data_path"),
+        "{text}"
+    );
     assert!(stage.registrar.0.lock().unwrap().registrations.is_empty());
     let running = stage.start(named(""));
     stage.activated(1).await;

@@ -40,6 +40,7 @@ pub use self::{
     clients::Clients,
     named::alternative_names,
     revocation::{RevocationError, RevocationLists},
+    revocation_files::{REVOCATION_LIST, RevocationFiles},
 };
 use crate::{
     config::Secret,
@@ -52,6 +53,8 @@ mod clients;
 pub(crate) mod named;
 /// Certificate revocation lists.
 pub(crate) mod revocation;
+/// Files of such lists, which may be replaced at any time.
+mod revocation_files;
 
 /// A certificate chain with its private key. Cheap to clone: the key is read once, and shared by
 /// all configurations.

@@ -23,8 +23,6 @@ pub mod program;
 pub mod registrar;
 /// What the REST interfaces of both servers share: versions and envelopes.
 mod rest;
-/// Files of certificate revocation lists, followed while a server runs.
-mod revocation;
 /// Starting either server: CA, database, listeners.
 pub mod server;
 /// Everything that outlives a process.

@@ -16,6 +16,6 @@ pub const UNREACHABLE: &str = "80ad69f53bca4850b32e8fb6aa3d502b";
 /// A certificate that the server uses ends soon.
 pub const CERTIFICATE_ENDS: &str = "abff027369c64f7d9d91a55c79b75968";
 /// A list of revoked client certificates is out of date, or could not be read again.
-pub const REVOCATION_LIST: &str = "54740f8fc86949b49523e7c141173edc";
+pub use troth_daemon::tls::REVOCATION_LIST;
 /// Evidence is not kept, as its directory cannot be written or not fast enough.
 pub const EVIDENCE_LOST: &str = "464afa0431dd4eed8e523f8464437cdd";

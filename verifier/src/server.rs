@@ -13,7 +13,7 @@ use troth_daemon::{
     notify, resident,
     server::{Limits, serve},
     shutdown::Shutdown,
-    tls::{RevocationError, ServerTls, TlsError},
+    tls::{RevocationError, RevocationFiles, ServerTls, TlsError},
 };
 
 use crate::{
@@ -23,7 +23,6 @@ use crate::{
     messages,
     poll::{Fleet, FleetError},
     registrar::Registrar,
-    revocation::RevocationFiles,
     store::{Schema, Store, StoreError},
     tls::TlsFiles,
 };
@@ -32,9 +31,6 @@ use crate::{
 const STATUS_INTERVAL: Duration = Duration::from_secs(10);
 /// How often a verifier looks whether another one has replaced policies: a row is read.
 const POLICY_INTERVAL: Duration = Duration::from_secs(2);
-/// How often a server looks whether a list of revoked certificates has changed: files are looked at,
-/// and read when they have.
-const REVOCATION_INTERVAL: Duration = Duration::from_secs(2);
 /// How often a server looks whether the certificates that it loaded end soon.
 const CERTIFICATE_INTERVAL: Duration = Duration::from_secs(86_400);
 
@@ -96,7 +92,7 @@ impl RegistrarServer {
         }
         let keep_alive = tokio::spawn(watchdog(self.store.clone()));
         let watching = tokio::spawn(watch_certificates(self.certificates));
-        let revoking = tokio::spawn(follow_revocation(self.revocation, self.tls.clone()));
+        let revoking = tokio::spawn(self.revocation.follow(self.tls.clone()));
         let limits = Limits::default();
         tokio::join!(
             serve(
@@ -177,7 +173,7 @@ impl VerifierServer {
         }
         let keep_alive = tokio::spawn(watchdog(self.store.clone()));
         let watching = tokio::spawn(watch_certificates(self.certificates));
-        let revoking = tokio::spawn(follow_revocation(self.revocation, self.tls.clone()));
+        let revoking = tokio::spawn(self.revocation.follow(self.tls.clone()));
         let telling = tokio::spawn(tell_status(Arc::clone(&self.fleet)));
         let following = tokio::spawn(follow_policies(Arc::clone(&self.fleet)));
         serve(
@@ -227,15 +223,6 @@ async fn watch_certificates(certificates: Vec<InUse>) {
         for warning in certificates.iter().filter_map(InUse::warning) {
             tracing::warn!(message_id = messages::CERTIFICATE_ENDS, "{warning}");
         }
-    }
-}
-
-/// Takes over lists of revoked certificates that are replaced while the server runs.
-async fn follow_revocation(mut files: RevocationFiles, tls: ServerTls) {
-    let mut ticks = tokio::time::interval(REVOCATION_INTERVAL);
-    while let Some(clients) = tls.clients() {
-        ticks.tick().await;
-        files.follow(clients).await;
     }
 }
 

@@ -2,13 +2,14 @@ use std::path::PathBuf;
 
 use troth_daemon::{
     config::Secret,
-    tls::{ClientAuth, Identity, ServerTls, load_certificates, server_config},
+    tls::{
+        ClientAuth, Identity, RevocationFiles, ServerTls, load_certificates, server_config,
+    },
 };
 
 use crate::{
     ca::{CaDirectory, InUse},
     config::{CertificateFiles, TlsOptions},
-    revocation::RevocationFiles,
     server::StartError,
 };
 
@@ -38,7 +39,7 @@ impl TlsFiles {
         if authorities.is_empty() {
             authorities.push(ca.ca_certificate());
         }
-        let revocation = RevocationFiles::new(options.client_crl, &options.ca_dir);
+        let revocation = RevocationFiles::new(options.client_crl, &[&options.ca_dir]);
         let files = Self {
             server,
             client,
@@ -200,5 +201,16 @@ mod tests {
             assert!(text.contains("key.pem") && text.contains(reason), "{text}");
             assert!(error.is_configuration());
         }
+    }
+
+    #[tokio::test]
+    async fn a_list_of_revoked_clients_that_is_configured_must_be_there() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut options = options(directory.path());
+        options.client_crl = vec![directory.path().join("revoked.pem")];
+        let error = TlsFiles::open(options).await.unwrap().server().unwrap_err();
+        assert!(error.is_configuration());
+        let text = error.to_string();
+        assert!(text.contains("revoked.pem: No such file") && text.contains("client_crl"), "{text}");
     }
 }

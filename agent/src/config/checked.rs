@@ -9,7 +9,10 @@ use std::{
 
 use serde::{Deserialize, Deserializer};
 use troth_core::tpm::{HashAlgorithm, SignatureScheme};
-use troth_daemon::config::Secret;
+use troth_daemon::{
+    config::Secret,
+    tls::{RevocationError, RevocationFiles},
+};
 use zeroize::Zeroizing;
 
 use super::Config;
@@ -60,6 +63,9 @@ pub enum InvalidConfig {
         /// The file, and what is wrong with it.
         reason: String,
     },
+    /// A list of revoked clients cannot be used.
+    #[error("client_crl: {0}")]
+    ClientCrl(#[from] RevocationError),
     /// The registrar's CA file cannot be used.
     #[error("registrar_tls_ca: {reason}; copy the registrar's CA certificate there")]
     RegistrarCa {
@@ -197,6 +203,20 @@ impl Config {
             Some(files) => files.iter().map(|file| self.state_dir.join(file)).collect(),
             None => vec![self.state_dir.join(CA_FILE)],
         }
+    }
+
+    /// The lists of clients that are revoked.
+    pub fn client_crl_files(&self) -> RevocationFiles {
+        let configured = self.client_crl.iter();
+        let configured = configured.map(|file| self.state_dir.join(file)).collect();
+        let authorities = self.client_ca_files();
+        let mut directories: Vec<_> = authorities
+            .iter()
+            .filter_map(|file| file.parent())
+            .collect();
+        directories.sort_unstable();
+        directories.dedup();
+        RevocationFiles::new(configured, &directories)
     }
 
     /// Where an AK of Keylime's agent may be, in the order of preference.

@@ -345,13 +345,23 @@ mod tests {
         let denied = || io::Error::from(io::ErrorKind::PermissionDenied);
         for named in [false, true] {
             let text = absent(&candidate(named), denied()).unwrap_err().to_string();
-            for part in ["elsewhere.json", "permission denied", "Copy", "agent_data_path = \"\""] {
+            for part in [
+                "elsewhere.json",
+                "permission denied",
+                "Copy",
+                "agent_data_path = \"\"",
+            ] {
                 assert!(text.contains(part), "{part}: {text}");
             }
         }
         let start = |named| {
             let mut tpm = host.chip.open().unwrap();
-            ak::load_or_create(&mut tpm, &TEMPLATE, &host.path(ak::FILE), &[candidate(named)])
+            ak::load_or_create(
+                &mut tpm,
+                &TEMPLATE,
+                &host.path(ak::FILE),
+                &[candidate(named)],
+            )
         };
         let error = start(true).unwrap_err();
         assert!(!error.is_transient());

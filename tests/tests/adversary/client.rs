@@ -68,10 +68,8 @@ impl Doors {
     fn seen_by(&self, identity: Option<&Identity>) -> Seen {
         let ca = fs::read(self.ca_dir().join("cacert.crt")).unwrap();
         let ca = ServerTrust::Roots(certificates_from_pem(&ca).unwrap());
-        let certificate = fs::read(self.agent.tls_files().0).unwrap();
-        let certificate = certificates_from_pem(&certificate).unwrap().remove(0);
         let servers: Arc<ClientConfig> = client_config(ca, identity).unwrap();
-        let agent = client_config(ServerTrust::Pinned(certificate), identity).unwrap();
+        let agent = self.agent_tls(identity);
         let list = raw::request("GET /v2.6/agents/", "", "");
         let quote = raw::request(
             "GET /v2.6/quotes/identity?nonce=abcdefghij0123456789",
@@ -84,6 +82,13 @@ impl Doors {
             registrar: raw::status(fleet.registrar_tls_port(), Some(servers), &list),
             agent: raw::status(self.agent.address().port(), Some(agent), &quote),
         }
+    }
+
+    /// TLS towards the agent.
+    fn agent_tls(&self, identity: Option<&Identity>) -> Arc<ClientConfig> {
+        let certificate = fs::read(self.agent.tls_files().0).unwrap();
+        let certificate = certificates_from_pem(&certificate).unwrap().remove(0);
+        client_config(ServerTrust::Pinned(certificate), identity).unwrap()
     }
 
     /// What the bearer of a certificate sees that the CA issued with `change`; the honest one is
@@ -246,7 +251,7 @@ fn with_a_certificate_that_a_client_issued() {
 }
 
 /// A key that was lost, and whose certificate its CA has revoked since. Who has it is connected
-/// already. Agents know no lists: an operator changes `trusted_client_ca` there.
+/// already.
 ///
 /// Check: `daemon/src/tls/clients.rs`: `lists.revoke_any(&certificates)`
 #[test]
@@ -263,22 +268,22 @@ fn with_a_revoked_certificate() {
     )
     .unwrap();
     assert_eq!(thief.get("/v2.6/agents/").unwrap().status, 200);
+    let tls = doors.agent_tls(Some(&identity));
+    let reading = Api::over(doors.agent.address().port(), Some(tls)).unwrap();
+    let evidence = "/v2.6/quotes/identity?nonce=abcdefghij0123456789";
+    assert_eq!(reading.get(evidence).unwrap().status, 200);
     fs::write(
         doors.ca_dir().join("cacrl.pem"),
         revoking(&doors.ca_dir(), lost),
     )
     .unwrap();
-    let refused = Seen {
-        verifier: None,
-        registrar: None,
-        agent: Some(200),
-    };
     let start = Instant::now();
-    while doors.seen_by(Some(&identity)) != refused {
+    while doors.seen_by(Some(&identity)) != NO_CONNECTION {
         assert!(start.elapsed() < PATIENCE, "the list was not read");
         std::thread::sleep(Duration::from_millis(100));
     }
     thief.get("/v2.6/agents/").unwrap_err();
+    reading.get(evidence).unwrap_err();
     // Nobody else is.
     let status = |api: &Api| api.get("/v2.6/agents/").unwrap().status;
     assert_eq!(status(&doors.stage.operator.verifier), 200);

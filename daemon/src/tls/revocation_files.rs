@@ -8,18 +8,24 @@ use std::{
 };
 
 use rustls::pki_types::UnixTime;
-use troth_daemon::tls::{Clients, RevocationLists};
+use tokio::time::MissedTickBehavior;
 
-use crate::{messages, server::StartError};
+use super::{Clients, RevocationError, RevocationLists, ServerTls};
+
+/// `MESSAGE_ID=` of a list of revoked client certificates that is out of date, or could not be read
+/// again.
+pub const REVOCATION_LIST: &str = "54740f8fc86949b49523e7c141173edc";
 
 /// Keylime's names of the list in a CA directory.
 const DEFAULT: [&str; 2] = ["cacrl.pem", "cacrl.der"];
+/// How often they are looked at, and read when they have changed.
+const INTERVAL: Duration = Duration::from_secs(2);
 /// How often a list that its CA should have renewed is told of.
 const REMINDER: Duration = Duration::from_secs(86_400);
 
 /// Files of certificate revocation lists, and what they were like when they were read.
 #[derive(Debug)]
-pub(crate) struct RevocationFiles {
+pub struct RevocationFiles {
     paths: Vec<PathBuf>,
     /// They are lists that a CA directory may have.
     optional: bool,
@@ -35,11 +41,15 @@ pub(crate) struct RevocationFiles {
 type Stamp = (u64, u64, u64, i64, i64);
 
 impl RevocationFiles {
-    /// Those that are configured, else those of the CA directory.
-    pub(crate) fn new(configured: Vec<PathBuf>, ca_dir: &Path) -> Self {
+    /// Those that are configured, which must exist; else those of the CA directories, if there are
+    /// any.
+    pub fn new(configured: Vec<PathBuf>, ca_dirs: &[&Path]) -> Self {
         let optional = configured.is_empty();
         let paths = match optional {
-            true => DEFAULT.map(|name| ca_dir.join(name)).into(),
+            true => ca_dirs
+                .iter()
+                .flat_map(|directory| DEFAULT.map(|name| directory.join(name)))
+                .collect(),
             false => configured,
         };
         Self {
@@ -54,16 +64,26 @@ impl RevocationFiles {
 
     /// Reads them for a server that starts: a list that cannot be used is an error, as nobody knows
     /// whom it would have named.
-    pub(crate) fn apply(&mut self, clients: &Clients) -> Result<(), StartError> {
+    pub fn apply(&mut self, clients: &Clients) -> Result<(), RevocationError> {
         self.seen = self.stamps();
         self.in_force = self.wanted();
         self.lists = read(&self.in_force, clients)?;
         Ok(())
     }
 
+    /// Takes over those that are replaced while a server runs, for as long as it does.
+    pub async fn follow(mut self, tls: ServerTls) {
+        let mut ticks = tokio::time::interval(INTERVAL);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        while let Some(clients) = tls.clients() {
+            ticks.tick().await;
+            self.look(clients).await;
+        }
+    }
+
     /// Reads them again if one has changed. What cannot be used does not take the place of what was
     /// read before, nor does a file that is gone.
-    pub(crate) async fn follow(&mut self, clients: &Arc<Clients>) {
+    async fn look(&mut self, clients: &Arc<Clients>) {
         let stamps = self.stamps();
         if stamps != self.seen {
             self.seen = stamps;
@@ -108,19 +128,19 @@ impl RevocationFiles {
         }
         self.reminded = Some(Instant::now());
         for warning in self.lists.overdue(UnixTime::now()) {
-            tracing::warn!(message_id = messages::REVOCATION_LIST, "{warning}");
+            tracing::warn!(message_id = REVOCATION_LIST, "{warning}");
         }
     }
 }
 
 fn kept(error: &dyn Display) {
     tracing::error!(
-        message_id = messages::REVOCATION_LIST,
+        message_id = REVOCATION_LIST,
         "{error}; the lists that were read before stay in force"
     );
 }
 
-fn read(paths: &[PathBuf], clients: &Clients) -> Result<RevocationLists, StartError> {
+fn read(paths: &[PathBuf], clients: &Clients) -> Result<RevocationLists, RevocationError> {
     let lists = RevocationLists::load(paths, clients.authorities())?;
     clients.revoke(lists.clone());
     Ok(lists)
@@ -140,19 +160,19 @@ fn stamp(path: &Path) -> Option<Stamp> {
 #[cfg(test)]
 mod tests {
     use rcgen::{
-        CertificateRevocationListParams, Issuer, KeyIdMethod, KeyPair, RevokedCertParams,
-        SerialNumber, date_time_ymd,
+        BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer,
+        IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SerialNumber,
+        date_time_ymd,
     };
     use rustls::{pki_types::CertificateDer, server::danger::ClientCertVerifier};
-    use troth_daemon::tls::{ClientAuth, Identity, load_certificates, server_config};
-    use x509_cert::{Certificate, der::Decode};
 
     use super::*;
-    use crate::ca::CaDirectory;
+
+    const SERIAL: u64 = 77;
 
     /// A CA directory, and a server that takes the clients of its CA.
     struct Site {
-        ca: CaDirectory,
+        ca: CertifiedIssuer<'static, KeyPair>,
         directory: tempfile::TempDir,
         clients: Arc<Clients>,
         client: CertificateDer<'static>,
@@ -160,30 +180,31 @@ mod tests {
 
     impl Site {
         fn new() -> Self {
-            let directory = tempfile::tempdir().unwrap();
-            let ca = CaDirectory::ensure(directory.path(), &[]).unwrap();
-            let load = |(certificate, key): (PathBuf, PathBuf)| Identity::load(&certificate, &key);
-            let roots = load_certificates(&ca.ca_certificate()).unwrap();
-            let server = load(ca.server()).unwrap();
-            let tls = server_config(&server, ClientAuth::Optional(roots)).unwrap();
+            let mut params = CertificateParams::default();
+            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+            params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+            let key = KeyPair::generate().unwrap();
+            let ca = CertifiedIssuer::self_signed(params, key).unwrap();
+            let mut params = CertificateParams::default();
+            params.serial_number = Some(SerialNumber::from(SERIAL));
+            let client = params.signed_by(&KeyPair::generate().unwrap(), &ca).unwrap();
+            let roots = vec![ca.der().clone()];
             Self {
-                client: load(ca.client()).unwrap().certificate().clone(),
-                clients: Arc::clone(tls.clients().unwrap()),
+                client: client.der().clone(),
+                clients: Arc::new(Clients::new(roots, false).unwrap()),
+                directory: tempfile::tempdir().unwrap(),
                 ca,
-                directory,
             }
+        }
+
+        fn path(&self) -> &Path {
+            self.directory.path()
         }
 
         /// A list that names the client, or nobody.
         fn list(&self, year: i32, client: bool) -> Vec<u8> {
-            let path = self.directory.path().join("ca-private.pem");
-            let key = KeyPair::from_pem(&fs::read_to_string(path).unwrap()).unwrap();
-            let certificate = fs::read_to_string(self.ca.ca_certificate()).unwrap();
-            let issuer = Issuer::from_ca_cert_pem(&certificate, key).unwrap();
-            let certificate = Certificate::from_der(&self.client).unwrap();
-            let serial = certificate.tbs_certificate().serial_number().as_bytes();
             let revoked = client.then(|| RevokedCertParams {
-                serial_number: SerialNumber::from_slice(serial),
+                serial_number: SerialNumber::from(SERIAL),
                 revocation_time: date_time_ymd(year, 1, 1),
                 reason_code: None,
                 invalidity_date: None,
@@ -196,11 +217,11 @@ mod tests {
                 revoked_certs: revoked.into_iter().collect(),
                 key_identifier_method: KeyIdMethod::Sha256,
             };
-            params.signed_by(&issuer).unwrap().der().to_vec()
+            params.signed_by(&self.ca).unwrap().der().to_vec()
         }
 
         fn write(&self, name: &str, bytes: &[u8]) {
-            fs::write(self.directory.path().join(name), bytes).unwrap();
+            fs::write(self.path().join(name), bytes).unwrap();
         }
 
         fn is_taken(&self) -> bool {
@@ -213,7 +234,7 @@ mod tests {
     #[tokio::test]
     async fn a_list_that_comes_to_the_ca_directory_applies_until_a_better_one_comes() {
         let site = Site::new();
-        let mut files = RevocationFiles::new(Vec::new(), site.directory.path());
+        let mut files = RevocationFiles::new(Vec::new(), &[site.path()]);
         files.apply(&site.clients).unwrap();
         assert!(site.is_taken());
         for (name, bytes, taken) in [
@@ -225,7 +246,7 @@ mod tests {
             ("cacrl.pem", site.list(2021, false), true),
         ] {
             site.write(name, &bytes);
-            files.follow(&site.clients).await;
+            files.look(&site.clients).await;
             assert_eq!(site.is_taken(), taken, "{name}");
         }
     }
@@ -234,22 +255,21 @@ mod tests {
     async fn a_list_that_is_gone_stays_in_force() {
         let site = Site::new();
         site.write("cacrl.pem", &site.list(2020, true));
-        let mut files = RevocationFiles::new(Vec::new(), site.directory.path());
+        let mut files = RevocationFiles::new(Vec::new(), &[site.path()]);
         files.apply(&site.clients).unwrap();
-        fs::remove_file(site.directory.path().join("cacrl.pem")).unwrap();
-        files.follow(&site.clients).await;
+        fs::remove_file(site.path().join("cacrl.pem")).unwrap();
+        files.look(&site.clients).await;
         site.write("cacrl.der", &site.list(2019, false));
-        files.follow(&site.clients).await;
+        files.look(&site.clients).await;
         assert!(!site.is_taken());
     }
 
     #[test]
     fn a_list_that_is_configured_must_be_there() {
         let site = Site::new();
-        let path = site.directory.path().join("revoked.pem");
-        let mut files = RevocationFiles::new(vec![path.clone()], site.directory.path());
+        let path = site.path().join("revoked.pem");
+        let mut files = RevocationFiles::new(vec![path.clone()], &[site.path()]);
         let error = files.apply(&site.clients).unwrap_err();
-        assert!(error.is_configuration());
         assert!(
             error.to_string().contains("revoked.pem: No such file"),
             "{error}"
