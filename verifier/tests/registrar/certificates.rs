@@ -422,3 +422,27 @@ async fn of_a_tls_certificate_the_first_is_kept_and_none_that_is_too_large() {
     }
     server.stop().await;
 }
+
+#[tokio::test]
+async fn an_ek_certificate_may_be_left_out_and_never_changed() {
+    let root = tempfile::tempdir().unwrap();
+    let server = start(root.path()).await;
+    let (maker, tpm) = (Maker::new(), SoftTpm::new());
+    let with = |ekcert: Value| {
+        let mut body = tpm.registration();
+        body["ekcert"] = ekcert;
+        body
+    };
+    let own = maker.ek_chain(&tpm);
+    server.enrol("a", &tpm, with(json!(own))).await;
+    let shown = server.show("a").await.1["results"]["ekcert"].clone();
+    assert_eq!(shown, json!(ders(&own)[0]));
+    for left_out in [Value::Null, json!("")] {
+        server.enrol("a", &tpm, with(left_out)).await;
+        assert_eq!(server.show("a").await.1["results"]["ekcert"], shown);
+    }
+    // Of the same EK, by whomever.
+    let (status, _) = server.register("a", with(json!(maker.ek_chain(&tpm)))).await;
+    assert_eq!(status, 403);
+    server.stop().await;
+}

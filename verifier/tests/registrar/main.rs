@@ -364,3 +364,47 @@ async fn flood_of_registrations_is_bounded() {
     assert!(statuses[10..].contains(&429), "{statuses:?}");
     server.stop().await;
 }
+
+/// Whoever can reach the registrar can have an id wait.
+#[tokio::test]
+async fn only_activated_agents_are_listed() {
+    let root = tempfile::tempdir().unwrap();
+    let server = start(root.path()).await;
+    let tpm = SoftTpm::new();
+    for id in ["known", "also-known"] {
+        server.enrol(id, &tpm, tpm.registration()).await;
+    }
+    assert_eq!(server.register("call-0900", tpm.registration()).await.0, 200);
+    // One that registers anew is active all the while.
+    assert_eq!(server.register("known", tpm.registration()).await.0, 200);
+    let (status, list) = call(&server.admin, Method::GET, "/v2.6/agents", None).await;
+    assert_eq!(status, 200);
+    assert_eq!(list["results"], json!({ "uuids": ["also-known", "known"] }));
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn errors_of_every_kind_have_a_body_with_the_reason() {
+    let root = tempfile::tempdir().unwrap();
+    let server = start(root.path()).await;
+    for (method, path, body, expected) in [
+        (Method::GET, "/nothing", None, 404),
+        (Method::GET, "/v2.6/nothing", None, 404),
+        (Method::GET, "/v1.0/agents", None, 404),
+        (Method::PATCH, "/v2.6/agents/a", None, 405),
+        (Method::POST, "/version", None, 405),
+        (Method::GET, "/v2.6/agents", None, 400),
+        (Method::POST, "/v2.6/agents/a", Some("{"), 400),
+        (Method::POST, "/v2.6/agents/a", Some("[]"), 400),
+        (Method::PUT, "/v2.6/agents/a", Some("no JSON"), 400),
+        (Method::POST, "/v2.6/agents/.a", Some("{}"), 400),
+    ] {
+        let body = body.map(|text| Bytes::from_static(text.as_bytes()));
+        let answer = server.plain.send(method.clone(), path, body).await.unwrap();
+        assert_eq!(answer.status, expected, "{method} {path}");
+        let text: Value = answer.json().unwrap();
+        let reason = text["status"].as_str().or_else(|| text["errors"][0]["detail"].as_str());
+        assert!(reason.is_some_and(|reason| !reason.is_empty()), "{method} {path}: {text}");
+    }
+    server.stop().await;
+}
