@@ -120,8 +120,9 @@ pub(super) fn check_clock(last: Option<ClockInfo>, now: ClockInfo) -> Option<Fin
             "the TPM says that its clock may have been higher before",
             "safe = 1".to_owned(),
             "safe = 0".to_owned(),
-            "The node lost power without TPM2_Shutdown; the TPM trusts its clock again after some \
-             time of running. Shut the node down properly, or wait.",
+            "The node lost power, or was reset, without TPM2_Shutdown, and is not asked again by \
+             itself. The TPM trusts its clock again after 70 minutes of running at most: reactivate \
+             the node then.",
         );
     }
     let last = last?;
@@ -191,15 +192,19 @@ mod tests {
             assert_eq!(check_clock(last, now).is_none(), good, "{now:?}");
         }
         assert!(check_clock(None, clock(1, 0, 0)).is_none());
-        assert!(
-            check_clock(
-                None,
-                ClockInfo {
-                    safe: false,
-                    ..clock(1, 0, 0)
-                }
-            )
-            .is_some()
-        );
+    }
+
+    /// As Keylime has it: nobody is asked again until an operator says so, and is told to.
+    #[test]
+    fn a_clock_that_the_tpm_does_not_trust_waits_for_an_operator() {
+        let unsafe_clock = ClockInfo {
+            safe: false,
+            ..clock(2_000, 5, 3)
+        };
+        for last in [None, Some(clock(1_000, 5, 3))] {
+            let finding = check_clock(last, unsafe_clock).unwrap();
+            assert!(!finding.recoverable);
+            assert!(finding.action.contains("reactivate"), "{}", finding.action);
+        }
     }
 }

@@ -492,7 +492,8 @@ impl NodeRecord {
         let exhausted = self.retries >= timing.max_retries;
         self.retries = self.retries.saturating_add(1);
         let reason = format!("{reason} (attempt {})", self.retries);
-        if self.state == State::Failed {
+        let failed = self.state == State::Failed;
+        if failed {
             // Silence takes nothing back.
             self.reason = format!("{}; since then: {reason}", self.why_failed());
         } else {
@@ -501,13 +502,16 @@ impl NodeRecord {
         }
         let mut event = None;
         if exhausted {
-            self.operational = operational::FAILED;
             if self.told != Told::Unreachable {
                 self.told = Told::Unreachable;
+                event = Some(Event::Unreachable);
+            }
+            // Nor does it hide what was found.
+            if !failed {
+                self.operational = operational::FAILED;
                 self.severity_level = Some(severities.highest().level());
                 self.severity = Some(severities.label(severities.highest()).to_owned());
                 self.last_event_id = Some(NOT_REACHABLE.to_owned());
-                event = Some(Event::Unreachable);
             }
         }
         Step {

@@ -450,6 +450,14 @@ fn silence_and_a_reboot_do_not_make_a_failed_node_look_better() {
     let mut record = record();
     let failed = || failed_with(&["ima.pcr_mismatch"]);
     apply_rated(&mut record, failed(), &severities);
+    let finding = |record: &NodeRecord| {
+        let event = record.last_event_id.clone();
+        let severity = record.severity.clone();
+        (record.operational, event, record.severity_level, severity)
+    };
+    let found = finding(&record);
+    assert_eq!(found.0, operational::INVALID_QUOTE);
+    assert_eq!(found.1.as_deref(), Some("ima.pcr_mismatch"));
     let mut events = Vec::new();
     for _ in 0..=timing().max_retries {
         let step = apply_rated(&mut record, silent(), &severities);
@@ -467,10 +475,7 @@ fn silence_and_a_reboot_do_not_make_a_failed_node_look_better() {
         );
     }
     assert_eq!(events, [Event::Unreachable]);
-    assert_eq!(
-        record.last_event_id.as_deref(),
-        Some("internal.verifier.not_reachable")
-    );
+    assert_eq!(finding(&record), found, "Keylime's API shows it on");
     let node = NodeState::default();
     let step = apply_rated(&mut record, Outcome::Rebooted { node }, &severities);
     assert_eq!(step.wait, Some(Duration::ZERO));
