@@ -1,11 +1,4 @@
-use std::{
-    convert::Infallible,
-    io,
-    net::SocketAddr,
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::{convert::Infallible, io, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use tokio::net::TcpListener;
@@ -15,9 +8,7 @@ use troth_daemon::{
     notify, resident,
     server::{self, Limits},
     shutdown::Shutdown,
-    tls::{
-        self, ClientAuth, RevocationFiles, ServedIdentity, ServerTls, ServerTrust, TlsError,
-    },
+    tls::{self, ClientAuth, RevocationFiles, ServedIdentity, ServerTls, ServerTrust, TlsError},
 };
 
 use crate::{
@@ -229,7 +220,9 @@ async fn prepare(config: &Config, tpm: &TpmHandle) -> Result<Service, AgentError
             let served = ServedIdentity::new(identity.tls);
             let tls = tls::server_config_showing(&served, client_auth)?;
             if let Some(clients) = tls.clients() {
-                revocation.apply(clients).map_err(InvalidConfig::ClientCrl)?;
+                revocation
+                    .apply(clients)
+                    .map_err(InvalidConfig::ClientCrl)?;
             }
             (Some(tls), Some(served), identity.certificate_pem)
         }
@@ -333,8 +326,7 @@ fn registrar_client(config: &Config) -> Result<Client, InvalidConfig> {
                 reason: error.to_string(),
             },
         };
-        let authorities =
-            tls::load_certificates(&config.registrar_ca_file()).map_err(invalid)?;
+        let authorities = tls::load_certificates(&config.registrar_ca_file()).map_err(invalid)?;
         let trust = match config.registrar_tls_name.clone() {
             None => ServerTrust::Roots(authorities),
             Some(name) => ServerTrust::Named { authorities, name },

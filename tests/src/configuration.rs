@@ -84,7 +84,9 @@ where
                 Meaning::Option(ours, _) => rows.iter().any(|[option, _, _, keylime]| {
                     option == ours && keylime.split(", ").any(|name| name == quoted)
                 }),
-                Meaning::Directory => CONFIGURATION.contains(&quoted),
+                Meaning::Directory => chapter
+                    .lines()
+                    .any(|line| line.starts_with("* ") && line.contains(&quoted)),
                 // What is said of the form of log lines is said once, for both servers.
                 Meaning::Dropped(_) if table.component == "logging" => {
                     CONFIGURATION.contains(&quoted)

@@ -9,6 +9,8 @@ mod authority;
 pub mod ca;
 /// What `verifier.toml` and `registrar.toml` may say.
 pub mod config;
+/// Where a host says that it can be reached.
+mod contact;
 /// Evidence bundles of answers that were judged, kept in a directory.
 pub mod evidence;
 /// Requests per source.

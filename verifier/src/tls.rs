@@ -2,9 +2,7 @@ use std::path::PathBuf;
 
 use troth_daemon::{
     config::Secret,
-    tls::{
-        ClientAuth, Identity, RevocationFiles, ServerTls, load_certificates, server_config,
-    },
+    tls::{ClientAuth, Identity, RevocationFiles, ServerTls, load_certificates, server_config},
 };
 
 use crate::{
@@ -211,6 +209,9 @@ mod tests {
         let error = TlsFiles::open(options).await.unwrap().server().unwrap_err();
         assert!(error.is_configuration());
         let text = error.to_string();
-        assert!(text.contains("revoked.pem: No such file") && text.contains("client_crl"), "{text}");
+        assert!(
+            text.contains("revoked.pem: No such file") && text.contains("client_crl"),
+            "{text}"
+        );
     }
 }

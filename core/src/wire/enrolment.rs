@@ -1,6 +1,7 @@
 use std::fmt;
 
-use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{DeserializeSeed, Deserializer, IntoDeserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
 use super::{SecretText, port_or_text};
@@ -82,13 +83,18 @@ impl Enrolment {
     /// # Errors
     /// Names the member that is missing, or says where the JSON is not as expected.
     pub fn from_json(body: &[u8]) -> Result<Self, EnrolmentError> {
-        let Members(present) = serde_json::from_slice(body)?;
-        for (name, present) in REQUIRED.into_iter().zip(present) {
-            if !present {
-                return Err(EnrolmentError::Missing(name));
-            }
+        let mut seen = Seen::default();
+        let mut json = serde_json::Deserializer::from_slice(body);
+        let read = Watching(&mut seen)
+            .deserialize(&mut json)
+            .and_then(|enrolment| json.end().map(|()| enrolment));
+        // What is wrong further on is not known of a member that was not come to.
+        if seen.all
+            && let Some(name) = seen.missing()
+        {
+            return Err(EnrolmentError::Missing(name));
         }
-        Ok(serde_json::from_slice(body)?)
+        Ok(read?)
     }
 }
 
@@ -104,30 +110,69 @@ pub enum EnrolmentError {
     Json(#[from] serde_json::Error),
 }
 
-/// Which of the required members an object has. Values are skipped, whatever their size.
-struct Members([bool; REQUIRED.len()]);
+/// Which of the required members an object has.
+#[derive(Default)]
+struct Seen {
+    present: [bool; REQUIRED.len()],
+    /// Was the object read to its end?
+    all: bool,
+}
 
-impl<'de> Deserialize<'de> for Members {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_map(Self([false; REQUIRED.len()]))
+impl Seen {
+    fn missing(&self) -> Option<&'static str> {
+        let mut members = REQUIRED.into_iter().zip(self.present);
+        members.find_map(|(name, present)| (!present).then_some(name))
     }
 }
 
-impl<'de> Visitor<'de> for Members {
-    type Value = Self;
+/// Reads an enrolment, and keeps in mind which members it has.
+struct Watching<'a>(&'a mut Seen);
+
+impl<'de> DeserializeSeed<'de> for Watching<'_> {
+    type Value = Enrolment;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Enrolment, D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Watching<'_> {
+    type Value = Enrolment;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an enrolment")
     }
 
-    fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<Self, A::Error> {
-        while let Some(key) = map.next_key::<String>()? {
-            for (name, present) in REQUIRED.iter().zip(&mut self.0) {
-                *present |= key == *name;
-            }
-            map.next_value::<IgnoredAny>()?;
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Enrolment, A::Error> {
+        let watched = Watched { map, seen: self.0 };
+        Enrolment::deserialize(MapAccessDeserializer::new(watched))
+    }
+}
+
+struct Watched<'a, A> {
+    map: A,
+    seen: &'a mut Seen,
+}
+
+impl<'de, A: MapAccess<'de>> MapAccess<'de> for Watched<'_, A> {
+    type Error = A::Error;
+
+    fn next_key_seed<K: DeserializeSeed<'de>>(
+        &mut self,
+        seed: K,
+    ) -> Result<Option<K::Value>, A::Error> {
+        let Some(key) = self.map.next_key::<String>()? else {
+            self.seen.all = true;
+            return Ok(None);
+        };
+        for (name, present) in REQUIRED.iter().zip(&mut self.seen.present) {
+            *present |= key == *name;
         }
-        Ok(self)
+        seed.deserialize(key.into_deserializer()).map(Some)
+    }
+
+    fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, A::Error> {
+        self.map.next_value_seed(seed)
     }
 }
 

@@ -187,7 +187,9 @@ mod tests {
             let ca = CertifiedIssuer::self_signed(params, key).unwrap();
             let mut params = CertificateParams::default();
             params.serial_number = Some(SerialNumber::from(SERIAL));
-            let client = params.signed_by(&KeyPair::generate().unwrap(), &ca).unwrap();
+            let client = params
+                .signed_by(&KeyPair::generate().unwrap(), &ca)
+                .unwrap();
             let roots = vec![ca.der().clone()];
             Self {
                 client: client.der().clone(),

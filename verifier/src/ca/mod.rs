@@ -595,10 +595,16 @@ mod tests {
             let certificate = read_certificate(&directory.server().0).unwrap();
             alternative_names(&certificate).unwrap()
         };
-        let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        let host = rustix::system::uname()
+            .nodename()
+            .to_string_lossy()
+            .into_owned();
         let always = ["localhost", "127.0.0.1", "::1"];
         let first = names(&["192.0.2.1", "verifier.example", "not a name"]);
-        for name in always.iter().chain(&["192.0.2.1", "verifier.example", &host]) {
+        for name in always
+            .iter()
+            .chain(&["192.0.2.1", "verifier.example", &host])
+        {
             assert!(first.iter().any(|known| known == name), "{name}: {first:?}");
         }
         let both = names(&["2001:DB8:0::1"]);
@@ -610,7 +616,9 @@ mod tests {
             names(unchanged);
             assert_eq!(files(root.path()), before, "{unchanged:?}");
         }
-        let many: Vec<_> = (0..100).map(|number| format!("h{number}.example")).collect();
+        let many: Vec<_> = (0..100)
+            .map(|number| format!("h{number}.example"))
+            .collect();
         for name in &many {
             assert!(names(&[name]).contains(name));
         }

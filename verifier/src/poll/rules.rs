@@ -20,6 +20,7 @@ use super::{
     node::Shared,
     policies::{Compiled, Named, PolicyCache},
 };
+use crate::contact::is_host;
 
 /// An enrolment, checked and compiled: everything a judgement needs beyond the evidence.
 #[derive(Clone, Debug)]
@@ -55,7 +56,7 @@ pub(super) fn rules(
     site: Site,
 ) -> Result<Rules, NodeError> {
     let host = enrolment.cloudagent_ip.clone().unwrap_or_default();
-    if !crate::registrar::is_host(&host) {
+    if !is_host(&host) {
         return Err(NodeError::Address("cloudagent_ip"));
     }
     let port = enrolment.cloudagent_port.filter(|port| *port != 0);
@@ -82,7 +83,7 @@ pub(super) fn rules(
     };
     check_mask(&named, &tpm)?;
     if let Some(ip) = enrolment.verifier_ip.as_deref()
-        && !crate::registrar::is_host(ip)
+        && !is_host(ip)
     {
         return Err(NodeError::Address("verifier_ip"));
     }

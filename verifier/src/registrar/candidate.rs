@@ -14,6 +14,7 @@ use x509_cert::der::pem::{LineEnding, encode_string};
 use super::rules::Rules;
 use crate::{
     config::TpmIdentity,
+    contact::is_host,
     store::{Agent, Device},
 };
 
@@ -59,7 +60,9 @@ impl Candidate {
         check_identity(id, &ek, &ek_certificates, &ak, device.as_ref(), rules)?;
 
         let mtls_cert = registration.mtls_cert.filter(|pem| !pem.is_empty());
-        let mtls_cert = mtls_cert.map(|pem| tls_certificate(pem, rules)).transpose()?;
+        let mtls_cert = mtls_cert
+            .map(|pem| tls_certificate(pem, rules))
+            .transpose()?;
         let ip = registration
             .ip
             .filter(|ip| is_host(ip))
@@ -247,15 +250,6 @@ fn binary(member: &'static str, text: Option<&str>) -> Result<Vec<u8>, Unfit> {
         .decode(text)
         .or_else(|_| hex::decode(text.strip_prefix("0x").unwrap_or(text)))
         .map_err(|_| Unfit::Encoding(member))
-}
-
-/// A host name, an IPv4 or an IPv6 address, by alphabet and length.
-pub(crate) fn is_host(text: &str) -> bool {
-    !text.is_empty()
-        && text.len() <= 255
-        && text
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || b"-._:%[]".contains(&b))
 }
 
 /// Why a registration gets no challenge. Nothing here is secret: the agent is told.

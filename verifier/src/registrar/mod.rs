@@ -27,7 +27,6 @@ use troth_daemon::{
     server::{Body, Handler, Peer, read_body},
 };
 
-pub(crate) use self::candidate::is_host;
 use self::rules::Rules;
 use crate::{
     authority::{ANY, Class, Principal, Route, find},

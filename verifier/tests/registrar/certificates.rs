@@ -385,7 +385,9 @@ async fn of_a_tls_certificate_the_first_is_kept_and_none_that_is_too_large() {
     let server = start(root.path()).await;
     let tpm = SoftTpm::new();
     let pem = |names: usize| {
-        let names: Vec<_> = (0..names).map(|n| format!("name-{n}.node.example")).collect();
+        let names: Vec<_> = (0..names)
+            .map(|n| format!("name-{n}.node.example"))
+            .collect();
         let key = KeyPair::generate().unwrap();
         let params = CertificateParams::new(names).unwrap();
         params.self_signed(&key).unwrap().pem()
@@ -398,7 +400,11 @@ async fn of_a_tls_certificate_the_first_is_kept_and_none_that_is_too_large() {
     // As agents send it, alone; with its issuers; and with other line ends and much else.
     let own = pem(3);
     let issuers: String = (0..60).map(|_| pem(1)).collect();
-    let odd = format!("subject=x\n{}{}", own.replace('\n', "\r\n"), "y".repeat(10_000));
+    let odd = format!(
+        "subject=x\n{}{}",
+        own.replace('\n', "\r\n"),
+        "y".repeat(10_000)
+    );
     for text in [&own, &format!("{own}{issuers}"), &odd] {
         server.enrol("a", &tpm, with("mtls_cert", text)).await;
         assert_eq!(server.show("a").await.1["results"]["mtls_cert"], own);
@@ -442,7 +448,9 @@ async fn an_ek_certificate_may_be_left_out_and_never_changed() {
         assert_eq!(server.show("a").await.1["results"]["ekcert"], shown);
     }
     // Of the same EK, by whomever.
-    let (status, _) = server.register("a", with(json!(maker.ek_chain(&tpm)))).await;
+    let (status, _) = server
+        .register("a", with(json!(maker.ek_chain(&tpm))))
+        .await;
     assert_eq!(status, 403);
     server.stop().await;
 }

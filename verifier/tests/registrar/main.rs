@@ -374,7 +374,10 @@ async fn only_activated_agents_are_listed() {
     for id in ["known", "also-known"] {
         server.enrol(id, &tpm, tpm.registration()).await;
     }
-    assert_eq!(server.register("call-0900", tpm.registration()).await.0, 200);
+    assert_eq!(
+        server.register("call-0900", tpm.registration()).await.0,
+        200
+    );
     // One that registers anew is active all the while.
     assert_eq!(server.register("known", tpm.registration()).await.0, 200);
     let (status, list) = call(&server.admin, Method::GET, "/v2.6/agents", None).await;
@@ -403,8 +406,13 @@ async fn errors_of_every_kind_have_a_body_with_the_reason() {
         let answer = server.plain.send(method.clone(), path, body).await.unwrap();
         assert_eq!(answer.status, expected, "{method} {path}");
         let text: Value = answer.json().unwrap();
-        let reason = text["status"].as_str().or_else(|| text["errors"][0]["detail"].as_str());
-        assert!(reason.is_some_and(|reason| !reason.is_empty()), "{method} {path}: {text}");
+        let reason = text["status"]
+            .as_str()
+            .or_else(|| text["errors"][0]["detail"].as_str());
+        assert!(
+            reason.is_some_and(|reason| !reason.is_empty()),
+            "{method} {path}: {text}"
+        );
     }
     server.stop().await;
 }
