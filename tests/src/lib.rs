@@ -23,6 +23,8 @@ mod fuzz_corpus;
 pub mod ima_list;
 /// Keylime's registrar, verifier, tenant and agent as the other side.
 pub mod keylime;
+/// Mounts that nobody else sees.
+pub mod namespace;
 /// A PostgreSQL server that is nobody else's.
 pub mod postgres;
 /// Processes that do not outlive their value, and ports they can listen on.

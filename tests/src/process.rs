@@ -1,3 +1,4 @@
+use std::fmt::Display;
 use std::fs::{File, read_to_string};
 use std::io::{self, Write};
 use std::net::TcpListener;
@@ -237,6 +238,18 @@ pub fn find_program(name: &str) -> Option<PathBuf> {
         .chain([PathBuf::from("/usr/sbin"), PathBuf::from("/usr/local/sbin")])
         .map(|directory| directory.join(name))
         .find(|candidate| candidate.is_file())
+}
+
+/// Is this a run of CI (`CI=true`)? Some tests take longer there.
+pub fn in_ci() -> bool {
+    std::env::var_os("CI").is_some_and(|value| value == "true")
+}
+
+/// For a test that this machine cannot run, before it returns: an error in CI, where every test
+/// has to run.
+pub fn cannot_run(why: &dyn Display) {
+    assert!(!in_ci(), "cannot run here: {why}");
+    let _ = writeln!(io::stderr(), "skipped: {why}");
 }
 
 /// `$XDG_CACHE_HOME/troth` (default `~/.cache/troth`): tools and Keylime, outside the checkout.

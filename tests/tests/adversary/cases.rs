@@ -1,8 +1,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// As many as the suite was begun with; it only grows.
-const LEAST: usize = 60;
+/// As many as there were when somebody last looked; the suite only grows.
+const LEAST: usize = 155;
 
 /// A test function with the lines of its doc comment.
 struct Case {

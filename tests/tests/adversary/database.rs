@@ -1,16 +1,18 @@
 use std::fs;
 use std::io::{ErrorKind, Write};
 use std::path::PathBuf;
-use std::process::Command;
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use hyper::Method;
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use troth_tests::fleet::{DaemonOptions, Extra};
+use troth_tests::namespace::MountNamespace;
 use troth_tests::postgres::PostgreSql;
-use troth_tests::process::Process;
+use troth_tests::process::{Process, cannot_run};
 
 use crate::forge::Liar;
 use crate::registrar::{Registrar, Tpm};
@@ -88,26 +90,19 @@ fn the_verifiers_disk_is_full() {
 
 /// A file system of its own, of 8 MiB, that only who enters its mount namespace sees at `/mnt`.
 struct SmallDisk {
-    holder: Process,
+    mounts: MountNamespace,
     _log: TempDir,
 }
 
 impl SmallDisk {
-    /// `None`, with the reason on standard error, where nothing may be mounted.
+    /// `None` where nothing may be mounted, which is an error in CI.
     fn mount() -> Option<Self> {
         let log = tempfile::tempdir().unwrap();
-        let script =
-            "mount -t tmpfs -o size=8m,mode=700 troth /mnt && echo mounted && exec sleep 600";
-        let mut command = Command::new("unshare");
-        command.args(["--mount", "--propagation", "private", "sh", "-c", script]);
-        let mounted = Process::start("disk", log.path(), &mut command).and_then(|mut holder| {
-            holder.wait_for_log(0, |log| log.contains("mounted").then_some(()))?;
-            Ok(holder)
-        });
-        match mounted {
-            Ok(holder) => Some(Self { holder, _log: log }),
+        let script = "mount -t tmpfs -o size=8m,mode=700 troth /mnt";
+        match MountNamespace::start(log.path(), script) {
+            Ok(mounts) => Some(Self { mounts, _log: log }),
             Err(error) => {
-                eprintln!("skipped: a tmpfs of its own needs root and unshare(1): {error:#}");
+                cannot_run(&format_args!("{error:#}"));
                 None
             }
         }
@@ -115,11 +110,10 @@ impl SmallDisk {
 
     /// Daemons whose databases are on this disk.
     fn daemons(&self) -> Extra {
-        let namespace = format!("--mount=/proc/{}/ns/mnt", self.holder.id());
         let url = |file| format!("database_url = \"sqlite:///mnt/{file}\"\n");
         Extra {
             daemon: DaemonOptions {
-                wrapper: vec!["nsenter".into(), namespace],
+                wrapper: self.mounts.wrapper(),
                 ..DaemonOptions::default()
             },
             verifier: url("cv_data.sqlite"),
@@ -128,7 +122,7 @@ impl SmallDisk {
     }
 
     fn filler(&self) -> PathBuf {
-        format!("/proc/{}/root/mnt/filler", self.holder.id()).into()
+        self.mounts.path("/mnt/filler")
     }
 
     /// To the last byte.
@@ -254,7 +248,7 @@ fn a_database_that_is_read_only() {
     if let Err(error) = stage.fleet.start_verifier() {
         assert!(error.to_string().contains("readonly"), "{error:#}");
     } else {
-        std::thread::sleep(Duration::from_secs(2));
+        thread::sleep(Duration::from_secs(2));
         assert_ne!(stage.operator.status(ID)["troth"]["state"], "trusted");
     }
     fs::write(&configuration, text).unwrap();
@@ -265,7 +259,7 @@ fn a_database_that_is_read_only() {
 
 /// A file that is no database any more: the verifier does not begin anew in its place.
 ///
-/// Check: `verifier/src/store/mod.rs`: `let mut probe`
+/// Check: `verifier/src/store/mod.rs`: `probe.execute("PRAGMA schema_version")`
 #[test]
 fn a_database_of_garbage() {
     let mut stage = Stage::new();
@@ -328,9 +322,38 @@ fn a_verdict_in_the_database_is_not_believed() {
     assert!(reason(&node).contains("/usr/bin/miner"), "{node:#}");
 }
 
-/// The verifier is killed at random moments while nodes are attested, enrolled and removed. What
-/// was answered is done, what was not is done or not done; a failed node is never trusted, a good
-/// one never failed, and nothing that was counted is forgotten.
+/// Sends a request that the verifier may not live to answer: the status, if it does.
+fn in_flight(stage: &Stage, line: &str, body: &Value) -> JoinHandle<Option<u16>> {
+    let request = raw::request(line, "", &body.to_string());
+    let tls = operator_tls(&stage.fleet.ca_dir());
+    let port = stage.fleet.verifier_port();
+    thread::spawn(move || raw::status(port, Some(tls), &request))
+}
+
+/// A policy of what the liar's host has run, and of a program that tells the policies apart.
+fn numbered_policy(liar: &Liar, number: usize) -> Value {
+    let mut policy: Value = serde_json::from_str(&liar.policy()).unwrap();
+    policy["digests"]["/opt/number"] = json!([format!("{number:064x}")]);
+    json!({
+        "runtime_policy": BASE64_STANDARD.encode(policy.to_string()),
+        "runtime_policy_key": "", "tpm_policy": "{}",
+    })
+}
+
+/// The number of the policy `site` as the verifier has it.
+fn stored_number(stage: &Stage) -> usize {
+    let reply = stage.operator.verifier.get("/v2.6/allowlists/site");
+    let reply = reply.unwrap();
+    let text = reply.body["results"]["runtime_policy"].as_str().unwrap();
+    let policy: Value = serde_json::from_str(text).unwrap();
+    let digest = policy["digests"]["/opt/number"][0].as_str().unwrap();
+    usize::from_str_radix(digest, 16).unwrap()
+}
+
+/// The verifier is killed at random moments while nodes are attested, and while an enrolment, a
+/// removal and another text for a policy in use are on their way. What was answered is done, what
+/// was not is done or not done; a failed node is never trusted, a good one never failed, and nothing
+/// that was counted is forgotten.
 ///
 /// Check: `verifier/src/store/nodes.rs`: `transaction.commit().await?`
 #[test]
@@ -340,53 +363,79 @@ fn killed_at_random_moments() {
     let bad = stage.trusted("bad");
     bad.run("/usr/bin/miner");
     stage.operator.wait_for_state("bad", "failed");
-    let good: Vec<_> = ["one", "two", "three"]
-        .map(|id| (id, stage.trusted(id)))
-        .into();
+    let mut good: Vec<_> = ["one", "two"].map(|id| (id, stage.trusted(id))).into();
+    // The third has a policy by name, which changes all the time.
+    let third = Liar::start(&stage.fleet.ca_dir());
+    let policy = numbered_policy(&third, 0);
+    let mut body = third.enrolment();
+    body["runtime_policy"] = policy["runtime_policy"].clone();
+    body["runtime_policy_name"] = json!("site");
+    assert_eq!(stage.operator.enrol("three", &body).status, 200);
+    stage.operator.wait_for_state("three", "trusted");
+    good.push(("three", third));
     let fresh = Liar::start(&stage.fleet.ca_dir());
     let enrolment = fresh.enrolment();
     let mut counts = vec![0; good.len()];
-    let mut enrolled = Vec::new();
+    let mut enrolled: Vec<String> = Vec::new();
+    let mut number = 0;
+    // How often each of the three was answered before the kill, and how often it was not.
+    let mut answers = [[0; 2]; 3];
     for round in 0..kills {
         if round > 0 && round % 100 == 0 {
             println!("{round} kills");
         }
         let id = format!("fresh-{round}");
-        let body = serde_json::to_string(&enrolment).unwrap();
-        let path = format!("POST /v2.6/agents/{id}");
-        let request = raw::request(&path, "", &body);
-        let tls = operator_tls(&stage.fleet.ca_dir());
-        let port = stage.fleet.verifier_port();
-        let answer = std::thread::spawn(move || raw::status(port, Some(tls), &request));
+        let leaving = enrolled.pop();
+        let requests = [
+            Some((format!("POST /v2.6/agents/{id}"), enrolment.clone())),
+            leaving
+                .as_ref()
+                .map(|id| (format!("DELETE /v2.6/agents/{id}"), json!({}))),
+            Some((
+                "PUT /v2.6/allowlists/site".to_owned(),
+                numbered_policy(&good[2].1, round + 1),
+            )),
+        ];
+        let requests = requests.map(|r| r.map(|(line, body)| in_flight(&stage, &line, &body)));
         let mut random = [0];
         aws_lc_rs::rand::fill(&mut random).unwrap();
-        std::thread::sleep(Duration::from_micros(u64::from(random[0]) * 300));
+        thread::sleep(Duration::from_micros(u64::from(random[0]) * 300));
         stage.fleet.verifier().kill().unwrap();
-        let answer = answer.join().unwrap();
+        let answered = requests.map(|request| {
+            let status = request.and_then(|thread| thread.join().unwrap());
+            assert!(
+                status.is_none_or(|status| status < 300),
+                "round {round}: {status:?}"
+            );
+            status.is_some()
+        });
+        for (answered, tally) in answered.iter().zip(&mut answers) {
+            tally[usize::from(*answered)] += 1;
+        }
         stage.fleet.start_verifier().unwrap();
         stage.operator = Operator::of(&stage.fleet);
 
         let list = stage.operator.verifier.get("/v2.6/agents/").unwrap();
         let known = list.body["results"]["uuids"].as_array().unwrap().clone();
         let known = |id: &str| known.iter().any(|row| row[0] == id);
-        if answer == Some(200) {
-            assert!(
-                known(&id),
-                "round {round}: an enrolment that was answered is lost"
-            );
-        }
-        if known(&id) {
-            enrolled.push(id);
-        }
-        if let Some(id) = enrolled.pop_if(|_| round % 2 == 0) {
-            let path = format!("/v2.6/agents/{id}");
-            let removed = stage.operator.verifier.send(Method::DELETE, &path, None);
-            assert_eq!(removed.unwrap().status, 200, "round {round}");
+        let [added, removed, updated] = answered;
+        assert!(known(&id) || !added, "round {round}: an enrolment is lost");
+        if let Some(id) = leaving {
+            assert!(!known(&id) || !removed, "round {round}: a removal is lost");
+            enrolled.extend(known(&id).then_some(id));
         }
         assert!(
             enrolled.iter().all(|id| known(id)),
             "round {round}: {enrolled:?}"
         );
+        enrolled.extend(known(&id).then_some(id));
+        let stored = stored_number(&stage);
+        assert!(
+            stored == round + 1 || (stored == number && !updated),
+            "round {round}: policy {stored} after {number}, answered: {updated}"
+        );
+        number = stored;
+
         let state = stage.operator.status("bad")["troth"]["state"].clone();
         assert_eq!(state, "failed", "round {round}");
         for ((id, _), before) in good.iter().zip(&mut counts) {
@@ -396,6 +445,12 @@ fn killed_at_random_moments() {
             *before = count(&node);
         }
     }
+    println!("not answered and answered: {answers:?}");
+    // Where all are answered, or none is, nothing was on its way.
+    assert!(
+        answers.iter().flatten().all(|count| *count > 0),
+        "{answers:?}"
+    );
     for (id, _) in &good {
         stage.operator.wait_for_state(id, "trusted");
     }

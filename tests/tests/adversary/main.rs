@@ -47,6 +47,8 @@ mod public;
 mod raw;
 /// Who wants another host's identity at the registrar, or no identity there at all.
 mod registrar;
+/// Connections that stay, and who is at their ends meanwhile.
+mod reuse;
 /// A TPM that is gone, locked, slow, full, or not itself.
 mod tpm;
 

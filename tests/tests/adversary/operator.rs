@@ -112,7 +112,7 @@ fn an_enrolment_nested_without_end() {
 
 /// Two AKs under one name: which of them is enrolled must not be a matter of the parser.
 ///
-/// Check: `core/src/wire/enrolment.rs`: `pub struct Enrolment`
+/// Check: `core/src/wire/enrolment.rs`: `.deserialize(&mut json)`
 #[test]
 fn an_enrolment_with_a_member_twice() {
     let stage = Stage::new();

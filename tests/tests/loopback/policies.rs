@@ -6,7 +6,7 @@ use std::process::Command;
 use serde_json::Value;
 use troth_tests::fleet::Programs;
 use troth_tests::keylime;
-use troth_tests::process::output_of;
+use troth_tests::process::{cannot_run, output_of};
 
 /// `trothctl policy create runtime` with these options, and the digests of what it prints.
 fn create<A: AsRef<std::ffi::OsStr>>(options: &[A]) -> Value {
@@ -168,11 +168,8 @@ fn evmctl_accepts_the_signatures_and_digests_that_are_written() {
     let file = write(&root, "usr/bin/tool", b"a program");
     let flags = rustix::fs::XattrFlags::empty();
     if let Err(error) = rustix::fs::lsetxattr(&file, "security.ima", &[4, 4], flags) {
-        eprintln!(
-            "skipped: {}: security.ima: {error}",
-            directory.path().display()
-        );
-        return;
+        let place = directory.path().display();
+        return cannot_run(&format_args!("security.ima in {place}: {error}"));
     }
     let openssl = |words: &str| {
         let mut command = Command::new("openssl");

@@ -34,7 +34,7 @@ fn unreachable_while(
 
 /// Half an answer, then the end.
 ///
-/// Check: `daemon/src/client.rs`: `body.frame()`
+/// Check: `daemon/src/client.rs`: `Some(Err(error)) => {`
 #[test]
 fn half_an_answer() {
     unreachable_while(&Stage::with_verifier(SHORT_TIMEOUT), "", |_, evidence| {
@@ -60,9 +60,26 @@ fn an_answer_byte_by_byte() {
     );
 }
 
-/// A status line, and then headers without end.
+/// A status line, and then headers that come too slowly to be many.
 ///
-/// Check: `daemon/src/client.rs`: `http1::handshake(`
+/// Check: `daemon/src/client.rs`: `timeout_at(sent_by, requests.try_send_request(request))`
+#[test]
+fn headers_that_trickle() {
+    unreachable_while(
+        &Stage::with_verifier(SHORT_TIMEOUT),
+        "no answer within",
+        |_, _| Reply::Endless {
+            start: "HTTP/1.1 200 OK\r\n".to_owned(),
+            again: b"x-more: y\r\n".to_vec(),
+            pause: Duration::from_millis(100),
+        },
+    );
+}
+
+/// A status line, and then headers without end: too many for hyper, which has its limits unless it
+/// is told otherwise.
+///
+/// Check: `daemon/src/client.rs`: `http1::handshake(TokioIo::new(stream))`
 #[test]
 fn headers_without_end() {
     let mut stage = Stage::with_verifier(SHORT_TIMEOUT);
@@ -173,7 +190,7 @@ fn an_unknown_member_nested_without_end() {
 
 /// Two quotes under one name: which of them is judged must not be a matter of the parser.
 ///
-/// Check: `core/src/wire.rs`: `pub struct QuoteResponse`
+/// Check: `core/src/appraise/answer.rs`: `from_slice::<Envelope<QuoteResponse>>(body)`
 #[test]
 fn an_answer_with_a_member_twice() {
     let stage = Stage::new();

@@ -130,7 +130,7 @@ fn an_ek_that_signs() {
 
 /// Structures whose sizes lie.
 ///
-/// Check: `core/src/tpm/buffer.rs`: `fn finish`
+/// Check: `core/src/tpm/buffer.rs`: `self.offset == self.bytes.len()`
 #[test]
 fn keys_with_bytes_behind_their_end() {
     let mut public = sized(&Ak::generate().tpmt(AK_ATTRIBUTES));
