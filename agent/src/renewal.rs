@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep};
 use troth_daemon::tls::ServedIdentity;
 
 use crate::{
-    identity::mtls::{self, Files, MtlsError, Term},
+    identity::mtls::{self, Files, Maker, MtlsError, Term},
     registration::{Backoff, Registrar, wait_after},
     tpm::TpmHandle,
 };
@@ -113,23 +113,26 @@ impl Renewal {
             *announced = Some(found.certificate_pem);
         }
         let now = SystemTime::now();
-        let wait = match found.term {
-            Some(term) if term.self_made => term.renewal_due_in(now).min(CHECK),
-            Some(term) => {
-                self.warn_of_the_end(&term, now);
-                CHECK
-            }
-            None => CHECK,
-        };
+        let wait = found.term.map_or(CHECK, |term| {
+            self.warn_of_the_end(&term, now);
+            term.renewal_due_in(now).map_or(CHECK, |due| due.min(CHECK))
+        });
         Ok(Checked { changed, wait })
     }
 
     fn warn_of_the_end(&self, term: &Term, now: SystemTime) {
+        let advice = match term.maker {
+            Maker::Us => return,
+            Maker::Keylime => {
+                "Keylime's agent made it, and this one makes another then: Keylime's verifier \
+                 learns of that by `keylime_tenant -c update`"
+            }
+            Maker::Administrator => "this agent did not make it, so put a new one there",
+        };
         if term.ends_soon(now) {
             let days = term.left(now).as_secs() / (24 * 60 * 60);
             tracing::warn!(
-                "the TLS certificate {} ends in {days} days; this agent did not make it, so put a \
-                 new one there",
+                "the TLS certificate {} ends in {days} days; {advice}",
                 self.files.certificate.display()
             );
         }

@@ -310,6 +310,7 @@ fn ending(key: &KeyPair, id: &str, left: u64, life: u64) -> String {
     let end = now + Duration::from_secs(left);
     params.not_after = rcgen::date_time_ymd(1970, 1, 1) + end;
     params.not_before = params.not_after - Duration::from_secs(life);
+    params.is_ca = IsCa::ExplicitNoCa;
     params.self_signed(key).unwrap().pem()
 }
 

@@ -19,7 +19,10 @@ use x509_cert::{
     Certificate,
     der::{
         Decode,
-        oid::db::{rfc4519::CN, rfc5280::ID_CE_SUBJECT_ALT_NAME},
+        oid::db::{
+            rfc4519::CN,
+            rfc5280::{ID_CE_BASIC_CONSTRAINTS, ID_CE_SUBJECT_ALT_NAME},
+        },
     },
 };
 use zeroize::Zeroizing;
@@ -71,21 +74,37 @@ pub struct ServerIdentity {
     pub term: Option<Term>,
 }
 
+/// Who made a certificate: that decides who replaces it, and when.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Maker {
+    /// This agent: renewed before it ends, and when id or contact address change.
+    Us,
+    /// Keylime's agent, whose place this one took: kept until it ends, as Keylime's verifier knows
+    /// the host by this very certificate. Then it is renewed.
+    Keylime,
+    /// Anybody else, who alone can replace it.
+    Administrator,
+}
+
 /// How long a certificate lives, and who renews it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Term {
-    /// The agent made the certificate, so it may renew it.
-    pub self_made: bool,
+    /// Who made it.
+    pub maker: Maker,
     not_after: SystemTime,
     life: Duration,
 }
 
 impl Term {
-    /// Time until the certificate is to be renewed: 30 days, or a third of its life if that is
-    /// shorter, before it ends.
-    pub fn renewal_due_in(&self, now: SystemTime) -> Duration {
-        self.left(now)
-            .saturating_sub(RENEW_BEFORE.min(self.life / 3))
+    /// Time until the agent renews the certificate: 30 days, or a third of its life if that is
+    /// shorter, before the end of its own; the end of Keylime's. `None`: it never does.
+    pub fn renewal_due_in(&self, now: SystemTime) -> Option<Duration> {
+        let before = match self.maker {
+            Maker::Us => RENEW_BEFORE.min(self.life / 3),
+            Maker::Keylime => Duration::ZERO,
+            Maker::Administrator => return None,
+        };
+        Some(self.left(now).saturating_sub(before))
     }
 
     /// Does the certificate end within 30 days?
@@ -158,7 +177,7 @@ pub fn load_or_create(
 }
 
 /// Reads certificate and key. A certificate that the agent made is renewed with the same key when
-/// it is about to end, or names another agent or address.
+/// it is about to end, or names another agent or address; Keylime's, when it has ended.
 pub fn load(files: &Files, id: &AgentId, contact: &str) -> Result<ServerIdentity, MtlsError> {
     let missing = |missing: &Path, other: &Path| MtlsError::Half {
         missing: missing.to_owned(),
@@ -231,18 +250,19 @@ fn alternative_names(contact: &str) -> Result<Vec<SanType>, rcgen::Error> {
     Ok(names)
 }
 
-/// May this certificate go on being used? One that the agent did not make always may: only its
-/// issuer can replace it.
+/// May this certificate go on being used?
 fn fits(text: &str, id: &AgentId, contact: &str) -> bool {
     let Some(certificate) = parse(text) else {
         // Left to the TLS stack, which says what is wrong with it.
         return true;
     };
     let term = term(&certificate);
-    let body = certificate.tbs_certificate();
-    let named = body.subject().to_string() == format!("CN={id}");
+    if term.renewal_due_in(SystemTime::now()) == Some(Duration::ZERO) {
+        return false;
+    }
+    let named = certificate.tbs_certificate().subject().to_string() == format!("CN={id}");
     let reachable = has_name(&certificate, &name_bytes(contact));
-    !term.self_made || (named && reachable && !term.renewal_due_in(SystemTime::now()).is_zero())
+    term.maker != Maker::Us || (named && reachable)
 }
 
 fn parse(text: &str) -> Option<Certificate> {
@@ -254,16 +274,24 @@ fn term(certificate: &Certificate) -> Term {
     let validity = body.validity();
     let not_after = validity.not_after.to_system_time();
     let life = not_after.duration_since(validity.not_before.to_system_time());
-    // What an agent makes (ours, Keylime's too) is self-issued to a commonName alone, for the host
-    // itself besides its contact address.
+    // What an agent makes is self-issued to a commonName alone, for the host itself besides its
+    // contact address. Keylime's has no extension but those names.
     let subject = body.subject();
     let self_made = subject == body.issuer()
         && subject.iter().map(|attribute| attribute.oid).eq([CN])
         && ["localhost", "127.0.0.1", "::1"]
             .iter()
             .all(|name| has_name(certificate, &name_bytes(name)));
+    let mut extensions = body.extensions().into_iter().flatten();
+    let maker = if !self_made {
+        Maker::Administrator
+    } else if extensions.any(|extension| extension.extn_id == ID_CE_BASIC_CONSTRAINTS) {
+        Maker::Us
+    } else {
+        Maker::Keylime
+    };
     Term {
-        self_made,
+        maker,
         not_after,
         life: life.unwrap_or_default(),
     }
@@ -416,6 +444,7 @@ mod tests {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
         params.not_before = rcgen::date_time_ymd(1970, 1, 1) + (now - age);
         params.not_after = params.not_before + life;
+        params.is_ca = IsCa::ExplicitNoCa;
         change(&mut params);
         params.self_signed(key).unwrap().pem()
     }
@@ -439,8 +468,30 @@ mod tests {
             let now = make(directory.path(), "agent", "192.0.2.1");
             assert_eq!(now.certificate_pem != old, renewed, "day {age} of {life}");
             let term = now.term.unwrap();
-            assert!(term.self_made && !term.renewal_due_in(SystemTime::now()).is_zero());
+            assert_eq!(term.maker, Maker::Us);
+            assert!(term.renewal_due_in(SystemTime::now()) > Some(Duration::ZERO));
             assert_ne!(first.certificate_pem, now.certificate_pem);
+        }
+    }
+
+    /// Keylime's verifier knows the host by it; the guide says that nothing changes there.
+    #[test]
+    fn what_keylimes_agent_made_is_kept_until_it_ends() {
+        let directory = tempfile::tempdir().unwrap();
+        let files = files(directory.path());
+        let key = KeyPair::generate().unwrap();
+        std::fs::write(&files.key, key.serialize_pem()).unwrap();
+        for (age, kept) in [(1, true), (364, true), (366, false)] {
+            let old = certificate(&key, DAY * age, DAY * 365, |params| {
+                params.is_ca = IsCa::NoCa;
+                params.serial_number = Some(SerialNumber::from(0));
+            });
+            std::fs::write(&files.certificate, &old).unwrap();
+            let now = make(directory.path(), "agent", "host.example");
+            assert_eq!(now.certificate_pem == old, kept, "day {age}");
+            let term = now.term.unwrap();
+            assert_eq!(term.maker == Maker::Keylime, kept, "day {age}");
+            assert!(term.renewal_due_in(SystemTime::now()) > Some(Duration::ZERO));
         }
     }
 
@@ -463,7 +514,8 @@ mod tests {
             let loaded = make(directory.path(), "other", "host.example");
             assert_eq!(loaded.certificate_pem, supplied);
             let term = loaded.term.unwrap();
-            assert!(!term.self_made && term.ends_soon(SystemTime::now()));
+            assert_eq!(term.renewal_due_in(SystemTime::now()), None);
+            assert!(term.ends_soon(SystemTime::now()));
         }
     }
 

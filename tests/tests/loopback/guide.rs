@@ -7,19 +7,28 @@ use troth_tests::process::output_of;
 
 use crate::Stage;
 
-/// Commands of a guide: the lines of its blocks without a language.
-fn commands(guide: &str) -> Vec<&str> {
-    let mut language = None;
-    let mut commands = Vec::new();
-    for line in guide.lines() {
-        match (line.strip_prefix("```"), language) {
-            (Some(named), None) => language = Some(named),
-            (Some(_), Some(_)) => language = None,
-            (None, Some("")) => commands.push(line),
-            (None, _) => {}
+/// A fenced block of a guide, without the indentation of the list that it stands in.
+pub(crate) struct Block<'a> {
+    /// What is after the fence: nothing, if the lines are commands.
+    pub(crate) language: &'a str,
+    pub(crate) lines: Vec<&'a str>,
+}
+
+pub(crate) fn blocks(guide: &str) -> Vec<Block<'_>> {
+    let mut blocks = Vec::new();
+    let mut open: Option<Block<'_>> = None;
+    for line in guide.lines().map(str::trim) {
+        match (line.strip_prefix("```"), &mut open) {
+            (Some(language), None) => {
+                let lines = Vec::new();
+                open = Some(Block { language, lines });
+            }
+            (Some(_), Some(_)) => blocks.extend(open.take()),
+            (None, Some(block)) => block.lines.push(line),
+            (None, None) => {}
         }
     }
-    commands
+    blocks
 }
 
 /// Follows docs/policies.md word for word, with two nodes.
@@ -48,7 +57,9 @@ fn the_guide_to_policies_holds() {
 
     let guide = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/policies.md");
     let guide = fs::read_to_string(guide).unwrap();
-    let commands = commands(&guide);
+    let blocks = blocks(&guide);
+    let commands = blocks.iter().filter(|block| block.language.is_empty());
+    let commands: Vec<_> = commands.flat_map(|block| &block.lines).collect();
     assert!(commands.len() > 20, "{commands:?}");
     let trothctl = stage.programs.command("trothctl").unwrap();
     let programs = std::path::Path::new(trothctl.get_program())
@@ -57,7 +68,7 @@ fn the_guide_to_policies_holds() {
     let path = format!("{}:{}", programs.display(), std::env::var("PATH").unwrap());
     let server = |port| format!("https://127.0.0.1:{port}");
     let mut printed = String::new();
-    for line in commands {
+    for &line in commands {
         let mut shell = Command::new("sh");
         shell
             .args(["-e", "-c", line])

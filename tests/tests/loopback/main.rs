@@ -21,6 +21,8 @@ mod keylime;
 mod load;
 /// A Keylime site whose servers are replaced by ours.
 mod migration;
+/// A host that moves from Keylime's agent to ours.
+mod moved_host;
 /// What an operator decides: which TPMs are believed, which policies apply.
 mod operator;
 /// Policies that are made of files and packages, beside what Keylime, rpm and evmctl say of them.
@@ -32,6 +34,7 @@ mod restart;
 /// The stage itself: a captured boot in a software TPM.
 mod stage;
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -120,4 +123,13 @@ fn only_finding(node: &Value) -> &Value {
     let findings = node["findings"].as_array().unwrap();
     assert_eq!(findings.len(), 1, "{findings:#?}");
     &findings[0]
+}
+
+/// A CA directory for other servers, so that one operator has both.
+fn copy_files(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+    }
 }

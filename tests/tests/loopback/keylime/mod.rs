@@ -20,15 +20,3 @@ mod refstates;
 mod signed;
 /// Keylime's agent at our registrar and verifier.
 mod their_agent;
-
-use std::fs;
-use std::path::Path;
-
-/// A CA directory for other servers, so that one operator has both.
-fn copy_files(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
-    }
-}

@@ -5,7 +5,7 @@ use troth_tests::boot::Machine;
 use troth_tests::fleet::{Agent, AgentOptions, Fleet, Programs, QUOTE_INTERVAL};
 use troth_tests::keylime::{Keylime, Servers, Tenant};
 
-use super::copy_files;
+use crate::copy_files;
 
 const ID: &str = "d432fbb3-d2f1-4a97-9ef7-75bd81c00004";
 
