@@ -147,13 +147,33 @@ impl Credentials {
 
     /// The registrar.
     pub(crate) fn registrar(&self, config: &Config) -> Result<Service, Error> {
+        let option = "--registrar (or TROTH_REGISTRAR, or registrar_ip)";
+        self.registrar_at(config, option, &config.registrar()?)
+    }
+
+    /// A registrar beside the configured one, of the same CA and, if one is configured, the same
+    /// name.
+    pub(crate) fn other_registrar(
+        &self,
+        config: &Config,
+        endpoint: &Endpoint,
+    ) -> Result<Service, Error> {
+        self.registrar_at(config, "the URL to compare with", endpoint)
+    }
+
+    fn registrar_at(
+        &self,
+        config: &Config,
+        option: &'static str,
+        endpoint: &Endpoint,
+    ) -> Result<Service, Error> {
         let server = Server {
             name: "registrar",
-            option: "--registrar (or TROTH_REGISTRAR, or registrar_ip)",
+            option,
             tls_name: config.registrar_tls_name.as_deref(),
             tls_option: "registrar_tls_name",
         };
-        self.server(&server, &config.registrar()?)
+        self.server(&server, endpoint)
     }
 
     /// An agent, known by the certificate it registered; `None`: plain HTTP.

@@ -139,6 +139,13 @@ pub(crate) enum RegistrarCommand {
         #[arg(value_parser = agent_id)]
         id: AgentId,
     },
+    /// Compare every node's EK and AK with those that another registrar has of it
+    #[command(long_about = help::REGISTRAR_COMPARE)]
+    Compare {
+        /// The other registrar, e.g. the one that this one replaces
+        #[arg(value_name = "URL", value_parser = |text: &str| Endpoint::parse(text, 8891))]
+        with: Endpoint,
+    },
     /// Have the registrar forget a node, so that another TPM may register under its id
     Remove {
         /// Agent id

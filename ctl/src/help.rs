@@ -173,6 +173,15 @@ Say what a finding means and what to do about it, by its id as logs have it.
 Needs no server. The ids are those of Troth's journal entries (FINDING=) and of Keylime's events; \
 docs/findings.md has all of them.";
 
+pub(crate) const REGISTRAR_COMPARE: &str = "\
+Compare every node's EK and AK with those that another registrar has of it.
+
+A registrar begins empty, and whoever registers an id first has it from then on. When one takes the \
+place of another, this tells whether each id still belongs to the same TPM: ask the new one with \
+--registrar, and name the old one, which may be Keylime's. An id with other keys is exit status 3: \
+somebody else came first, or the host's TPM was replaced meanwhile. `registrar remove` frees the \
+id, and the host registers at its agent's next start.";
+
 pub(crate) const INSPECT_QUOTE: &str = "\
 Print a quote's structures; with --ak, check its signature and PCR digest.
 
@@ -195,7 +204,7 @@ const EXIT_STATUS: &str = "\
    differ
 2  wrong use of the command line; policy diff: a policy cannot be read
 3  not to be trusted: a node or a bundle failed attestation; a quote, log, identity or signature
-   failed its check
+   failed its check; registrar compare: an id with other keys
 4  agent status, agent explain: the node is unreachable, or its last verdict is too old to count
 5  no such node, policy or finding
 6  agent status, agent explain: no verdict (not attested yet, stopped, being removed); appraise:
@@ -235,6 +244,9 @@ appraise        {\"verdict\", \"complete\", \"not_proved\", \"bundles\": [{\"fil
 registrar list  {\"agents\": [ID]}
 registrar show  {\"id\", \"address\", \"port\", \"regcount\", \"ek\", \"ak\", \"ek_certificate\",
                 \"ek_certificate_matches\", \"mtls_certificate\", \"tls_disabled\"}
+registrar compare
+                {\"with\", \"agents\": [{\"id\", \"keys\"}]}; keys are same, other, only_there or
+                only_here
 registrar remove {\"id\", \"result\"}, result is removed
 policy list     {\"policies\": [{\"kind\", \"name\", \"sha256\", \"bytes\", \"nodes\"}]}; the last
                 three are null if the verifier does not say (Keylime's)

@@ -1,3 +1,6 @@
+/// Two registrars, key by key.
+mod compare;
+
 use base64::{Engine, prelude::BASE64_STANDARD};
 use hyper::Method;
 use serde::Serialize;
@@ -28,6 +31,7 @@ pub(crate) async fn run(
     match command {
         RegistrarCommand::List => list(config, out).await,
         RegistrarCommand::Show { id } => show(config, id, out).await,
+        RegistrarCommand::Compare { with } => compare::compare(config, with, out).await,
         RegistrarCommand::Remove { id } => remove(config, id, out).await,
     }
 }

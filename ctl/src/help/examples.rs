@@ -127,6 +127,13 @@ pub(super) const EXAMPLES: &[(&str, &[Example])] = &[
         )],
     ),
     (
+        "trothctl registrar compare",
+        &[(
+            "After all hosts registered anew: does each id still belong to the same TPM?",
+            "trothctl registrar compare https://old.example:8891",
+        )],
+    ),
+    (
         "trothctl registrar remove",
         &[(
             "After the host's TPM or mainboard was replaced",

@@ -1,12 +1,12 @@
-use std::fs;
-use std::path::Path;
-
-use serde_json::Value;
+use serde_json::{Value, json};
 use troth_tests::boot::Machine;
 use troth_tests::fleet::{Agent, AgentOptions, Fleet, Programs, QUOTE_INTERVAL};
 use troth_tests::keylime::Keylime;
 
+use crate::copy_files;
+
 const ID: &str = "d432fbb3-d2f1-4a97-9ef7-75bd81c00000";
+const OTHER: &str = "d432fbb3-d2f1-4a97-9ef7-75bd81c00001";
 
 /// docs/compatibility.md, "Move the verifier" and "Move the registrar", step by step: our servers
 /// start on the CA that Keylime's verifier made, so that no agent and no operator needs a new
@@ -59,8 +59,43 @@ fn our_servers_take_the_place_of_keylimes_one_after_the_other() {
     keylime.tenant(&["-c", "delete", "-u", ID]).unwrap();
 
     // The registrar: the agent is pointed to the new one and started again, with the keys it has.
+    // Somebody has taken another host's id there, which comes out and is put right.
+    let start = |place: &str, registrar_port| {
+        let place = directory.path().join(place);
+        let ca_dir = keylime.ca_dir();
+        let options = AgentOptions::with_id(OTHER);
+        Agent::start(
+            &programs,
+            &place,
+            &machine,
+            registrar_port,
+            &ca_dir,
+            &options,
+        )
+        .unwrap()
+    };
+    let mut other = start("other", keylime.registrar_port());
+    other.process().terminate().unwrap();
+    let mut squatter = start("squatter", fleet.registrar_port());
+    squatter.process().terminate().unwrap();
+    let compared = |wanted: [&str; 2], status| {
+        let compare = ["--json", "registrar", "compare", &keylimes_registrar];
+        let answer = fleet.trothctl(&compare).unwrap();
+        assert_eq!(answer.status.code(), Some(status), "{answer:?}");
+        let agents = answer.json().unwrap()["agents"].take();
+        let [first, second] = wanted;
+        let wanted = json!([{"id": ID, "keys": first}, {"id": OTHER, "keys": second}]);
+        assert_eq!(agents, wanted);
+    };
+    compared(["only_there", "other"], 3);
     agent.move_to(fleet.registrar_port()).unwrap();
     fleet.wait_registered(ID).unwrap();
+    compared(["same", "other"], 3);
+    let remove = ["registrar", "remove", OTHER];
+    fleet.trothctl(&remove).unwrap().success().unwrap();
+    other.move_to(fleet.registrar_port()).unwrap();
+    fleet.wait_registered(OTHER).unwrap();
+    compared(["same", "same"], 0);
     let before = attestations(&fleet.status(ID).unwrap());
     fleet
         .wait_for(ID, "is attested again", |node| {
@@ -80,12 +115,4 @@ fn our_servers_take_the_place_of_keylimes_one_after_the_other() {
 
 fn attestations(node: &Value) -> u64 {
     node["attestation_count"].as_u64().unwrap()
-}
-
-fn copy_files(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
-    }
 }
