@@ -17,6 +17,10 @@ const ID: &str = "d432fbb3-d2f1-4a97-9ef7-75bd81c0ffee";
 /// Time between two quotes.
 const QUOTE_INTERVAL: Duration = Duration::from_secs(1);
 
+/// Time that one attestation after the other takes at most, on average: interval and work, on a
+/// machine that has other things to do.
+const SLOWEST: Duration = Duration::from_secs(3);
+
 /// Time between two programs that run for the first time: several per quote.
 const PROGRAM_INTERVAL: Duration = Duration::from_millis(200);
 
@@ -51,6 +55,12 @@ pub struct Plan {
 pub struct Tally {
     /// Good attestations, as the verifier counts them.
     pub attestations: u64,
+    /// Those of them that were made while the agent ran undisturbed.
+    pub undisturbed: u64,
+    /// For how long it did: all but restarts and reboots, until it was attested twice after each.
+    pub calm: Duration,
+    /// Questions without an answer, around restarts and reboots.
+    pub unanswered: usize,
     /// Entries that the IMA list got while it was attested.
     pub entries: u64,
     /// Restarts of the agent, reboots not counted.
@@ -61,7 +71,8 @@ pub struct Tally {
 
 /// Attests one machine every second while it runs new programs all the time; then an intruder's
 /// runs and must be found. `progress` is called every second. An error is the first thing that was
-/// not as it should be.
+/// not as it should be: a finding; a question without an answer while the agent ran undisturbed;
+/// fewer attestations meanwhile than one in [`SLOWEST`].
 pub fn run(
     programs: &Programs,
     directory: &Path,
@@ -72,7 +83,7 @@ pub fn run(
     let mut stage = Stage::start(programs, directory, side, plan)?;
     let start = Instant::now();
     let mut tally = Tally::default();
-    let mut advanced = start;
+    let mut watch = Watch::new(start);
     let mut next_status = start;
     let (mut next_restart, mut next_reboot) =
         (start + plan.restart_every, start + plan.reboot_every);
@@ -82,37 +93,94 @@ pub fn run(
             stage.reboot()?;
             tally.reboots += 1;
             next_reboot = Instant::now() + plan.reboot_every;
+            watch.disturbed();
         } else if tick >= next_restart {
             stage.restart_agent()?;
             tally.restarts += 1;
             next_restart = Instant::now() + plan.restart_every;
+            watch.disturbed();
         }
         stage.run_listed_program(tally.entries)?;
         tally.entries += 1;
         if tick >= next_status {
             next_status = tick + QUOTE_INTERVAL;
             let node = stage.node()?;
-            let attestations = node["attestation_count"].as_u64().unwrap_or(0);
-            ensure!(
-                node["operational_state"] != INVALID_QUOTE && node["last_event_id"].is_null(),
-                "a good machine was found to be bad: {node:#}\n{}",
-                stage.servers.logs()
-            );
-            if attestations > tally.attestations {
-                tally.attestations = attestations;
-                advanced = tick;
-            }
-            ensure!(
-                advanced.elapsed() < PATIENCE,
-                "no attestation for {PATIENCE:?}: {node:#}\n{}",
-                stage.servers.logs()
-            );
+            let unanswered = stage.unanswered();
+            watch
+                .look(tick, &node, unanswered, &mut tally)
+                .with_context(|| format!("{node:#}\n{}", stage.servers.logs()))?;
             progress(start.elapsed(), &tally);
         }
         std::thread::sleep(PROGRAM_INTERVAL.saturating_sub(tick.elapsed()));
     }
+    let expected = tally.calm.as_secs() / SLOWEST.as_secs();
+    ensure!(
+        tally.undisturbed >= expected.max(1),
+        "too few attestations: {tally:?}"
+    );
     stage.find_intruder()?;
     Ok(tally)
+}
+
+/// What is said of the machine, look by look.
+#[derive(Debug)]
+struct Watch {
+    /// The last look, and the last one that saw another attestation.
+    last: Instant,
+    advanced: Instant,
+    /// With so many attestations the agent is undisturbed again; `None`: the next look decides.
+    calm_at: Option<u64>,
+}
+
+impl Watch {
+    /// At the enrolment, which is a disturbance too.
+    fn new(now: Instant) -> Self {
+        Self {
+            last: now,
+            advanced: now,
+            calm_at: None,
+        }
+    }
+
+    fn disturbed(&mut self) {
+        self.calm_at = None;
+    }
+
+    fn look(
+        &mut self,
+        now: Instant,
+        node: &Value,
+        unanswered: usize,
+        tally: &mut Tally,
+    ) -> Result<()> {
+        ensure!(
+            node["operational_state"] != INVALID_QUOTE && node["last_event_id"].is_null(),
+            "a good machine was found to be bad"
+        );
+        let attestations = node["attestation_count"].as_u64().unwrap_or(0);
+        let more = attestations.saturating_sub(tally.attestations);
+        let since = now.duration_since(std::mem::replace(&mut self.last, now));
+        // The first attestation after a disturbance may have begun before it.
+        let calm_at = *self.calm_at.get_or_insert(attestations + 2);
+        if tally.attestations >= calm_at {
+            ensure!(
+                unanswered == tally.unanswered && node["troth"]["state"] != "unreachable",
+                "a question went unanswered, and nothing had been done to the agent"
+            );
+            tally.undisturbed += more;
+            tally.calm += since;
+        }
+        tally.unanswered = unanswered;
+        if more > 0 {
+            tally.attestations = attestations;
+            self.advanced = now;
+        }
+        ensure!(
+            now.duration_since(self.advanced) < PATIENCE,
+            "no attestation for {PATIENCE:?}"
+        );
+        Ok(())
+    }
 }
 
 /// The servers of either side.
@@ -227,8 +295,22 @@ impl Stage {
         Ok(answer.body["results"].take())
     }
 
+    /// Questions that got no quote so far, as the logs have them.
+    fn unanswered(&mut self) -> usize {
+        let agents = self.agent.process().log();
+        let refused = ["no quote: ", "no evidence: "].map(|words| agents.matches(words).count());
+        let missed = match &self.servers {
+            Servers::Keylime(keylime) => keylime.logs().matches(" refused after ").count(),
+            // Ours say so of the node.
+            Servers::Ours(_) => 0,
+        };
+        refused.iter().sum::<usize>() + missed
+    }
+
     fn restart_agent(&mut self) -> Result<()> {
         self.agent.process().terminate()?;
+        // Long enough to be missed.
+        std::thread::sleep(QUOTE_INTERVAL * 2);
         self.agent.start_again()
     }
 

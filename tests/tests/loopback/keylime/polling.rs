@@ -1,12 +1,12 @@
 use std::time::Duration;
 
 use troth_tests::fleet::Programs;
+use troth_tests::process::in_ci;
 use troth_tests::soak::{Plan, Side, run};
 
 /// Five minutes in CI, where other tests run meanwhile; `cargo xtask soak` takes an hour.
 fn duration() -> Duration {
-    let in_ci = std::env::var_os("CI").is_some_and(|value| value == "true");
-    Duration::from_secs(if in_ci { 300 } else { 30 })
+    Duration::from_secs(if in_ci() { 300 } else { 30 })
 }
 
 #[test]
@@ -22,5 +22,5 @@ fn keylime_polls_a_changing_machine_without_one_failure_and_finds_the_intruder()
     let tally = run(&programs, directory.path(), Side::Keylime, &plan, |_, _| {}).unwrap();
     println!("{tally:?}");
     assert!(tally.restarts >= 2 && tally.reboots == 1, "{tally:?}");
-    assert!(tally.attestations > tally.restarts, "{tally:?}");
+    assert!(tally.unanswered > 0, "a restart is noticed: {tally:?}");
 }
