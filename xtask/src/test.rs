@@ -42,16 +42,29 @@ impl Tier {
         }
     }
 
-    /// The tier as an expression of nextest's filter language.
-    fn filter(self) -> String {
-        let mut loopback = format!("(package({LOOPBACK_PACKAGE}) & kind(test))");
-        for target in LOOPBACK_TARGETS {
-            loopback.push_str(&format!(" | binary(={target})"));
+    /// The tier's targets, as options of `cargo test` and of nextest.
+    fn targets(self) -> Result<Vec<String>> {
+        let mut targets: Vec<_> = match self {
+            Self::Unit => ["--lib", "--bins"].map(str::to_owned).into(),
+            Self::Loopback => Vec::new(),
+        };
+        let output = cargo()
+            .args(["metadata", "--no-deps", "--offline"])
+            .args(["--format-version", "1"])
+            .output()?;
+        let metadata: Value =
+            serde_json::from_slice(&output.stdout).context("`cargo metadata` wrote no JSON")?;
+        for package in metadata["packages"].as_array().into_iter().flatten() {
+            for target in package["targets"].as_array().into_iter().flatten() {
+                let name = target["name"].as_str().unwrap_or_default();
+                let loopback =
+                    package["name"] == LOOPBACK_PACKAGE || LOOPBACK_TARGETS.contains(&name);
+                if target["kind"][0] == "test" && loopback == (self == Self::Loopback) {
+                    targets.extend(["--test".to_owned(), name.to_owned()]);
+                }
+            }
         }
-        match self {
-            Self::Unit => format!("not ({loopback})"),
-            Self::Loopback => loopback,
-        }
+        Ok(targets)
     }
 }
 
@@ -133,176 +146,72 @@ impl Runner {
         if nextest { Self::Nextest } else { Self::Cargo }
     }
 
+    /// Both take the same options and end with lines that count.
     fn run(self, tier: Tier) -> Result<Counts> {
+        let mut command = cargo();
         match self {
-            Self::Nextest => nextest(tier),
-            Self::Cargo => cargo_test(tier),
+            Self::Nextest => command
+                .args(["nextest", "run", "--no-tests=pass"])
+                .stderr(Stdio::piped()),
+            Self::Cargo => command.arg("test").stdout(Stdio::piped()),
+        };
+        command.args(["--workspace", "--no-fail-fast"]);
+        command.args(tier.targets()?);
+        let line = display(&command);
+        let mut child = command
+            .spawn()
+            .with_context(|| format!("cannot start `{line}`"))?;
+        let mut counts = Counts::default();
+        if let Some(stderr) = child.stderr.take() {
+            for_each_line(stderr, |line| {
+                eprintln!("{line}");
+                counts += parse_nextest_summary(line).unwrap_or_default();
+            })?;
         }
+        if let Some(stdout) = child.stdout.take() {
+            for_each_line(stdout, |line| {
+                println!("{line}");
+                counts += parse_cargo_result(line).unwrap_or_default();
+            })?;
+        }
+        let status = child.wait()?;
+        if !status.success() && counts.failed == 0 {
+            bail!("`{line}` failed: {status}");
+        }
+        Ok(counts)
     }
 }
 
-fn nextest(tier: Tier) -> Result<Counts> {
-    let filter = tier.filter();
-    let mut command = cargo();
-    command.args([
-        "nextest",
-        "run",
-        "--workspace",
-        "--no-fail-fast",
-        "--no-tests=pass",
-    ]);
-    command.args(["-E", &filter]).stderr(Stdio::piped());
-    let line = display(&command);
-    let mut child = command
-        .spawn()
-        .with_context(|| format!("cannot start `{line}`"))?;
-    let mut counts = None;
-    if let Some(stderr) = child.stderr.take() {
-        for_each_line(stderr, |line| {
-            eprintln!("{line}");
-            counts = parse_nextest_summary(line).or(counts);
-        })?;
-    }
-    let status = child.wait()?;
-    let Some(mut counts) = counts else {
-        bail!("`{line}` ran no tests: {status}");
-    };
-    counts.skipped = ignored(&filter)?;
-    if !status.success() && counts.failed == 0 {
-        bail!("`{line}` failed: {status}");
-    }
-    Ok(counts)
-}
-
-/// `Summary [   2.103s] 12 tests run: 11 passed (1 slow), 1 failed, 3 skipped`. Its own "skipped"
-/// is not taken: it also counts every test of the other tiers.
+/// `Summary [   2.103s] 12 tests run: 11 passed (1 slow), 1 failed, 3 skipped`
 fn parse_nextest_summary(line: &str) -> Option<Counts> {
     let rest = line.trim_start().strip_prefix("Summary [")?;
     let (_, results) = rest.split_once(" run: ")?;
-    let mut counts = Counts::default();
-    for part in results.split(", ") {
-        let mut words = part.split_whitespace();
-        let number: u64 = words.next()?.parse().ok()?;
-        match words.next()? {
-            "passed" => counts.passed += number,
-            "failed" | "timed" | "exec" => counts.failed += number,
-            _ => {}
-        }
-    }
-    Some(counts)
-}
-
-/// How many tests of the tier are marked `#[ignore]`.
-fn ignored(filter: &str) -> Result<u64> {
-    let output = cargo()
-        .args([
-            "nextest",
-            "list",
-            "--workspace",
-            "--message-format",
-            "json",
-            "-E",
-            filter,
-        ])
-        .stderr(Stdio::null())
-        .output()?;
-    let list: Value =
-        serde_json::from_slice(&output.stdout).context("`cargo nextest list` wrote no JSON")?;
-    let suites = list["rust-suites"].as_object();
-    let tests = suites
-        .into_iter()
-        .flat_map(|suites| suites.values())
-        .filter_map(|suite| suite["testcases"].as_object())
-        .flat_map(|cases| cases.values());
-    let count = tests
-        .filter(|test| test["filter-match"]["reason"] == "ignored")
-        .count();
-    Ok(u64::try_from(count)?)
-}
-
-fn cargo_test(tier: Tier) -> Result<Counts> {
-    let (loopback, others) = integration_tests()?;
-    let mut command = cargo();
-    command.args(["test", "--workspace", "--no-fail-fast"]);
-    let names = match tier {
-        Tier::Unit => {
-            command.args(["--lib", "--bins"]);
-            others
-        }
-        Tier::Loopback => loopback,
-    };
-    for name in &names {
-        command.args(["--test", name]);
-    }
-    let line = display(&command);
-    command.stdout(Stdio::piped());
-    let mut child = command
-        .spawn()
-        .with_context(|| format!("cannot start `{line}`"))?;
-    let mut counts = Counts::default();
-    if let Some(stdout) = child.stdout.take() {
-        for_each_line(stdout, |line| {
-            println!("{line}");
-            counts += parse_cargo_result(line).unwrap_or_default();
-        })?;
-    }
-    let status = child.wait()?;
-    if !status.success() && counts.failed == 0 {
-        bail!("`{line}` failed: {status}");
-    }
-    Ok(counts)
+    Some(count(results.split(", ")))
 }
 
 /// `test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in ...`
 fn parse_cargo_result(line: &str) -> Option<Counts> {
     let (_, results) = line.strip_prefix("test result: ")?.split_once(". ")?;
+    Some(count(results.split("; ")))
+}
+
+/// Sums up parts that begin with a number and what it counts.
+fn count<'a>(parts: impl Iterator<Item = &'a str>) -> Counts {
     let mut counts = Counts::default();
-    for part in results.split("; ") {
+    for part in parts {
         let mut words = part.split_whitespace();
-        let (Some(number), Some(what)) = (words.next(), words.next()) else {
-            continue;
-        };
-        let Ok(number) = number.parse::<u64>() else {
+        let number = words.next().and_then(|word| word.parse::<u64>().ok());
+        let (Some(number), Some(what)) = (number, words.next()) else {
             continue;
         };
         match what {
             "passed" => counts.passed += number,
-            "failed" => counts.failed += number,
-            "ignored" => counts.skipped += number,
+            "failed" | "timed" | "exec" => counts.failed += number,
+            "skipped" | "ignored" => counts.skipped += number,
             _ => {}
         }
     }
-    Some(counts)
-}
-
-/// The names of the integration tests: those of the loopback tier, and all others.
-fn integration_tests() -> Result<(Vec<String>, Vec<String>)> {
-    let output = cargo()
-        .args([
-            "metadata",
-            "--no-deps",
-            "--offline",
-            "--format-version",
-            "1",
-        ])
-        .output()?;
-    let metadata: Value =
-        serde_json::from_slice(&output.stdout).context("`cargo metadata` wrote no JSON")?;
-    let (mut loopback, mut others) = (Vec::new(), Vec::new());
-    for package in metadata["packages"].as_array().into_iter().flatten() {
-        for target in package["targets"].as_array().into_iter().flatten() {
-            if target["kind"][0] == "test" {
-                let name = target["name"].as_str().unwrap_or_default().to_owned();
-                if package["name"] == LOOPBACK_PACKAGE || LOOPBACK_TARGETS.contains(&name.as_str())
-                {
-                    loopback.push(name);
-                } else {
-                    others.push(name);
-                }
-            }
-        }
-    }
-    Ok((loopback, others))
+    counts
 }
 
 /// Passes on what a test prints even where it is not UTF-8.
@@ -330,7 +239,7 @@ mod tests {
             Counts {
                 passed: 11,
                 failed: 3,
-                skipped: 0
+                skipped: 30
             }
         );
         assert_eq!(

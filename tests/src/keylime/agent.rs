@@ -30,13 +30,11 @@ pub struct KeylimeAgent {
 }
 
 impl KeylimeAgent {
-    /// Starts the agent `id` on `machine`, with a key of `rsa` or `ecc`; returns when it serves,
-    /// which is after its registration.
+    /// Starts the agent `id` on `machine`; returns when it serves, which is after its registration.
     pub fn start(
         directory: &Path,
         machine: &Machine,
         id: &str,
-        key: &str,
         registrar_port: u16,
         ca_dir: &Path,
     ) -> Result<Self> {
@@ -49,14 +47,11 @@ impl KeylimeAgent {
         );
         fs::create_dir_all(directory.join("state"))?;
         let port = stable_port()?;
-        let scheme = if key == "ecc" { "ecdsa" } else { "rsassa" };
         let values = [
             ("{uuid}", id.to_owned()),
             ("{port}", port.to_string()),
             ("{registrar_port}", registrar_port.to_string()),
             ("{ca}", ca_dir.join("cacert.crt").display().to_string()),
-            ("{key}", key.to_owned()),
-            ("{scheme}", scheme.to_owned()),
         ];
         configuration::write(directory, "agent", configuration::AGENT, &values)?;
         configuration::write(directory, "logging", configuration::LOGGING, &[])?;

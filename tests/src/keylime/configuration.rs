@@ -227,8 +227,8 @@ exponential_backoff = false
 retry_interval = 0.1
 max_retries = 10
 tpm_hash_alg = sha256
-tpm_encryption_alg = {key}
-tpm_signing_alg = {scheme}
+tpm_encryption_alg = rsa
+tpm_signing_alg = rsassa
 ek_handle = generate
 run_as =
 ";

@@ -21,7 +21,6 @@ fn our_servers_attest_keylimes_agent() {
         &directory.path().join("agent"),
         &machine,
         id,
-        "rsa",
         fleet.registrar_port(),
         &fleet.ca_dir(),
     )
