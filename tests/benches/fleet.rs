@@ -1,5 +1,5 @@
-//! `cargo xtask bench fleet`: what verifier, registrar and trothctl cost, beside Keylime's under
-//! the same load in the same run. Prints a table; asserts nothing but that the load was taken.
+//! `cargo xtask bench fleet`: what verifier, registrar, agent and trothctl cost, beside Keylime's
+//! under the same load in the same run. Prints a table; asserts nothing but that the load was taken.
 
 use std::{
     fs,
@@ -11,9 +11,12 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use rcgen::{CertificateParams, KeyPair};
 use serde_json::Value;
+use troth_daemon::tls::{Identity, ServerTrust, certificates_from_pem, client_config};
 use troth_tests::{
-    fleet::{Fleet, Programs},
-    keylime::Keylime,
+    api::Api,
+    boot::Machine,
+    fleet::{Agent, AgentOptions, Fleet, Programs},
+    keylime::{Keylime, KeylimeAgent},
     process::{Process, output_of, stable_port},
     usage::{Usage, children_cpu},
 };
@@ -36,8 +39,12 @@ const SLOW: Duration = Duration::from_secs(10);
 /// Agents registered at our registrar and at Keylime's.
 const AGENTS: usize = 2000;
 const THEIR_AGENTS: usize = 200;
-/// Runs of trothctl.
+/// Runs of trothctl, and of Keylime's tenant.
 const RUNS: u32 = 50;
+const THEIR_RUNS: u32 = 5;
+/// Identity quotes of each agent: CPU time is counted in steps of 10 ms.
+const QUOTES: u32 = 200;
+const THEIR_ID: &str = "d432fbb3-d2f1-4a97-9ef7-75bd81c00001";
 /// Until a server that has just started needs no more memory.
 const SETTLE: Duration = Duration::from_secs(3);
 
@@ -57,12 +64,13 @@ fn main() -> Result<()> {
     fs::write(&issuer, certificate.pem())?;
     let place = bench.directory.join("keylime");
     fs::create_dir_all(&place)?;
-    let keylime = Keylime::start(&place, &issuer)?;
+    let mut keylime = Keylime::start(&place, &issuer)?;
 
     bench.idle(&keylime)?;
     bench.registration(&keylime)?;
     bench.attestation(&keylime)?;
-    bench.command_line()?;
+    bench.command_line(&mut keylime)?;
+    bench.agents()?;
     bench.memory()?;
     bench.print();
     Ok(())
@@ -164,21 +172,57 @@ impl Bench {
         Ok(())
     }
 
-    /// What an operator's command costs; the node that it shows stays behind. Keylime's tenant runs
-    /// in a process that is started once, so there is nothing to compare.
-    fn command_line(&mut self) -> Result<()> {
+    /// What an operator's command costs; the node that it shows stays behind.
+    fn command_line(&mut self, keylime: &mut Keylime) -> Result<()> {
         let mut fleet = self.fleet(INTERVAL)?;
-        self.attest_ours(&mut fleet, 1, &["--keep", "--prefix", "shown"])?;
+        let keep = ["--keep", "--prefix", "shown"];
+        self.attest_ours(&mut fleet, 1, &keep)?;
+        self.attest_theirs(keylime, 1, &keep)?;
         let id = "shown-000000";
-        let before = children_cpu()?;
-        for _ in 0..RUNS {
-            // By now the node does not answer any more, which its exit status says.
-            let shown = fleet.trothctl(&["agent", "status", id])?.stdout;
-            ensure!(shown.contains(id), "trothctl does not show {id}: {shown}");
-        }
-        let each = (children_cpu()? - before).as_secs_f64() * 1e3 / f64::from(RUNS);
+        // By now the node does not answer any more, which our exit status says.
+        let status = ["agent", "status", id];
+        let ours = cpu_of_each(RUNS, id, || Ok(fleet.trothctl(&status)?.stdout))?;
+        let tenant = keylime.operator();
+        let status = ["-c", "cvstatus", "-u", id];
+        let theirs = cpu_of_each(THEIR_RUNS, id, || tenant.run_alone(&status))?;
         let what = "status of a node, CPU of the command";
-        self.row(what, each, None, "ms", "<= 15 ms");
+        self.row(what, ours, Some(theirs), "ms", "<= 15 ms");
+        Ok(())
+    }
+
+    /// Our agent, and the last of Keylime's that is on PyPI, each on a TPM of its own.
+    fn agents(&mut self) -> Result<()> {
+        let fleet = self.fleet(INTERVAL)?;
+        let [machine, other] = ["machine", "other-machine"]
+            .map(|name| Machine::manufacture(&self.directory.join(name)));
+        let (machine, other) = (machine?, other?);
+        for machine in [&machine, &other] {
+            fs::write(machine.ima_list(), "")?;
+            fs::write(machine.boot_log(), "")?;
+        }
+        let (registrar, ca_dir) = (fleet.registrar_port(), fleet.ca_dir());
+        let place = self.directory.join("agent");
+        let options = AgentOptions::with_id("ours");
+        let mut ours = Agent::start(
+            &self.programs,
+            &place,
+            &machine,
+            registrar,
+            &ca_dir,
+            &options,
+        )?;
+        let place = self.directory.join("their-agent");
+        let mut theirs = KeylimeAgent::start(&place, &other, THEIR_ID, registrar, &ca_dir)?;
+        let (port, pid) = (ours.address().port(), ours.process().id());
+        let our_cost = AgentCost::measure(&fleet, "ours", port, pid)?;
+        let (port, pid) = (theirs.address().port(), theirs.process().id());
+        let their_cost = AgentCost::measure(&fleet, THEIR_ID, port, pid)?;
+        let ours = our_cost.idle.resident as f64 / 1e6;
+        let theirs = their_cost.idle.proportional as f64 / 1e6;
+        self.row("agent, idle memory", ours, Some(theirs), "MB", "<= 8 MB");
+        let (ours, theirs) = (our_cost.quote, Some(their_cost.quote));
+        let what = "agent, CPU per identity quote";
+        self.row(what, ours, theirs, "ms", "<= 0.4 ms");
         Ok(())
     }
 
@@ -294,6 +338,54 @@ impl Bench {
             println!("| {} |", row.join(" | "));
         }
     }
+}
+
+/// What an agent takes, with the programs that it starts, and without what stands between it and
+/// its TPM.
+struct AgentCost {
+    /// After its registration.
+    idle: Usage,
+    /// CPU time of an identity quote over a kept connection, in ms.
+    quote: f64,
+}
+
+impl AgentCost {
+    fn measure(fleet: &Fleet, id: &str, port: u16, pid: u32) -> Result<Self> {
+        let record = fleet.wait_registered(id)?;
+        ensure!(record["port"] == port, "another agent: {record:#}");
+        sleep(SETTLE);
+        let idle = Usage::of(pid)?;
+        let registrar = Api::operator(fleet.registrar_tls_port(), &fleet.ca_dir())?;
+        let record = registrar.get(&format!("/v2.6/agents/{id}"))?;
+        let pem = record.body["results"]["mtls_cert"].as_str();
+        let pem = pem.context("an agent without a certificate")?;
+        let certificate = certificates_from_pem(pem.as_bytes())?.remove(0);
+        let identity = Identity::load(
+            &fleet.ca_dir().join("client-cert.crt"),
+            &fleet.ca_dir().join("client-private.pem"),
+        )?;
+        let tls = client_config(ServerTrust::Pinned(certificate), Some(&identity))?;
+        let agent = Api::over(port, Some(tls))?;
+        for _ in 0..QUOTES {
+            let answer = agent.get("/v2.1/quotes/identity?nonce=abcdefghij0123456789")?;
+            ensure!(answer.status == 200, "no quote: {answer:?}");
+        }
+        let cpu = (Usage::of(pid)?.cpu - idle.cpu).as_secs_f64() * 1e3;
+        Ok(Self {
+            idle,
+            quote: cpu / f64::from(QUOTES),
+        })
+    }
+}
+
+/// CPU time in ms of each of so many runs of a command that shows the node `id`.
+fn cpu_of_each(runs: u32, id: &str, run: impl Fn() -> Result<String>) -> Result<f64> {
+    let before = children_cpu()?;
+    for _ in 0..runs {
+        let shown = run()?;
+        ensure!(shown.contains(id), "{id} is not shown: {shown}");
+    }
+    Ok((children_cpu()? - before).as_secs_f64() * 1e3 / f64::from(runs))
 }
 
 fn number(figures: &Value, name: &str) -> Result<f64> {

@@ -106,6 +106,14 @@ impl Tenant {
         launcher.run(arguments, &environment)
     }
 
+    /// [`Tenant::run`] as a process of its own, as an operator starts it.
+    pub fn run_alone(&self, arguments: &[&str]) -> Result<String> {
+        let program = installation()?.join("bin/keylime_tenant");
+        let components = ["tenant", "ca", "logging"];
+        let mut program = configuration::command(&program, &self.directory, &components);
+        output_of(program.args(arguments))
+    }
+
     /// [`Tenant::run`] for what it is to refuse; returns what it printed.
     pub fn refused(&self, arguments: &[&str]) -> Result<String> {
         match self.run(arguments) {
