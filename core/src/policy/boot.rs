@@ -6,6 +6,8 @@ use serde_json::Value;
 use super::{MAX_SMALL_POLICY, PolicyError};
 use crate::tpm::PcrMask;
 
+/// What a policy says, for people, and what distinguishes two.
+mod contents;
 /// A policy of ours from a reference state.
 mod convert;
 /// Policies of both forms from a boot log.
@@ -16,13 +18,17 @@ pub(crate) mod document;
 mod hint;
 /// Keys of a policy, and how those of a log are found among them.
 pub(crate) mod keys;
+/// Two policies as one.
+mod merge;
 /// Keylime's reference state, as its engine `example` judges it.
 pub(crate) mod refstate;
 /// A policy of ours, compiled.
 pub(crate) mod rules;
 
+pub use contents::{BootChange, BootContents, BootDiff, BootEntry, BootForm, OrderChange};
 pub use convert::Converted;
 pub use create::CreateError;
+pub use merge::MergedBoot;
 pub use refstate::Refstate;
 pub use rules::BootRules;
 

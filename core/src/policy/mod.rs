@@ -27,7 +27,10 @@ mod schema;
 /// TPM policy: allowed PCR values and the mask of the quote.
 mod tpm;
 
-pub use boot::{BootEngine, BootPolicy, BootRules, Converted, CreateError, Refstate};
+pub use boot::{
+    BootChange, BootContents, BootDiff, BootEngine, BootEntry, BootForm, BootPolicy, BootRules,
+    Converted, CreateError, MergedBoot, OrderChange, Refstate,
+};
 pub(crate) use boot::{keys, refstate, rules};
 pub use device_mapper::DmPolicy;
 pub(crate) use device_mapper::{Allowed as DmAllowed, DmRule};
@@ -133,6 +136,9 @@ pub enum PolicyError {
         /// What either says, cut short.
         values: [String; 2],
     },
+    /// Two boot policies that cannot be one; each contradiction.
+    #[error("the boot policies cannot be merged: {}", .0.join("; "))]
+    BootMerge(Vec<String>),
     /// `verification-keys` that are none.
     #[error("`verification-keys`: {0}")]
     VerificationKeys(String),

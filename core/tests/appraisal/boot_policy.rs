@@ -1277,3 +1277,37 @@ proptest! {
         prop_assert!(!judge(&policy, &log).is_empty());
     }
 }
+
+#[test]
+fn a_merged_policy_accepts_the_boots_of_both_and_no_other() {
+    let mut merged = Vec::new();
+    let logs = LOGS.map(|name| (name, fixture(name)));
+    let policies = logs.each_ref().map(|(_, log)| {
+        let log = EventLog::parse(log).unwrap();
+        BootRules::from_log(&log, None, None, true)
+            .unwrap()
+            .to_json()
+    });
+    for (at, (one, log)) in logs.iter().enumerate() {
+        for (other_at, (other, other_log)) in logs.iter().enumerate() {
+            let both = match BootPolicy::merge(&policies[at], &policies[other_at]) {
+                Ok(both) => BootPolicy::parse(Some(&both.json)).unwrap(),
+                Err(PolicyError::BootMerge(_)) => continue,
+                Err(error) => panic!("{one}, {other}: {error}"),
+            };
+            for log in [log, other_log] {
+                let findings = judge(&both, log);
+                assert!(findings.is_empty(), "{one}, {other}: {findings:?}");
+            }
+            if at < other_at {
+                merged.push((*one, *other));
+                for (name, third) in &logs {
+                    if ![one, other].contains(&name) {
+                        assert!(!judge(&both, third).is_empty(), "{one}, {other}: {name}");
+                    }
+                }
+            }
+        }
+    }
+    assert!(merged.len() >= 3, "{merged:?}");
+}

@@ -114,6 +114,21 @@ impl Key {
         }
     }
 
+    /// All that is said of it.
+    pub(super) fn full(&self) -> String {
+        let kind = self.kind.map(|kind| match kind {
+            Guid::CERT_X509 => "type x509".to_owned(),
+            Guid::CERT_SHA256 => "type sha256".to_owned(),
+            kind => format!("type {kind}"),
+        });
+        let digest = self.digest.as_ref().map(super::rules::named);
+        let owner = self.owner.map(|owner| format!("owner {owner}"));
+        // In quotes, it cannot pass for the other parts.
+        let subject = self.subject.as_ref().map(|subject| format!("{subject:?}"));
+        let parts = [subject, digest, owner, kind];
+        parts.into_iter().flatten().collect::<Vec<_>>().join(", ")
+    }
+
     /// The shortest text that tells which it is.
     pub(crate) fn describe(&self) -> String {
         let subject = self.subject.as_deref();

@@ -22,7 +22,7 @@ const COMMAND_LINE: u32 = 1 << 8 | 1 << 12;
 /// Written as TOML or JSON by people, see `docs/boot-policy.md`; sent and stored as JSON.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct BootRules {
-    document: Document,
+    pub(super) document: Document,
     /// May PCRs that no rule speaks of hold what they like?
     pub(crate) others: bool,
     pub(crate) secure_boot: Option<SecureBoot>,
@@ -428,6 +428,11 @@ impl Component {
     }
 }
 
+/// Is there a kind of components of this name?
+pub(super) fn is_kind(name: &str) -> bool {
+    KINDS.iter().any(|kind| kind.name == name)
+}
+
 fn partition_table(document: &Document) -> Result<Option<Component>, PolicyError> {
     let Some(allowed) = &document.partition_table else {
         return Ok(None);
@@ -596,6 +601,18 @@ fn patterns(sources: &[String], budget: &mut PatternBudget) -> Result<Vec<Patter
 
 fn digests(texts: &[String]) -> Result<HashSet<Digest>, String> {
     texts.iter().map(|text| digest(text)).collect()
+}
+
+/// `HASH:HEX` of a digest, whose length tells the hash.
+pub(super) fn named(digest: &Digest) -> String {
+    let size = digest.as_bytes().len();
+    match HashAlgorithm::ALL
+        .into_iter()
+        .find(|one| one.size() == size)
+    {
+        Some(algorithm) => format!("{algorithm}:{digest}"),
+        None => digest.to_string(),
+    }
 }
 
 /// `HASH:HEX`, or hex alone whose length tells the hash.
