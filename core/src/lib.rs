@@ -22,6 +22,8 @@ pub mod identity;
 pub mod ima;
 /// What is allowed: TPM (PCR) policy, runtime policy, boot policy; compiled forms.
 pub mod policy;
+/// Dates for people and for policies.
+pub mod time;
 /// TPM 2.0 structures under their TCG names, quote check, MakeCredential in software.
 pub mod tpm;
 /// Keylime's REST bodies, as both sides write and read them.

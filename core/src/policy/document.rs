@@ -19,6 +19,7 @@ pub use self::names::DigestNames;
 use self::names::NamesBuilder;
 use super::schema::{self, Ima, Members, Meta};
 use super::{DmPolicy, Excludes, PolicyError};
+use crate::time::utc;
 use crate::tpm::{Digest, HashAlgorithm};
 
 /// `meta.version` of what is written here.
@@ -58,7 +59,7 @@ impl PolicyDocument {
         Self {
             version: VERSION,
             generator: LEGACY_ALLOW_LIST,
-            timestamp: Some(date_time(timestamp)),
+            timestamp: Some(timestamp_text(timestamp)),
             release: 0,
             digests: DigestNames::default(),
             excludes: BTreeSet::new(),
@@ -190,7 +191,7 @@ impl PolicyDocument {
 
     /// Says when it was made, in Unix seconds.
     pub fn set_timestamp(&mut self, timestamp: u64) {
-        self.timestamp = Some(date_time(timestamp));
+        self.timestamp = Some(timestamp_text(timestamp));
     }
 
     /// Gives files the names that the kernel writes for them.
@@ -320,25 +321,9 @@ fn write_members(out: &mut String, separator: &str, members: &Members) {
     }
 }
 
-/// `YYYY-MM-DD HH:MM:SS.000000` in UTC.
-fn date_time(timestamp: u64) -> String {
-    let (days, seconds) = (timestamp / 86_400, timestamp % 86_400);
-    // Civil date from days, in eras of 400 years that begin on 1 March.
-    let shifted = days + 719_468;
-    let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
-    let year_of_era =
-        (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month_from_march = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = if month_from_march < 10 {
-        month_from_march + 3
-    } else {
-        month_from_march - 9
-    };
-    let year = era * 400 + year_of_era + u64::from(month <= 2);
-    let (hour, minute, second) = (seconds / 3_600, seconds / 60 % 60, seconds % 60);
-    format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02}.000000")
+/// Keylime's form of a time: with microseconds, of which there are none.
+fn timestamp_text(timestamp: u64) -> String {
+    utc(timestamp) + ".000000"
 }
 
 #[cfg(test)]

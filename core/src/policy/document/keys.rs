@@ -27,8 +27,12 @@ struct Keyring {
 }
 
 impl VerificationKeys {
-    /// Reads the member's text; `""` is no keys. An id that is missing or 0 is computed.
-    pub(super) fn parse(text: &str) -> Result<Self, PolicyError> {
+    /// Reads Keylime's JSON of keys, as it is in the member; `""` is no keys. An id that is missing or
+    /// 0 is computed.
+    ///
+    /// # Errors
+    /// [`PolicyError::VerificationKeys`] names what is no key.
+    pub fn parse(text: &str) -> Result<Self, PolicyError> {
         let fail = |reason: String| PolicyError::VerificationKeys(reason);
         if text.is_empty() {
             return Ok(Self::default());
@@ -104,8 +108,8 @@ impl VerificationKeys {
         &mut self.other
     }
 
-    /// The member's text.
-    pub(super) fn to_json(&self) -> String {
+    /// Keylime's JSON of the keys; `""` for none.
+    pub fn to_json(&self) -> String {
         if self.keys.is_empty() && self.other.0.is_empty() {
             return String::new();
         }

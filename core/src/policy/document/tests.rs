@@ -7,10 +7,9 @@ use super::*;
 use crate::policy::RuntimePolicy;
 
 #[test]
-fn dates_are_utc() {
-    assert_eq!(date_time(0), "1970-01-01 00:00:00.000000");
-    assert_eq!(date_time(951_782_400), "2000-02-29 00:00:00.000000");
-    assert_eq!(date_time(1_795_456_568), "2026-11-23 17:56:08.000000");
+fn times_are_utc_with_microseconds() {
+    let document = PolicyDocument::new(1_795_456_568);
+    assert_eq!(document.timestamp(), Some("2026-11-23 17:56:08.000000"));
 }
 
 fn digest(byte: u8, size: usize) -> Digest {
