@@ -28,7 +28,9 @@ pub enum InitrdError {
         at: usize,
     },
     /// What begins there is compressed in a way that is not read.
-    #[error("byte {at}: compressed with {name}, which is not read here")]
+    #[error(
+        "byte {at}: compressed with {name}, which is not read here; gzip, xz, zstd and lz4 are"
+    )]
     Compression {
         /// Where in the file.
         at: usize,
@@ -242,7 +244,19 @@ mod tests {
     #[test]
     fn what_is_not_read_is_named() {
         let error = |data: &[u8]| read(data).unwrap_err().to_string();
-        assert!(error(b"BZh91AY&SY").contains("bzip2"));
+        for (magic, name) in [
+            (&b"BZh91AY&SY"[..], "bzip2"),
+            (b"\x89LZO\0\r\n\x1a\n", "lzo"),
+            (b"]\0\0\x80\0", "lzma"),
+            (b"\x04\"M\x18", "LZ4 frames"),
+        ] {
+            // With what firmware's microcode is put in front, too.
+            for before in [&[][..], &IMAGES[0][..EARLY]] {
+                let told = error(&[before, magic].concat());
+                let expected = format!("byte {}: compressed with {name},", before.len());
+                assert!(told.starts_with(&expected), "{told}");
+            }
+        }
         assert!(error(b"\0\0\x7fELF").starts_with("byte 2: "));
         assert!(error(&archive(&[("../etc/passwd", b"x")])).contains(".."));
         assert!(error(&archive(&[("x", b"y")])[..60]).contains("ends within"));

@@ -35,6 +35,7 @@ mod tag {
     pub(super) const FILE_MODES: u32 = 1030;
     pub(super) const FILE_DIGESTS: u32 = 1035;
     pub(super) const FILE_FLAGS: u32 = 1037;
+    pub(super) const SOURCE_PACKAGE: u32 = 1106;
     pub(super) const DIR_INDEXES: u32 = 1116;
     pub(super) const BASE_NAMES: u32 = 1117;
     pub(super) const DIR_NAMES: u32 = 1118;
@@ -53,7 +54,7 @@ mod kind {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RpmError {
-    /// The file cannot be read, or ends too early.
+    /// The file cannot be read.
     #[error("{structure}: {source}")]
     Read {
         /// What was to be read.
@@ -69,6 +70,9 @@ pub enum RpmError {
         /// What is wrong with it.
         reason: String,
     },
+    /// A source package: what is in it is built from, and not installed.
+    #[error("this is a source package")]
+    Source,
     /// Digests of a kind that no policy holds, MD5 as a rule.
     #[error("the digests of its files are of RPM's algorithm {0}, which no policy holds")]
     DigestAlgorithm(u32),
@@ -100,7 +104,7 @@ impl Package {
     /// Reads a package up to its payload, at most half a gigabyte.
     ///
     /// # Errors
-    /// What is not an RPM package, or not one as it was built.
+    /// What is not an RPM package, or not one as it was built; [`RpmError::Source`].
     pub fn read(mut file: impl Read) -> Result<Self, RpmError> {
         let mut lead = [0; LEAD];
         read_exact(&mut file, &mut lead, "lead")?;
@@ -118,6 +122,10 @@ impl Package {
     }
 
     fn new(header: &Header, signatures: &Header) -> Result<Self, RpmError> {
+        let source = header.numbers(tag::SOURCE_PACKAGE, kind::INT32)?;
+        if !source.is_empty() {
+            return Err(RpmError::Source);
+        }
         let name = header.strings(tag::NAME)?.first().copied().unwrap_or(b"");
         let mut package = Self {
             name: String::from_utf8_lossy(name).into_owned(),
@@ -385,7 +393,10 @@ fn read_exact(
     structure: &'static str,
 ) -> Result<(), RpmError> {
     file.read_exact(buffer)
-        .map_err(|source| RpmError::Read { structure, source })
+        .map_err(|source| match source.kind() {
+            io::ErrorKind::UnexpectedEof => malformed(structure, "the file ends within it"),
+            _ => RpmError::Read { structure, source },
+        })
 }
 
 fn malformed(structure: &'static str, reason: impl Into<String>) -> RpmError {

@@ -4,6 +4,8 @@ const PLAIN: &[u8] = include_bytes!("../../../tests/fixtures/packages/troth-test
 const SIGNED: &[u8] =
     include_bytes!("../../../tests/fixtures/packages/troth-test-signed-1-1.noarch.rpm");
 
+const SOURCE: &[u8] = include_bytes!("../../../tests/fixtures/packages/troth-test-1-1.src.rpm");
+
 /// `rpm -qp --qf '[%{FILENAMES} %{FILEDIGESTS}\n]'`, regular files that are installed alone.
 const FILES: [(&str, &str); 4] = [
     (
@@ -54,10 +56,17 @@ fn signatures_of_files_are_those_of_evmctl() {
 }
 
 #[test]
+fn a_source_package_is_told_from_what_it_would_install() {
+    let error = Package::read(SOURCE).unwrap_err();
+    assert!(matches!(error, RpmError::Source), "{error}");
+}
+
+#[test]
 fn a_package_that_was_changed_or_cut_short_is_refused() {
     let end = PLAIN.len() - payload(PLAIN).len();
     for end in 0..end {
-        assert!(Package::read(&PLAIN[..end]).is_err(), "cut at {end}");
+        let error = Package::read(&PLAIN[..end]).unwrap_err().to_string();
+        assert!(error.contains("ends within it"), "cut at {end}: {error}");
     }
     let start = 96 + header_size(&PLAIN[96..]).next_multiple_of(8);
     for at in (start..end).step_by(7) {
