@@ -1,4 +1,8 @@
-use std::{io, path::PathBuf, process::ExitCode};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use serde::Serialize;
 use troth_core::{
@@ -215,9 +219,6 @@ pub(crate) enum Error {
     /// `policy diff` came to no result.
     #[error("{0}")]
     NotCompared(Box<Self>),
-    /// Boot policies have no union.
-    #[error("{} and {} are different boot policies, of which no union is made", places[0], places[1])]
-    BootPoliciesDiffer { places: [String; 2] },
     /// Policies of different kinds where they should be of one.
     #[error("{}, {}", kinds[0], kinds[1])]
     PolicyKinds { kinds: [String; 2] },
@@ -277,10 +278,42 @@ pub(crate) enum Error {
     },
     /// Files whose `security.ima` could not be written.
     #[error("{place}: {count} files cannot be labelled; no policy was made")]
-    Unlabelled { place: String, count: u64 },
+    Unlabelled {
+        place: String,
+        count: u64,
+        /// The first of them, and why.
+        files: Vec<String>,
+    },
     /// Files that should be in a policy and could not be read.
-    #[error("{place}: {count} files or directories cannot be read; no policy was made")]
-    Unreadable { place: String, count: u64 },
+    #[error("{place}: {}; no policy was made", unread(*count, *malformed))]
+    Unreadable {
+        place: String,
+        count: u64,
+        /// How many of them were read, and are not what they should be.
+        malformed: u64,
+        /// The first of them, and why.
+        files: Vec<String>,
+    },
+    /// A source of a policy that has nothing for it.
+    #[error("{} has no {what}", place.display())]
+    NothingFound {
+        place: PathBuf,
+        /// What was looked for.
+        what: &'static str,
+        advice: &'static str,
+    },
+    /// Options that make no sense, or not together.
+    #[error("{option}: {reason}")]
+    Usage {
+        option: &'static str,
+        reason: String,
+    },
+    /// A file that was to be made, and is there.
+    #[error("{option}: {} is there already, and is not overwritten", path.display())]
+    FileExists { option: &'static str, path: PathBuf },
+    /// A quote that does not hold.
+    #[error("{}: the quote is not valid: {reason}", path.display())]
+    QuoteInvalid { path: PathBuf, reason: String },
     /// A node was removed to be enrolled anew, and that was refused.
     #[error("agent {id} was removed to be enrolled anew, which did not succeed: {source}")]
     UpdateLost {
@@ -319,7 +352,9 @@ impl Error {
             | Self::EkNotCertified { .. }
             | Self::EkScriptRefused { .. }
             | Self::NoEkCertificate { .. }
+            | Self::QuoteInvalid { .. }
             | Self::ForeignSigner { .. } => Exit::Untrusted,
+            Self::Usage { .. } | Self::NothingFound { .. } => Exit::Usage,
             Self::WatchTimeout { .. } => Exit::Timeout,
             // As diff(1): 1 says that they differ.
             Self::NotCompared(source) => match source.exit() {
@@ -334,6 +369,14 @@ impl Error {
     pub(crate) fn findings(&self) -> &[Finding] {
         match self {
             Self::IdentityQuote { findings, .. } => findings,
+            _ => &[],
+        }
+    }
+
+    /// Files that it is about, and what is wrong with each.
+    pub(crate) fn files(&self) -> &[String] {
+        match self {
+            Self::Unreadable { files, .. } | Self::Unlabelled { files, .. } => files,
             _ => &[],
         }
     }
@@ -443,6 +486,11 @@ impl Error {
                  update; `openssl ec -pubout` has a private key's public half"
                     .to_owned()
             }
+            Self::Policy {
+                source: PolicyError::BootMerge(_),
+                ..
+            } => "make them agree in what is named, or keep both and give each node its own"
+                .to_owned(),
             Self::PolicyExists { .. } => {
                 "choose another name; --replace replaces it for all nodes that use it".to_owned()
             }
@@ -509,6 +557,29 @@ impl Error {
                  before it is sealed; \"Operation not permitted\": the file is immutable (lsattr)"
                     .to_owned()
             }
+            Self::NothingFound { advice, .. } => (*advice).to_owned(),
+            Self::FileExists {
+                option: "--new-key",
+                path,
+            } => format!(
+                "sign with the key that is there: --key {}; or name a file that is not there",
+                path.display()
+            ),
+            Self::FileExists { .. } => "name a file that is not there".to_owned(),
+            Self::QuoteInvalid { .. } => {
+                "make no policy of it: it was made by another TPM, or changed on its way; \
+                 `trothctl registrar show` has the AK of a node"
+                    .to_owned()
+            }
+            Self::ReadFile { path, .. } => return absent(path).map(str::to_owned),
+            Self::Unreadable {
+                count, malformed, ..
+            } if count == malformed => {
+                "compare them with where they came from: `rpm -K` checks packages, `lsinitrd` and \
+                 `lsinitramfs` read initrds; leave them out, or take the rest with \
+                 --ignore-unreadable"
+                    .to_owned()
+            }
             Self::Unreadable { .. } => {
                 "run it as a user who may read them (root), leave them out with --skip, or take \
                  what can be read with --ignore-unreadable"
@@ -530,6 +601,40 @@ impl Error {
             Self::WatchTimeout { .. } => "see why with `trothctl agent status ID`".to_owned(),
             _ => return None,
         })
+    }
+}
+
+/// What to do where a file of the kernel is not to be had.
+fn absent(path: &Path) -> Option<&'static str> {
+    let is_at = |place: &str| path.starts_with(place);
+    match () {
+        () if is_at("/sys/class/tpm") => Some(
+            "this host has no TPM that the kernel knows of (`ls /sys/class/tpm`), not this bank of \
+             PCRs (--bank), or a kernel before 5.12; --pcrread takes what tpm2_pcrread printed, \
+             --quote what an agent answered",
+        ),
+        () if is_at("/sys/kernel/security/tpm0") => Some(
+            "only root may read it; it is missing on a host without a TPM, without UEFI, in a \
+             container, and where securityfs is not mounted (`mount -t securityfs securityfs \
+             /sys/kernel/security`); name the log of another host with --event-log",
+        ),
+        () if is_at("/sys/kernel/security/ima") || is_at("/sys/kernel/security/integrity") => Some(
+            "only root may read it; it is missing where the kernel is without IMA (CONFIG_IMA), in \
+             a container, and where securityfs is not mounted (`mount -t securityfs securityfs \
+             /sys/kernel/security`); it is short until a policy measures: ima_policy=tcb",
+        ),
+        () => None,
+    }
+}
+
+/// How many files were not read, in words.
+fn unread(count: u64, malformed: u64) -> String {
+    match count.saturating_sub(malformed) {
+        0 => format!("{malformed} files are malformed"),
+        count if malformed == 0 => format!("{count} files or directories cannot be read"),
+        count => format!(
+            "{count} files or directories cannot be read, and {malformed} files are malformed"
+        ),
     }
 }
 
@@ -587,5 +692,34 @@ mod tests {
         assert!(error.to_string().contains("connection refused"));
         assert!(error.advice().unwrap().contains("--verifier"));
         assert_eq!(error.exit(), Exit::ServiceUnreachable);
+    }
+
+    #[test]
+    fn a_host_without_tpm_boot_log_or_ima_list_is_told_what_to_name_instead() {
+        let advice = |path: &str| {
+            let error = Error::ReadFile {
+                path: PathBuf::from(path),
+                source: io::Error::from(io::ErrorKind::NotFound),
+            };
+            error.advice().unwrap_or_default()
+        };
+        for (path, option) in [
+            ("/sys/class/tpm/tpm0/pcr-sha256/7", "--pcrread"),
+            (
+                "/sys/kernel/security/tpm0/binary_bios_measurements",
+                "--event-log",
+            ),
+            (
+                "/sys/kernel/security/ima/ascii_runtime_measurements",
+                "ima_policy=tcb",
+            ),
+            (
+                "/sys/kernel/security/integrity/ima/ascii_runtime_measurements",
+                "CONFIG_IMA",
+            ),
+        ] {
+            assert!(advice(path).contains(option), "{path}");
+        }
+        assert_eq!(advice("/home/me/policy.json"), "");
     }
 }

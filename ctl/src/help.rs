@@ -65,7 +65,7 @@ what was read is kept when the command is interrupted, and is not read again unt
 
 --rpm takes digests from the headers of packages, which are not unpacked; it checks the header's \
 own SHA-256, and neither the signature of a package nor that of a repository (repomd.xml.asc): get \
-packages by a way that does. --initrd reads archives (cpio) that are not compressed or compressed \
+packages by a way that does (docs/policies.md). Source packages are left out. --initrd reads archives (cpio) that are not compressed or compressed \
 with gzip, xz, zstd or lz4; --uki finds them in the sections .ucode and .initrd.
 
 --write-xattr labels what it reads for the kernel's appraisal (ima_appraise): with the file's \
@@ -107,20 +107,30 @@ Show what a policy holds.
 What kind of policy a file is, is recognised by its content: a runtime policy of any version, signed \
 or not; a flat allowlist; an IMA list; a TPM policy; a boot policy. runtime:NAME and boot:NAME are \
 policies that the verifier keeps; a file of such a name is ./runtime:NAME. Signatures are shown as \
-they are, and not checked.";
+they are, and not checked. Of a boot policy all that may be measured is shown, by PCR and component; \
+--json has what the table cuts short.";
 
 pub(crate) const POLICY_DIFF: &str = "\
 Show what distinguishes two policies of one kind.
 
 The exit status is 0 if they judge alike, 1 if they do not, and 2 if one of them cannot be read. The \
-time at which they were made is shown, but makes no difference.";
+time at which they were made is shown, but makes no difference.
+
+Boot policies are compared by PCR and component, wherever it stands; a refstate with a policy of ours \
+as the policy that `trothctl policy convert --to boot-toml` makes of it.";
 
 pub(crate) const POLICY_MERGE: &str = "\
 Print a policy that allows what any of several policies allows.
 
 Of runtime policies all sets are united: digests, excludes, keyrings, buffers and keys; the later time \
 stays. What contradicts, such as log_hash_alg, is an error. Of TPM policies the values of each PCR and \
-the masks are united. The order of the policies makes no difference. Signatures are left out.";
+the masks are united. The order of the policies makes no difference. Signatures are left out.
+
+Boot policies are united by component, PCR and name: digests, signers and patterns of either are \
+allowed, each once. A component that only one of them has may be absent, and the order of a PCR's \
+events counts where it is the same in both; what is demanded less than before is told on standard \
+error. All that contradicts is told at once, and nothing is written. The result is TOML; that of \
+refstates is JSON.";
 
 pub(crate) const POLICY_CONVERT: &str = "\
 Print a policy in another format.
@@ -202,7 +212,8 @@ const EXIT_STATUS: &str = "\
 0  done; agent status, agent explain, appraise: trusted
 1  an error without a status of its own (appraise: a policy is missing); policy diff: the policies
    differ
-2  wrong use of the command line; policy diff: a policy cannot be read
+2  wrong use of the command line, such as a source of a policy with nothing in it; policy diff: a
+   policy cannot be read
 3  not to be trusted: a node or a bundle failed attestation; a quote, log, identity or signature
    failed its check; registrar compare: an id with other keys
 4  agent status, agent explain: the node is unreachable, or its last verdict is too old to count
@@ -214,7 +225,8 @@ const EXIT_STATUS: &str = "\
 
 const JSON: &str = "\
 With --json a result is one JSON object on standard output (agent watch: one object a line), and
-an error is one on standard error: {\"error\": {\"message\", \"advice\", \"exit_status\", \"findings\"}}.
+an error is one on standard error: {\"error\": {\"message\", \"advice\", \"exit_status\", \"findings\",
+\"files\"}}; files are those that could not be read or labelled, and why.
 Members may be added; those named here stay.
 
 agent list      {\"agents\": [NODE]}
@@ -252,10 +264,16 @@ policy list     {\"policies\": [{\"kind\", \"name\", \"sha256\", \"bytes\", \"no
                 three are null if the verifier does not say (Keylime's)
 policy show     {\"kind\", \"name\", \"file\", \"bytes\", \"sha256\", \"problem\", \"summary\",
                 \"signatures\": [{\"keyid\", \"certificate\"}], \"policy\"}
-policy diff     {\"old\", \"new\", \"kind\", \"same\", \"digests\", \"keyrings\", \"ima_buf\", \"pcrs\":
-                {NAME: {\"kind\", \"removed\", \"added\"}}, \"excludes\", \"ignored_keyrings\",
-                \"verification_keys\": {\"removed\", \"added\"}, \"members\": {POINTER: [OLD, NEW]}};
-                the kind of a change is added, removed or changed
+policy create runtime
+                the policy; with --output, or else on standard error, {\"sources\": [{\"place\",
+                \"files\", \"cached\", \"unreadable\", \"unreadable_total\"}], \"notes\"}
+policy merge    the policy; what has to be known about it is {\"notes\"} on standard error
+policy diff     {\"old\", \"new\", \"kind\", \"same\", \"digests\", \"keyrings\", \"ima_buf\", \"pcrs\",
+                \"components\": {NAME: {\"kind\", \"removed\", \"added\"}}, \"excludes\",
+                \"ignored_keyrings\", \"verification_keys\": {\"removed\", \"added\"}, \"order\": {PCR:
+                {\"event\", \"names\", \"events\"}}, \"members\": {POINTER: [OLD, NEW]}}; the kind of a
+                change is added, removed or changed; order is where that of a PCR's events begins
+                to differ
 policy verify   {\"policy\", \"verified\", \"payload_sha256\", \"signatures\": [{\"keyid\",
                 \"certificate\", \"by\", \"reason\"}]}
 policy sign     {\"keyid\", \"public_key\", \"signatures\"}, with --output
@@ -268,7 +286,8 @@ inspect quote   {\"verified\", \"failure\", \"nonce_checked\", \"nonce\", \"nonc
 inspect eventlog {\"format\", \"banks\", \"startup_locality\", \"events\": [{\"index\", \"pcr\", \"type\",
                 \"digests\", \"size\", \"data\"}], \"pcrs\", \"boot_aggregates\"}
 inspect ima     {\"entries\", \"templates\", \"names\", \"log_hash\", \"boot_aggregate\", \"pcr10\",
-                \"violations\", \"problems\", \"problems_total\", \"list\"}
+                \"violations\", \"device_mapper\": [{\"line\", \"event\", \"fields\",
+                \"targets\", \"problem\"}], \"problems\", \"problems_total\", \"list\"}
 ca show         {\"directory\", \"ca\": FILE, \"issued\": [FILE]}
 
 NODE: id, state, reason, since_ms, judged_at_ms, last_trusted_ms, due_at_ms, period, attestation_count,

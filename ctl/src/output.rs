@@ -134,6 +134,22 @@ impl Output {
         }
     }
 
+    /// Remarks that whoever uses a result must know, on standard error; under `--json` as an object.
+    pub(crate) fn notes(&self, notes: &[String]) {
+        match (self.json, notes) {
+            (_, []) => {}
+            (true, notes) => self.json_remark(&serde_json::json!({ "notes": notes })),
+            (false, notes) => notes.iter().for_each(|note| self.note(note)),
+        }
+    }
+
+    /// Prints pretty JSON on standard error, where standard output has a result of another kind.
+    pub(crate) fn json_remark<T: Serialize>(&self, value: &T) {
+        if let Ok(json) = serde_json::to_string_pretty(value) {
+            let _ = writeln!(io::stderr(), "{json}");
+        }
+    }
+
     /// Prints an error on standard error: what happened, where, what to do.
     pub(crate) fn error(&self, error: &Error) {
         let text = if self.json {
@@ -143,6 +159,7 @@ impl Output {
                     advice: error.advice(),
                     exit_status: error.exit().into(),
                     findings: error.findings(),
+                    files: error.files(),
                 },
             };
             serde_json::to_string_pretty(&value).unwrap_or_else(|_| error.to_string())
@@ -323,6 +340,9 @@ struct ErrorText<'a> {
     exit_status: u8,
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     findings: &'a [Finding],
+    /// Files that it is about, and what is wrong with each.
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    files: &'a [String],
 }
 
 fn stdout_error(source: io::Error) -> Error {
@@ -414,29 +434,7 @@ pub(crate) fn span(milliseconds: u64) -> String {
 
 /// Unix seconds as `2026-11-23 17:56:08 UTC`.
 pub(crate) fn utc(unix: u64) -> String {
-    let (days, rest) = (unix / 86_400, unix % 86_400);
-    // Days since 0000-03-01 in the proleptic Gregorian calendar; years begin in March, so that
-    // the leap day is the last of a year.
-    let days = days + 719_468;
-    let era = days / 146_097;
-    let day_of_era = days % 146_097;
-    let year_of_era =
-        (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted_month = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
-    let month = if shifted_month < 10 {
-        shifted_month + 3
-    } else {
-        shifted_month - 9
-    };
-    let year = year_of_era + era * 400 + u64::from(month <= 2);
-    format!(
-        "{year:04}-{month:02}-{day:02} {:02}:{:02}:{:02} UTC",
-        rest / 3600,
-        rest / 60 % 60,
-        rest % 60
-    )
+    troth_core::time::utc(unix) + " UTC"
 }
 
 /// Unix milliseconds now.
@@ -451,19 +449,6 @@ pub(crate) fn now_ms() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn dates_are_those_of_date_1() {
-        for (unix, text) in [
-            (0, "1970-01-01 00:00:00 UTC"),
-            (951_782_399, "2000-02-28 23:59:59 UTC"),
-            (951_782_400, "2000-02-29 00:00:00 UTC"),
-            (1_795_456_568, "2026-11-23 17:56:08 UTC"),
-            (4_107_542_400, "2100-03-01 00:00:00 UTC"),
-        ] {
-            assert_eq!(utc(unix), text);
-        }
-    }
 
     #[test]
     fn spans_stay_short() {

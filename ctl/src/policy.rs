@@ -30,6 +30,7 @@ mod write;
 use self::write::{is_stdout, same_file, write_new, write_output};
 pub(crate) use self::{
     boot::{boot, boot_json, measure_log},
+    create::verification_keys,
     download::{Checksum, Url},
     source::{RuntimeOptions, RuntimeText, read_file, read_ima_list, read_text, tpm_text},
     stored::{replace_runtime, text},

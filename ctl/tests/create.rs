@@ -119,15 +119,11 @@ fn a_tree_gives_the_digests_of_its_regular_files() {
 
 #[test]
 fn only_files_of_root_unless_all_are_asked_for() {
-    if !rustix::process::geteuid().is_root() {
-        eprintln!("skipped: only root can give files away");
-        return;
-    }
     let directory = tempfile::tempdir().unwrap();
     let root = directory.path();
     write(root, "bin/of-root", b"a");
     let other = write(root, "bin/of-nobody", b"b");
-    std::os::unix::fs::chown(&other, Some(65534), None).unwrap();
+    std::os::unix::fs::chown(&other, Some(65534), None).expect("run this test as root");
     let names = |output: &Output| digests(output).into_keys().collect::<Vec<_>>();
     assert_eq!(names(&create(&["--root", text(root)])), ["/bin/of-root"]);
     let all = create(&["--root", text(root), "--all-owners"]);
@@ -410,6 +406,12 @@ fn packages_are_read_one_by_one_or_below_a_directory() {
         "{}",
         stderr(&refused)
     );
+    let told = stderr(&refused);
+    assert!(
+        told.contains("1 files are malformed") && told.contains("`rpm -K`"),
+        "{told}"
+    );
+    assert!(!told.contains("as a user who may read"), "{told}");
     let taken = create(&["--rpm", text(repository.path()), "--ignore-unreadable"]);
     assert_eq!(taken.stdout, one.stdout);
     let other = create(&["--rpm", text(&package), "--algorithm", "sha1"]);
@@ -417,6 +419,176 @@ fn packages_are_read_one_by_one_or_below_a_directory() {
         stderr(&other).contains("its digests are not sha1"),
         "{}",
         stderr(&other)
+    );
+}
+
+#[test]
+fn source_packages_are_left_out_and_told() {
+    let repository = tempfile::tempdir().unwrap();
+    let source = "troth-test-1-1.src.rpm";
+    let package = fixture("packages/troth-test-1-1.noarch.rpm");
+    fs::copy(&package, repository.path().join("a.rpm")).unwrap();
+    let one = create(&["--rpm", text(repository.path())]);
+    fs::copy(
+        fixture("packages").join(source),
+        repository.path().join(source),
+    )
+    .unwrap();
+    let both = create(&["--rpm", text(repository.path())]);
+    assert_eq!(both.status.code(), Some(0), "{}", stderr(&both));
+    assert_eq!(both.stdout, one.stdout);
+    let told = stderr(&both);
+    assert!(
+        told.contains("left out, a source package: ") && told.contains(source),
+        "{told}"
+    );
+    assert!(told.contains("1 packages: "), "{told}");
+    let alone = create(&["--rpm", text(&repository.path().join(source))]);
+    assert_eq!(alone.status.code(), Some(2), "{}", stderr(&alone));
+    assert!(
+        stderr(&alone).contains("no source packages"),
+        "{}",
+        stderr(&alone)
+    );
+}
+
+#[test]
+fn a_source_with_nothing_in_it_is_an_error_that_says_what_was_looked_for() {
+    let directory = tempfile::tempdir().unwrap();
+    let empty = directory.path().join("empty");
+    fs::create_dir(&empty).unwrap();
+    let package = fixture("packages/troth-test-1-1.noarch.rpm");
+    let list = write(directory.path(), "list", b"# nothing yet\n");
+    let measured = write(directory.path(), "measured", b"");
+    let output = directory.path().join("policy.json");
+    for (source, wanted) in [
+        (["--rpm", text(&empty)], "packages (*.rpm"),
+        (
+            ["--ramdisk-dir", text(&empty)],
+            "initrds (files named initr*)",
+        ),
+        (
+            ["--root", text(&empty)],
+            "regular files that belong to root",
+        ),
+        (["--allowlist", text(&list)], "lines of `DIGEST PATH`"),
+        (["--ima-list", text(&measured)], "entries of an IMA list"),
+    ] {
+        // Another source does not hide it.
+        let others = ["--rpm", text(&package)];
+        for more in [&[][..], &others] {
+            let rest = ["-o", text(&output)];
+            let refused = create(&[&source[..], more, &rest].concat());
+            let told = stderr(&refused);
+            assert_eq!(refused.status.code(), Some(2), "{source:?}: {told}");
+            let expected = format!("{} has no {wanted}", source[1]);
+            assert!(told.contains(&expected), "{expected}: {told}");
+            assert!(!output.exists());
+        }
+    }
+}
+
+#[test]
+fn a_skip_that_leaves_nothing_out_is_told() {
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path();
+    write(root, "bin/tool", b"a");
+    write(root, "opt/other/tool", b"b");
+    let run = |skip: &str| {
+        let output = create(&["--root", text(root), "--all-owners", "--skip", skip]);
+        assert!(digests(&output).contains_key("/bin/tool"));
+        stderr(&output)
+    };
+    for used in ["/opt", "/opt/other/tool", "/opt/other/"] {
+        let told = run(used);
+        assert!(!told.contains("--skip"), "{told}");
+        assert!(told.contains("1 files"), "{told}");
+    }
+    for unused in ["/otp", "/bin/tool/x", "/var/lib"] {
+        let told = run(unused);
+        let expected = format!("--skip {unused}: nothing was left out by it");
+        assert!(told.contains(&expected), "{told}");
+    }
+    let wrong = create(&["--root", text(root), "--skip", "opt"]);
+    assert_eq!(wrong.status.code(), Some(2));
+}
+
+#[test]
+fn machines_are_told_what_was_not_read_too() {
+    let directory = tempfile::tempdir().unwrap();
+    let package = fixture("packages/troth-test-1-1.noarch.rpm");
+    fs::copy(&package, directory.path().join("a.rpm")).unwrap();
+    let broken = write(directory.path(), "b.rpm", b"no package");
+    let policy = directory.path().join("policy.json");
+    let run = |more: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_trothctl"));
+        command.args(["--json", "policy", "create", "runtime", "--rpm"]);
+        let output = command.arg(directory.path()).args(more).output().unwrap();
+        (output.status.code().unwrap(), output.stdout, output.stderr)
+    };
+    let json = |text: &[u8]| serde_json::from_slice::<Value>(text).unwrap();
+    let names_it = |files: &Value| {
+        let files = files.as_array().unwrap();
+        assert_eq!(files.len(), 1, "{files:?}");
+        let told = files[0].as_str().unwrap();
+        assert!(
+            told.contains(text(&broken)) && told.contains("malformed"),
+            "{told}"
+        );
+    };
+    let (status, _, told) = run(&[]);
+    assert_eq!(status, 1);
+    names_it(&json(&told)["error"]["files"]);
+    let (status, made, told) = run(&["--ignore-unreadable"]);
+    assert_eq!(status, 0);
+    assert!(json(&made)["digests"].is_object());
+    names_it(&json(&told)["sources"][0]["unreadable"]);
+    let (status, report, told) = run(&["--ignore-unreadable", "-o", text(&policy)]);
+    assert_eq!((status, told.len()), (0, 0));
+    names_it(&json(&report)["sources"][0]["unreadable"]);
+    assert_eq!(json(&report)["sources"][0]["files"], 4);
+}
+
+#[test]
+fn an_initrd_that_cannot_be_read_is_told_with_the_place_in_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let image = fs::read(fixture("initrds/zstd.img")).unwrap();
+    let uki = fs::read(fixture("../fuzz/corpus/pe/uki")).unwrap();
+    for (option, content, reason) in [
+        (
+            "--initrd",
+            image[..image.len() - 9].to_vec(),
+            "zstd at byte 1024, byte ",
+        ),
+        (
+            "--initrd",
+            b"BZh91AY&SY".to_vec(),
+            "byte 0: compressed with bzip2, which is not read",
+        ),
+        (
+            "--initrd",
+            b"\x89LZO\0\r\n\x1a\n".to_vec(),
+            "byte 0: compressed with lzo, which is",
+        ),
+        ("--initrd", Vec::new(), "there are no files in it"),
+        ("--uki", uki[..uki.len() / 2].to_vec(), "section at byte "),
+    ] {
+        let file = write(directory.path(), "image", &content);
+        let refused = create(&[option, text(&file)]);
+        let told = stderr(&refused);
+        assert_eq!(refused.status.code(), Some(1), "{told}");
+        let expected = format!("malformed: {}: ", file.display());
+        assert!(
+            told.contains(&expected) && told.contains(reason),
+            "{reason}: {told}"
+        );
+        assert!(!told.contains("as a user who may read"), "{told}");
+    }
+    let missing = directory.path().join("none");
+    let told = stderr(&create(&["--initrd", text(&missing)]));
+    assert!(
+        told.contains("cannot read ") && told.contains("as a user who may"),
+        "{told}"
     );
 }
 
@@ -487,32 +659,22 @@ fn label(file: &Path) -> Option<String> {
     Some(hex::encode(&value[..length]))
 }
 
-/// Is a test of labels possible here? Says why not.
-fn takes_labels(directory: &Path) -> bool {
-    let file = write(directory, "probe", b"");
+/// Writes a label, for which one must be root.
+fn set_label(file: &Path, value: &[u8]) {
     let flags = rustix::fs::XattrFlags::empty();
-    match rustix::fs::lsetxattr(&file, "security.ima", &[4, 4], flags) {
-        Ok(()) => true,
-        Err(error) => {
-            eprintln!("skipped: {}: security.ima: {error}", directory.display());
-            false
-        }
-    }
+    rustix::fs::lsetxattr(file, "security.ima", value, flags)
+        .expect("run this test as root, with TMPDIR on a file system that keeps security.ima");
 }
 
 #[test]
 fn labels_are_the_digests_of_contents_and_are_written_once() {
     let directory = tempfile::tempdir().unwrap();
-    if !takes_labels(directory.path()) {
-        return;
-    }
     let root = directory.path().join("root");
     let tool = write(&root, "bin/tool", b"tool");
     let signed = write(&root, "bin/signed", b"signed");
     symlink("/etc/passwd", root.join("bin/link")).unwrap();
     let vendor = [3, 2, 4, 1, 2, 3, 4, 0, 1, 9];
-    let flags = rustix::fs::XattrFlags::empty();
-    rustix::fs::lsetxattr(&signed, "security.ima", &vendor, flags).unwrap();
+    set_label(&signed, &vendor);
     let run = |more: &[&str]| {
         let output = create(&[&["--root", text(&root), "--write-xattr"], more].concat());
         assert_eq!(digests(&output).len(), 2);
@@ -545,11 +707,49 @@ fn labels_are_the_digests_of_contents_and_are_written_once() {
 }
 
 #[test]
+fn what_was_labelled_is_not_read_again_unless_it_changed() {
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path().join("root");
+    for number in 0..20 {
+        let content = format!("program {number}");
+        write(&root, &format!("bin/{number}"), content.as_bytes());
+    }
+    settle();
+    let cache = directory.path().join("cache");
+    let options = [
+        "--root",
+        text(&root),
+        "--cache",
+        text(&cache),
+        "--write-xattr",
+    ];
+    let first = create(&options);
+    assert!(stderr(&first).contains("20 written"), "{}", stderr(&first));
+    for options in [&options[..], &options[..4]] {
+        let again = create(options);
+        assert_eq!(digests(&again), digests(&first));
+        let told = stderr(&again);
+        assert!(told.contains("20 of them unchanged"), "{told}");
+    }
+    // Another content of that size and time, under a label that is right no more.
+    let changed = root.join("bin/7");
+    let time = fs::metadata(&changed).unwrap().modified().unwrap();
+    fs::write(&changed, "program X").unwrap();
+    let file = fs::File::options().write(true).open(&changed).unwrap();
+    file.set_modified(time).unwrap();
+    let third = create(&options);
+    let told = stderr(&third);
+    assert!(told.contains("19 of them unchanged"), "{told}");
+    assert!(told.contains("1 written, 19 were right"), "{told}");
+    let sum = sum("sha256sum", &changed);
+    assert_eq!(digests(&third)["/bin/7"], [sum.as_str()]);
+    assert_eq!(label(&changed).unwrap(), format!("0404{sum}"));
+}
+
+#[test]
 fn a_file_system_without_such_attributes_is_told() {
     let directory = tempfile::tempdir().unwrap();
-    if !takes_labels(directory.path()) {
-        return;
-    }
+    set_label(&write(directory.path(), "probe", b""), &[4, 4]);
     // procfs has regular files of root, and no attributes.
     let output = create(&["--root", "/proc/sys/kernel/random", "--write-xattr"]);
     assert_eq!(output.status.code(), Some(1));

@@ -106,7 +106,7 @@ fn a_list_becomes_a_policy_and_a_list_again() {
     // What has no place in the list is told.
     let told = desk.error("policy convert old.json --to allowlist", 0);
     assert!(told.contains("1 excludes"), "{told}");
-    let error = desk.error("policy convert old.json --to tpm", 1);
+    let error = desk.error("policy convert old.json --to tpm", 2);
     assert!(error.contains("--to"), "{error}");
 }
 
@@ -251,7 +251,15 @@ fn a_policy_is_signed_and_verified_by_key() {
             .contains("signed by one")
     );
     // A key is never overwritten.
-    desk.ends("policy sign old.json --new-key signer.pem -o again.json", 1);
+    let key = desk.read("signer.pem");
+    let error = desk.error("policy sign old.json --new-key signer.pem -o again.json", 1);
+    assert!(
+        error.contains("--new-key: signer.pem is there already"),
+        "{error}"
+    );
+    assert!(error.contains("--key signer.pem"), "{error}");
+    assert_eq!(desk.read("signer.pem"), key);
+    assert!(!desk.path("again.json").exists());
     // A second signature; each signer is found.
     let told = desk.json(
         "policy sign signed.json --new-key second.pem -o twice.json",
@@ -271,7 +279,8 @@ fn a_policy_is_signed_and_verified_by_key() {
     }
     // The other key alone, no key, no signature, another text.
     desk.ends("policy verify signed.json --key second.pub", 3);
-    desk.ends("policy verify signed.json", 1);
+    let error = desk.error("policy verify signed.json", 2);
+    assert!(error.contains("--key or --ca"), "{error}");
     assert!(
         desk.text("policy verify old.json --key signer.pub", 3)
             .contains("NOT signed at all")
@@ -301,16 +310,16 @@ fn a_key_is_not_overwritten_by_what_is_signed_with_it() {
     );
     let key = desk.read("signer.pem");
     std::os::unix::fs::symlink("signer.pem", desk.path("link")).unwrap();
-    for line in [
-        "policy sign old.json --key signer.pem --cert-out signer.pem",
-        "policy sign old.json --key signer.pem --cert-out link",
-        "policy sign old.json --key signer.pem -o signer.pem",
-        "policy sign old.json --key signer.pem -o ./signer.pem",
-        "policy sign old.json --key signer.pem -o link",
-        "policy sign old.json --new-key fresh.pem -o fresh.pem",
-        "policy sign old.json --new-key fresh.pem --cert-out fresh.crt -o fresh.crt",
+    for (line, status) in [
+        ("--key signer.pem --cert-out signer.pem", 1),
+        ("--key signer.pem --cert-out link", 1),
+        ("--key signer.pem -o signer.pem", 2),
+        ("--key signer.pem -o ./signer.pem", 2),
+        ("--key signer.pem -o link", 2),
+        ("--new-key fresh.pem -o fresh.pem", 2),
+        ("--new-key fresh.pem --cert-out fresh.crt -o fresh.crt", 2),
     ] {
-        desk.ends(line, 1);
+        desk.ends(&format!("policy sign old.json {line}"), status);
         assert_eq!(desk.read("signer.pem"), key, "{line}");
     }
     assert!(!desk.path("fresh.pem").exists());
@@ -377,13 +386,21 @@ fn a_signer_is_known_by_the_ca_of_the_certificate() {
     desk.ends("policy verify own.json --ca ca", 3);
     desk.ends("policy verify own.json --key own.crt", 0);
     desk.ends("policy verify own.json --key ca", 3);
-    for (line, reason) in [
-        ("policy sign old.json --key sec1 --cert ca", "another key"),
-        ("policy sign old.json --key ca", "no private key"),
-        ("policy sign old.json --key sec1 --backend x509", "--cert"),
-        ("policy sign old.txt --key sec1", "not JSON"),
+    for (line, status, reason) in [
+        (
+            "policy sign old.json --key sec1 --cert ca",
+            1,
+            "another key",
+        ),
+        ("policy sign old.json --key ca", 1, "no private key"),
+        (
+            "policy sign old.json --key sec1 --backend x509",
+            2,
+            "--cert",
+        ),
+        ("policy sign old.txt --key sec1", 1, "not JSON"),
     ] {
-        let error = desk.error(line, 1);
+        let error = desk.error(line, status);
         assert!(error.contains(reason), "{line}: {error}");
     }
 }
@@ -423,6 +440,12 @@ fn a_policy_of_pcrs_is_made_of_what_there_is() {
         1,
     );
     desk.ends("policy create tpm --pcrread pcrs.txt", 2);
+    for nothing in ["--pcr 10", "--pcr 16,10", "--mask 0x0"] {
+        let line = format!("policy create tpm --pcrread pcrs.txt {nothing} -o none.json");
+        let error = desk.error(&line, 2);
+        assert!(error.contains("no PCR for a policy: PCR 10"), "{error}");
+        assert!(!desk.path("none.json").exists());
+    }
 
     std::fs::create_dir(desk.path("pcr-sha256")).unwrap();
     for pcr in [0, 7] {
@@ -468,7 +491,12 @@ fn a_policy_of_pcrs_is_made_of_a_quote() {
         "ak2.pub",
         std::fs::read(fixture("boots/grub/ak.pub")).unwrap(),
     );
-    desk.ends("policy create tpm --quote quote --ak ak2.pub --pcr 0", 1);
+    let error = desk.error(
+        "policy create tpm --quote quote --ak ak2.pub --pcr 0 -o x",
+        3,
+    );
+    assert!(error.contains("quote: the quote is not valid: "), "{error}");
+    assert!(!desk.path("x").exists());
 }
 
 #[test]
@@ -487,7 +515,7 @@ fn a_boot_policy_is_made_of_both_logs_and_converted_from_a_refstate() {
     }
     desk.write("made.toml", &made);
     desk.ends("policy show made.toml", 0);
-    let error = desk.error(&format!("{both} --format keylime"), 1);
+    let error = desk.error(&format!("{both} --format keylime"), 2);
     assert!(error.contains("--measure-log"), "{error}");
     let error = desk.error(&format!("{firmware} --format keylime -o state.json"), 1);
     assert!(error.contains("use --format troth"), "{error}");
@@ -510,4 +538,179 @@ fn a_boot_policy_is_made_of_both_logs_and_converted_from_a_refstate() {
     let policy: Value = serde_json::from_str(&json).unwrap();
     assert_eq!(policy["version"], 1);
     assert_eq!(policy["secure_boot"]["enabled"], true);
+}
+
+/// Two boot policies of ours, `old.toml` and `new.toml`.
+fn two_boot_policies() -> Desk {
+    let desk = Desk::new();
+    let policy = |kernel: &str, line: &str, more: &str| {
+        format!(
+            "version = 1\ncommand_line = ['root=a', '{line}']\n[secure_boot]\nenabled = true\n\
+             db = [{{ sha256 = 'sha256:{a}', subject = 'CN=Vendor' }}]\n\
+             [order]\n4 = ['separator', 'kernel']\n\
+             [[component]]\nname = 'firmware'\ndigests = ['sha256:{a}']\n\
+             [[component]]\nname = 'kernel'\ndigests = ['sha256:{kernel}']\n{more}",
+            a = digest("aa"),
+        )
+    };
+    let driver = "[[component]]\nname = 'driver'\nany = true\n";
+    desk.write("old.toml", policy(&digest("bb"), "root=b", ""));
+    desk.write("new.toml", policy(&digest("cc"), "root=c", driver));
+    desk
+}
+
+#[test]
+fn boot_policies_are_compared_by_pcr_and_component() {
+    let desk = two_boot_policies();
+    let text = desk.text("policy diff old.toml new.toml", 1);
+    let expected = format!(
+        "--- old.toml\n+++ new.toml\nComponents: 1 added, 0 removed, 2 changed\n\
+         + PCR 2: driver\n    + anything\n    + times 1 or more\n\
+         ~ PCR 4: kernel\n    - sha256:{b}\n    + sha256:{c}\n\
+         ~ PCR 8, 12: command_line\n    - text root=b\n    + text root=c\n",
+        b = digest("bb"),
+        c = digest("cc"),
+    );
+    assert_eq!(text, expected);
+    let json = desk.json("policy diff old.toml new.toml", 1);
+    assert_eq!(json["components"]["PCR 2: driver"]["kind"], "added");
+    // Where components stand makes no difference.
+    let moved = desk.read("new.toml");
+    let (head, tail) = moved.split_once("[[component]]").unwrap();
+    let parts: Vec<_> = tail.split("[[component]]").collect();
+    let back: String = parts
+        .iter()
+        .rev()
+        .map(|part| format!("[[component]]{part}"))
+        .collect();
+    desk.write("moved.toml", head.to_owned() + &back);
+    assert_eq!(
+        desk.json("policy diff new.toml moved.toml", 0)["same"],
+        true
+    );
+    desk.write(
+        "others.toml",
+        "others = 'allow'\n".to_owned() + &moved.replace("'kernel']", "'x']"),
+    );
+    let text = desk.text("policy diff new.toml others.toml", 1);
+    for line in [
+        "Order of PCR 4, from event 2 on\n- kernel (2 events in all)\n+ x (2 events in all)\n",
+        "/others: \"deny\" -> \"allow\"",
+    ] {
+        assert!(text.contains(line), "{line}: {text}");
+    }
+}
+
+#[test]
+fn merged_boot_policies_allow_what_either_allows() {
+    let desk = two_boot_policies();
+    let merge = |more: &str| {
+        desk.ends(
+            &format!("{more}policy merge old.toml new.toml -o both.toml"),
+            0,
+        )
+    };
+    let told = String::from_utf8(merge("").stderr).unwrap();
+    assert!(
+        told.contains(
+            "old.toml with new.toml: PCR 2: in one of them alone, and may be absent now: driver"
+        ),
+        "{told}"
+    );
+    let told: Value = serde_json::from_slice(&merge("--json ").stderr).unwrap();
+    assert_eq!(told["notes"].as_array().unwrap().len(), 1);
+    for one in ["old.toml", "new.toml"] {
+        let json = desk.json(&format!("policy diff {one} both.toml"), 1);
+        for (place, change) in json["components"].as_object().unwrap() {
+            let removed = change["removed"].as_array().unwrap();
+            let removed: Vec<_> = removed
+                .iter()
+                .filter(|one| *one != "times 1 or more")
+                .collect();
+            assert!(removed.is_empty(), "{one}, {place}: {change}");
+        }
+    }
+    let shown = desk.json("policy show both.toml", 0);
+    let entries = shown["summary"]["entries"].as_array().unwrap();
+    let entry = |name: &str| entries.iter().find(|entry| entry["name"] == name).unwrap();
+    assert_eq!(entry("kernel")["digests"].as_array().unwrap().len(), 2);
+    assert_eq!(entry("firmware")["digests"].as_array().unwrap().len(), 1);
+    assert_eq!(
+        entry("command_line")["texts"],
+        json!(["root=a", "root=b", "root=c"])
+    );
+    assert_eq!(
+        shown["summary"]["order"]["4"],
+        json!(["separator", "kernel"])
+    );
+    // With itself it is what it was.
+    desk.ends("policy merge both.toml both.toml -o twice.toml", 0);
+    desk.ends("policy diff both.toml twice.toml", 0);
+    // What contradicts is told, all of it.
+    let other = desk
+        .read("new.toml")
+        .replace("enabled = true", "enabled = false");
+    desk.write("off.toml", "partition_table = 'any'\n".to_owned() + &other);
+    let error = desk.error("policy merge old.toml off.toml", 1);
+    for part in [
+        "`secure_boot.enabled` is true in one",
+        "partition_table is in one of them alone",
+        "make them agree",
+    ] {
+        assert!(error.contains(part), "{part}: {error}");
+    }
+    desk.write("empty.json", "{}");
+    let error = desk.error("policy merge old.toml empty.json", 1);
+    assert!(error.contains("accepts every boot that replays"), "{error}");
+    desk.ends("policy merge empty.json empty.json", 0);
+}
+
+#[test]
+fn a_boot_policy_is_shown_component_by_component() {
+    let desk = two_boot_policies();
+    let shown = desk.text("policy show new.toml", 0);
+    let rows: Vec<Vec<&str>> = shown
+        .lines()
+        .map(|line| line.split_ascii_whitespace().collect())
+        .collect();
+    for row in [
+        "Secure Boot: on",
+        "Other PCRs: must hold nothing",
+        "PCR NAME TIMES ALLOWED",
+        "2 driver 1 or more anything",
+        &format!("4 kernel 1 sha256:{}", digest("cc")),
+        "8, 12 command_line text root=a",
+        "text root=c",
+        &format!(
+            "7 secure_boot.db key \"CN=Vendor\", sha256:{}",
+            digest("aa")
+        ),
+        "In this order: PCR 4: separator, kernel",
+    ] {
+        let words: Vec<_> = row.split(' ').collect();
+        assert!(rows.contains(&words), "{row}: {shown}");
+    }
+    let vectors = std::fs::read(fixture("vectors/boot-log.json")).unwrap();
+    let vectors: Value = serde_json::from_slice(&vectors).unwrap();
+    let log = BASE64_STANDARD.decode(vectors["log"].as_str().unwrap());
+    desk.write("log", log.unwrap());
+    desk.ends(
+        "policy create boot --event-log log --format keylime -o state.json",
+        0,
+    );
+    let shown = desk.text("policy show state.json", 0);
+    for part in [
+        "Keylime's refstate",
+        "scrtm_and_bios",
+        "kernels",
+        "command line",
+    ] {
+        assert!(shown.contains(part), "{part}: {shown}");
+    }
+    desk.ends("policy merge state.json state.json -o twice.json", 0);
+    desk.ends("policy diff state.json twice.json", 0);
+    assert!(
+        desk.text("policy diff state.json new.toml", 1)
+            .contains("/form: \"refstate\" -> \"rules\"")
+    );
 }

@@ -87,7 +87,7 @@ pub(crate) fn quoted_values(args: &QuoteArgs) -> Result<PcrValues, Error> {
         None => None,
     };
     match failure {
-        Some(reason) => Err(Error::Malformed {
+        Some(reason) => Err(Error::QuoteInvalid {
             path: args.file.clone(),
             reason,
         }),

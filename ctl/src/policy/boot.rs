@@ -64,7 +64,7 @@ pub(super) fn create(args: &CreateBootArgs, out: &Output) -> Result<Exit, Error>
     let without = args.without_secureboot;
     let made = match args.format {
         BootFormat::Keylime if args.measure_log.is_some() => {
-            return Err(Error::Option {
+            return Err(Error::Usage {
                 option: "--measure-log",
                 reason: "a refstate has no place for what user space measured".to_owned(),
             });

@@ -21,7 +21,7 @@ pub(super) async fn run(config: &Config, args: &ConvertArgs, out: &Output) -> Re
         source,
     };
     let kind = input.content.kind();
-    let wrong_target = || Error::Option {
+    let wrong_target = || Error::Usage {
         option: "--to",
         reason: format!("{} is a {kind} policy, which cannot be that", input.place),
     };

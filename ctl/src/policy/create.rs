@@ -20,14 +20,16 @@ mod read;
 mod tree;
 
 use std::{
-    collections::BTreeSet,
+    cell::RefCell,
+    collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
     panic::resume_unwind,
     path::{Path, PathBuf},
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     thread,
 };
 
+use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 use troth_core::{
     policy::{PolicyDocument, PolicyError, RuntimePolicy, measured_name},
@@ -35,10 +37,11 @@ use troth_core::{
 };
 use troth_daemon::shutdown::Shutdown;
 
+pub(crate) use self::keys::verification_keys;
 use self::{
     cache::Cache, found::Found, label::Label, packages::Packages, progress::Bar, tree::Tree,
 };
-use super::write_output;
+use super::{is_stdout, write_output};
 use crate::{
     cli::{RuntimeArgs, TreeArgs},
     error::{Error, Exit},
@@ -57,13 +60,41 @@ pub(super) async fn runtime(args: &RuntimeArgs, out: &Output) -> Result<Exit, Er
         args: args.clone(),
         out: *out,
         stop: Box::new(move || shutdown.requested()),
+        report: RefCell::default(),
     };
     let made = tokio::task::spawn_blocking(move || maker.make()).await;
-    let json = made.map_err(|error| Error::Runtime {
+    let (json, report) = made.map_err(|error| Error::Runtime {
         source: error.into(),
     })??;
     write_output(args.output.as_deref(), &json, out)?;
+    if out.is_json() {
+        match is_stdout(args.output.as_deref()) {
+            true => out.json_remark(&report),
+            false => out.json(&report)?,
+        }
+    }
     Ok(Exit::Success)
+}
+
+/// What a policy was made of: `--json` with --output, else on standard error, as the policy is on
+/// standard output.
+#[derive(Default, Serialize)]
+struct Report {
+    sources: Vec<Source>,
+    /// What was told, for people.
+    notes: Vec<String>,
+}
+
+/// One source of files.
+#[derive(Serialize)]
+struct Source {
+    place: String,
+    files: usize,
+    /// Files that were not read again.
+    cached: u64,
+    /// Files and directories that could not be read, and why; the first thousand.
+    unreadable: Vec<String>,
+    unreadable_total: u64,
 }
 
 /// Stops on the first SIGINT or SIGTERM. The second ends the program at once: what is being read
@@ -93,10 +124,11 @@ struct Maker {
     out: Output,
     /// Was the command told to end?
     stop: Box<dyn Fn() -> bool + Send + Sync>,
+    report: RefCell<Report>,
 }
 
 impl Maker {
-    fn make(&self) -> Result<String, Error> {
+    fn make(self) -> Result<(String, Report), Error> {
         let mut document = lists::document(&self.args.lists, timestamp()?)?;
         let algorithm = self.args.algorithm.or_else(|| algorithm_of(&document));
         let algorithm = algorithm.unwrap_or(HashAlgorithm::Sha256);
@@ -125,7 +157,12 @@ impl Maker {
         let json = document.to_json();
         // What no verifier could use is an error here.
         RuntimePolicy::compile(json.as_bytes()).map_err(unusable)?;
-        Ok(json)
+        Ok((json, self.report.into_inner()))
+    }
+
+    fn note(&self, text: &str) {
+        self.out.note(text);
+        self.report.borrow_mut().notes.push(text.to_owned());
     }
 
     fn label(&self, algorithm: HashAlgorithm) -> Result<Option<Label>, Error> {
@@ -145,18 +182,44 @@ impl Maker {
         if let Some(path) = &args.cache {
             let (opened, remark) = Cache::open(path, algorithm)?;
             if let Some(remark) = remark {
-                self.out.note(&remark);
+                self.note(&remark);
             }
             cache = Some(opened);
         }
+        let named = named_skips(args)?;
         let tree = Tree {
             root: root.to_owned(),
-            skip: skipped(args)?,
+            skip: skipped(&named),
             all_owners: args.all_owners,
             algorithm,
             label,
         };
-        tree.read(cache.as_ref(), &Bar::new(!self.out.is_json()), &*self.stop)
+        let bar = Bar::new(!self.out.is_json());
+        let found = tree.read(cache.as_ref(), &bar, &*self.stop)?;
+        let place = root.display();
+        for path in named.iter().filter(|_| !found.stopped) {
+            let was_there = tree.skip.get(path);
+            if !was_there.is_some_and(|was_there| was_there.load(Ordering::Relaxed)) {
+                let path = Path::new("/").join(path);
+                self.note(&format!(
+                    "--skip {}: nothing was left out by it: {place} has nothing there, or it is in \
+                     what is left out anyway",
+                    path.display()
+                ));
+            }
+        }
+        if found.files.is_empty() && found.unreadable_count == 0 && !found.stopped {
+            return Err(Error::NothingFound {
+                place: root.to_owned(),
+                what: match args.all_owners {
+                    true => "regular files",
+                    false => "regular files that belong to root",
+                },
+                advice: "name the directory that stands for /; --all-owners takes files that do not \
+                         belong to root, too",
+            });
+        }
+        Ok(found)
     }
 
     /// Puts into the policy what was found at a place, if all of it was.
@@ -168,6 +231,13 @@ impl Maker {
         cache: Option<&Path>,
     ) -> Result<(), Error> {
         self.tell(place, &found);
+        self.report.borrow_mut().sources.push(Source {
+            place: place.to_owned(),
+            files: found.files.len(),
+            cached: found.cached,
+            unreadable: found.unreadable.clone(),
+            unreadable_total: found.unreadable_count,
+        });
         if found.stopped {
             return Err(Error::Interrupted {
                 files: found.files.len(),
@@ -178,12 +248,15 @@ impl Maker {
             return Err(Error::Unreadable {
                 place: place.to_owned(),
                 count: found.unreadable_count,
+                malformed: found.malformed_count,
+                files: found.unreadable,
             });
         }
         if found.unlabelled_count > 0 {
             return Err(Error::Unlabelled {
                 place: place.to_owned(),
                 count: found.unlabelled_count,
+                files: found.unlabelled,
             });
         }
         for (name, digest) in found.files {
@@ -211,22 +284,23 @@ impl Maker {
             text.push_str("; --verification-key makes the policy believe ");
             text.push_str(&unknown.join(", "));
         }
-        self.out.note(&text);
+        self.note(&text);
     }
 
     /// What somebody must know who will rely on the policy.
     fn tell(&self, place: &str, found: &Found) {
-        for (what, told, count) in [
-            ("read", &found.unreadable, found.unreadable_count),
-            ("label", &found.unlabelled, found.unlabelled_count),
+        for (told, count) in [
+            (&found.unreadable, found.unreadable_count),
+            (&found.unlabelled, found.unlabelled_count),
         ] {
-            let shown = told.iter().take(SHOWN);
-            shown.for_each(|file| self.out.note(&format!("cannot {what} {file}")));
+            // `--json` has them apart.
+            told.iter().take(SHOWN).for_each(|file| self.out.note(file));
             let more = count.saturating_sub(SHOWN as u64);
             if more > 0 {
                 self.out.note(&format!("and {more} more"));
             }
         }
+        found.left_out.iter().for_each(|text| self.note(text));
         if self.args.label.write_xattr && found.labels != [0; 3] {
             let [written, right, foreign] = found.labels;
             let verb = if self.args.label.dry_run {
@@ -241,14 +315,13 @@ impl Maker {
                     ", {foreign} are signatures by other keys and are kept"
                 );
             }
-            self.out.note(&text);
+            self.note(&text);
         }
         if !found.not_entered.is_empty() {
             let places = found.not_entered.join(", ");
-            self.out
-                .note(&format!("left out, other file systems: {places}"));
+            self.note(&format!("left out, other file systems: {places}"));
         }
-        self.out.note(&format!(
+        self.note(&format!(
             "{place}: {} files{}",
             found.files.len(),
             match found.cached {
@@ -317,11 +390,10 @@ fn algorithm_of(document: &PolicyDocument) -> Option<HashAlgorithm> {
         .find(|algorithm| algorithm.size() == size)
 }
 
-/// Paths below the root that are left out.
-fn skipped(args: &TreeArgs) -> Result<BTreeSet<PathBuf>, Error> {
-    let default = tree::SKIPPED.map(PathBuf::from);
-    let paths = default.iter().chain(&args.skip).map(|path| {
-        let below = path.strip_prefix("/").map_err(|_| Error::Option {
+/// Paths below the root that the command line leaves out.
+fn named_skips(args: &TreeArgs) -> Result<Vec<PathBuf>, Error> {
+    let paths = args.skip.iter().map(|path| {
+        let below = path.strip_prefix("/").map_err(|_| Error::Usage {
             option: "--skip",
             reason: format!(
                 "{} must be a whole path as the policy has it, without the --root",
@@ -331,6 +403,16 @@ fn skipped(args: &TreeArgs) -> Result<BTreeSet<PathBuf>, Error> {
         Ok(below.components().collect())
     });
     paths.collect()
+}
+
+/// Those, and what is always left out; none was seen yet.
+fn skipped(named: &[PathBuf]) -> BTreeMap<PathBuf, AtomicBool> {
+    let always = tree::SKIPPED
+        .iter()
+        .filter_map(|path| path.strip_prefix('/'));
+    let always = always.map(PathBuf::from);
+    let all = always.chain(named.iter().cloned());
+    all.map(|path| (path, AtomicBool::new(false))).collect()
 }
 
 /// The name that the kernel writes into an IMA list for a path. Bytes that are not UTF-8 become

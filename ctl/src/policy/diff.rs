@@ -6,7 +6,10 @@ use std::{
 use serde::Serialize;
 use serde_json::Value;
 use troth_core::{
-    policy::{Change, ChangeKind, PolicyDiff, SetChange, TpmPolicy},
+    policy::{
+        BootChange, BootDiff, BootPolicy, Change, ChangeKind, OrderChange, PolicyDiff, SetChange,
+        TpmPolicy,
+    },
     tpm::Digest,
 };
 
@@ -30,6 +33,10 @@ struct View {
     diff: PolicyDiff,
     /// Values of PCRs, by number.
     pcrs: BTreeMap<String, Change>,
+    /// What boot policies speak of, by PCR and name.
+    components: BTreeMap<String, BootChange>,
+    /// Where the order of a PCR's events begins to differ.
+    order: BTreeMap<u8, OrderChange>,
 }
 
 /// Runs `trothctl policy diff`.
@@ -53,6 +60,7 @@ pub(super) async fn run(config: &Config, args: &DiffArgs, out: &Output) -> Resul
 impl View {
     fn new(old: &Input, new: &Input) -> Result<Self, Error> {
         let mut pcrs = BTreeMap::new();
+        let mut boot = BootDiff::default();
         let diff = match (&old.content, &new.content) {
             (Content::Runtime { document, .. }, Content::Runtime { document: new, .. }) => {
                 document.diff(new)
@@ -69,10 +77,20 @@ impl View {
                     ..PolicyDiff::default()
                 }
             }
-            (Content::Boot(old), Content::Boot(new)) => PolicyDiff {
-                members: values_between(old, new),
-                ..PolicyDiff::default()
-            },
+            (Content::Boot(before), Content::Boot(after)) => {
+                let parse = |one: &Input, policy: &Value| {
+                    let policy = BootPolicy::parse(Some(&policy.to_string()));
+                    policy.map_err(|source| Error::Policy {
+                        what: format!("policy from {}", one.place),
+                        source,
+                    })
+                };
+                boot = parse(old, before)?.diff(&parse(new, after)?);
+                PolicyDiff {
+                    members: std::mem::take(&mut boot.members),
+                    ..PolicyDiff::default()
+                }
+            }
             _ => {
                 return Err(Error::PolicyKinds {
                     kinds: [old, new]
@@ -84,9 +102,11 @@ impl View {
             old: old.place.clone(),
             new: new.place.clone(),
             kind: old.content.kind(),
-            same: diff.is_time_alone() && pcrs.is_empty(),
+            same: diff.is_time_alone() && pcrs.is_empty() && boot.is_empty(),
             diff,
             pcrs,
+            components: boot.entries,
+            order: boot.order,
         })
     }
 
@@ -104,12 +124,23 @@ impl View {
         ] {
             describe_names(&mut text, heading, names, out);
         }
+        describe_names(&mut text, "Components", &self.components, out);
         for (heading, set) in [
             ("Excludes", &diff.excludes),
             ("Ignored keyrings", &diff.ignored_keyrings),
             ("Verification keys", &diff.verification_keys),
         ] {
             describe_set(&mut text, heading, set, out);
+        }
+        for (pcr, change) in &self.order {
+            let heading = format!("Order of PCR {pcr}, from event {} on", change.event);
+            let _ = writeln!(text, "{}", out.paint(Tone::Strong, &heading));
+            let sides = change.names.iter().zip(change.events);
+            for ((name, events), (sign, tone)) in sides.zip([('-', Tone::Bad), ('+', Tone::Good)]) {
+                let name = clean(name.as_deref().unwrap_or("nothing"));
+                let line = format!("{sign} {name} ({events} events in all)");
+                let _ = writeln!(text, "{}", out.paint(tone, &line));
+            }
         }
         if !diff.members.is_empty() {
             let _ = writeln!(text, "{}", out.paint(Tone::Strong, "Other members"));
@@ -128,16 +159,56 @@ impl View {
     }
 }
 
+/// What became of a name, in words.
+trait Changed {
+    fn kind(&self) -> ChangeKind;
+    fn removed(&self) -> Vec<String>;
+    fn added(&self) -> Vec<String>;
+}
+
+impl Changed for Change {
+    fn kind(&self) -> ChangeKind {
+        self.kind
+    }
+
+    fn removed(&self) -> Vec<String> {
+        self.removed.iter().map(Digest::to_string).collect()
+    }
+
+    fn added(&self) -> Vec<String> {
+        self.added.iter().map(Digest::to_string).collect()
+    }
+}
+
+impl Changed for BootChange {
+    fn kind(&self) -> ChangeKind {
+        self.kind
+    }
+
+    fn removed(&self) -> Vec<String> {
+        self.removed.clone()
+    }
+
+    fn added(&self) -> Vec<String> {
+        self.added.clone()
+    }
+}
+
 fn describe_names(
     text: &mut String,
     heading: &str,
-    names: &BTreeMap<String, Change>,
+    names: &BTreeMap<String, impl Changed>,
     out: &Output,
 ) {
     if names.is_empty() {
         return;
     }
-    let count = |kind| names.values().filter(|change| change.kind == kind).count();
+    let count = |kind| {
+        names
+            .values()
+            .filter(|change| change.kind() == kind)
+            .count()
+    };
     let counts = format!(
         "{heading}: {} added, {} removed, {} changed",
         count(ChangeKind::Added),
@@ -146,7 +217,7 @@ fn describe_names(
     );
     let _ = writeln!(text, "{}", out.paint(Tone::Strong, &counts));
     for (name, change) in names {
-        let (sign, tone) = match change.kind {
+        let (sign, tone) = match change.kind() {
             ChangeKind::Added => ('+', Tone::Good),
             ChangeKind::Removed => ('-', Tone::Bad),
             ChangeKind::Changed => ('~', Tone::Warn),
@@ -156,9 +227,9 @@ fn describe_names(
             "{}",
             out.paint(tone, &format!("{sign} {}", clean(name)))
         );
-        for (sign, digests) in [('-', &change.removed), ('+', &change.added)] {
-            for digest in digests {
-                let _ = writeln!(text, "    {sign} {digest}");
+        for (sign, values) in [('-', change.removed()), ('+', change.added())] {
+            for value in values {
+                let _ = writeln!(text, "    {sign} {}", clean(&value));
             }
         }
     }
@@ -219,37 +290,4 @@ fn pcrs_between(old: &TpmPolicy, new: &TpmPolicy) -> BTreeMap<String, Change> {
         }
     }
     changes
-}
-
-/// What differs in two JSON texts, by JSON pointer.
-fn values_between(old: &Value, new: &Value) -> BTreeMap<String, [Option<String>; 2]> {
-    let (mut before, mut after) = (BTreeMap::new(), BTreeMap::new());
-    leaves(String::new(), old, &mut before);
-    leaves(String::new(), new, &mut after);
-    let pointers: BTreeSet<_> = before.keys().chain(after.keys()).collect();
-    pointers
-        .into_iter()
-        .map(|pointer| (pointer, [before.get(pointer), after.get(pointer)]))
-        .filter(|(_, [before, after])| before != after)
-        .map(|(pointer, values)| (pointer.clone(), values.map(Option::<&String>::cloned)))
-        .collect()
-}
-
-fn leaves(pointer: String, value: &Value, found: &mut BTreeMap<String, String>) {
-    match value {
-        Value::Object(members) if !members.is_empty() => {
-            for (name, value) in members {
-                let name = name.replace('~', "~0").replace('/', "~1");
-                leaves(format!("{pointer}/{name}"), value, found);
-            }
-        }
-        Value::Array(values) if !values.is_empty() => {
-            for (index, value) in values.iter().enumerate() {
-                leaves(format!("{pointer}/{index}"), value, found);
-            }
-        }
-        value => {
-            found.insert(pointer, value.to_string());
-        }
-    }
 }

@@ -3,7 +3,9 @@ use std::collections::BTreeMap;
 use serde::{Serialize, Serializer};
 use serde_json::Value;
 use troth_core::{
-    policy::{Envelope, EnvelopeSignature, PolicyDocument},
+    policy::{
+        BootContents, BootEntry, BootForm, BootPolicy, Envelope, EnvelopeSignature, PolicyDocument,
+    },
     tpm::HashAlgorithm,
 };
 
@@ -20,6 +22,9 @@ use crate::{
     output::{Output, Tone, clean},
 };
 
+/// Alternatives of a boot policy's component that the text form lists.
+const ALLOWED_SHOWN: usize = 8;
+
 /// `policy show --json`.
 #[derive(Serialize)]
 struct View<'a> {
@@ -34,13 +39,21 @@ struct View<'a> {
     sha256: String,
     /// Why it cannot be used.
     problem: Option<String>,
-    /// What a runtime policy holds.
-    summary: Option<Summary>,
+    /// What a runtime policy or a boot policy holds.
+    summary: Option<Holds>,
     /// Who is said to have signed it; nobody has checked.
     signatures: Vec<Claim>,
     /// The policy as it stands there, or its text where that is not JSON.
     #[serde(serialize_with = "as_json")]
     policy: &'a str,
+}
+
+/// What a policy holds.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Holds {
+    Runtime(Summary),
+    Boot(BootContents),
 }
 
 /// What a runtime policy holds.
@@ -72,7 +85,7 @@ struct Claim {
 /// Runs `trothctl policy show`.
 pub(super) async fn run(config: &Config, args: &ShowArgs, out: &Output) -> Result<Exit, Error> {
     let Some(policy) = args.policy.with_name(args.name.as_deref()) else {
-        return Err(Error::Option {
+        return Err(Error::Usage {
             option: "NAME",
             reason: format!("{} is neither runtime nor boot", args.policy),
         });
@@ -105,9 +118,14 @@ impl<'a> View<'a> {
         let kind = kept.or_else(|| content.as_ref().map(Content::kind));
         let (summary, signatures) = match &content {
             Some(Content::Runtime { document, envelope }) => (
-                Some(Summary::of(document)),
+                Some(Holds::Runtime(Summary::of(document))),
                 envelope.as_ref().map(claims).unwrap_or_default(),
             ),
+            Some(Content::Boot(policy)) => {
+                let policy = BootPolicy::parse(Some(&policy.to_string())).ok();
+                let contents = policy.map(|policy| Holds::Boot(policy.contents()));
+                (contents, Vec::new())
+            }
             _ => (None, Vec::new()),
         };
         Self {
@@ -138,8 +156,13 @@ impl<'a> View<'a> {
             let verdict = out.paint(Tone::Bad, "NOT usable");
             fields.push(("Policy", format!("{verdict}: {}", clean(problem))));
         }
+        let mut tables = String::new();
         match &self.summary {
-            Some(summary) => fields.extend(summary.fields()),
+            Some(Holds::Runtime(summary)) => fields.extend(summary.fields()),
+            Some(Holds::Boot(contents)) => {
+                fields.extend(boot_fields(contents));
+                tables = boot_tables(contents, out);
+            }
             None => {
                 let text: String = self.policy.trim().chars().take(500).collect();
                 fields.push(("Policy", clean(&text)));
@@ -157,11 +180,110 @@ impl<'a> View<'a> {
         }
         let heading = self.name.map_or_else(|| policy.to_string(), str::to_owned);
         format!(
-            "{}\n{}",
+            "{}\n{}{tables}",
             out.paint(Tone::Strong, &clean(&heading)),
             out.fields(&fields)
         )
     }
+}
+
+fn boot_fields(contents: &BootContents) -> Vec<(&'static str, String)> {
+    let form = match contents.form {
+        BootForm::None => "none: the boot log is not looked at",
+        BootForm::Replay => "{}: the boot log must replay, and may tell of anything",
+        BootForm::Refstate => "Keylime's refstate",
+        BootForm::Rules => "components",
+        BootForm::Reject => "every boot fails",
+    };
+    let mut fields = vec![("Form", form.to_owned())];
+    let value = |pointer: &str| contents.members.get(pointer).map(String::as_str);
+    let secure_boot = value("/secure_boot/enabled").or_else(|| value("/has_secureboot"));
+    if let Some(enabled) = secure_boot {
+        let state = if enabled == "true" { "on" } else { "off" };
+        fields.push(("Secure Boot", state.to_owned()));
+    }
+    let sbat: Vec<_> = contents
+        .members
+        .iter()
+        .filter_map(|(pointer, least)| {
+            let name = pointer.strip_prefix("/secure_boot/sbat/")?;
+            Some(clean(&format!("{name} {least} or later")))
+        })
+        .collect();
+    if !sbat.is_empty() {
+        fields.push(("SBAT", sbat.join(", ")));
+    }
+    for (label, pointer) in [("Phases", "/phases/chain"), ("Last phase", "/phases/last")] {
+        if let Some(phases) = value(pointer) {
+            fields.push((label, clean(phases)));
+        }
+    }
+    if let Some(others) = value("/others") {
+        let others = match others {
+            "\"deny\"" => "must hold nothing",
+            _ => "may hold anything",
+        };
+        fields.push(("Other PCRs", others.to_owned()));
+    }
+    fields
+}
+
+/// What a boot policy speaks of, and the order of events.
+fn boot_tables(contents: &BootContents, out: &Output) -> String {
+    if contents.entries.is_empty() {
+        return String::new();
+    }
+    let rows = contents
+        .entries
+        .iter()
+        .flat_map(|entry| boot_rows(entry, out));
+    let heading = ["PCR", "NAME", "TIMES", "ALLOWED"];
+    let mut text = format!("\n{}", out.table(&heading, rows.collect()));
+    if !contents.order.is_empty() {
+        let orders: Vec<_> = contents
+            .order
+            .iter()
+            .map(|(pcr, names)| format!("PCR {pcr}: {}", clean(&names.join(", "))))
+            .collect();
+        text.push('\n');
+        text.push_str(&out.fields(&[("In this order", orders.join("\n"))]));
+    }
+    text
+}
+
+/// A row for each of the first alternatives.
+fn boot_rows(entry: &BootEntry, out: &Output) -> Vec<Vec<(Tone, String)>> {
+    let allowed = entry.allowed();
+    let mut shown: Vec<_> = allowed.iter().take(ALLOWED_SHOWN).cloned().collect();
+    match allowed.len().checked_sub(ALLOWED_SHOWN) {
+        None | Some(0) if allowed.is_empty() => shown.push("nothing".to_owned()),
+        None | Some(0) => {}
+        Some(more) => shown.push(format!("and {more} more (--json has them)")),
+    }
+    let pcrs: Vec<_> = entry.pcrs.iter().map(u8::to_string).collect();
+    let times = match entry.times {
+        None => String::new(),
+        Some((min, Some(max))) if min == max => min.to_string(),
+        Some((min, Some(max))) => format!("{min} to {max}"),
+        Some((min, None)) => format!("{min} or more"),
+    };
+    let first = [pcrs.join(", "), entry.name.clone(), times];
+    let rows = shown.iter().enumerate().map(|(index, allowed)| {
+        let mut row: Vec<_> = first
+            .iter()
+            .map(|text| match index {
+                0 => (Tone::Plain, text.clone()),
+                _ => (Tone::Plain, String::new()),
+            })
+            .collect();
+        let allowed = match allowed.starts_with("sha") && !allowed.contains(' ') {
+            true => out.digest(allowed),
+            false => allowed.clone(),
+        };
+        row.push((Tone::Dim, allowed));
+        row
+    });
+    rows.collect()
 }
 
 fn as_json<S: Serializer>(text: &str, serializer: S) -> Result<S::Ok, S::Error> {

@@ -76,7 +76,7 @@ fn refuse_inputs(args: &SignArgs) -> Result<(), Error> {
     let kept: Vec<PathBuf> = files([&args.key, &args.new_key, &args.cert, &args.cert_out]);
     let output = args.output.as_ref().filter(|path| !is_stdout(Some(path)));
     match output.and_then(|output| kept.iter().find(|kept| same_file(output, kept))) {
-        Some(kept) => Err(Error::Option {
+        Some(kept) => Err(Error::Usage {
             option: "--output",
             reason: format!(
                 "{} has the key or its certificate: nothing is written",
@@ -95,13 +95,13 @@ fn signer(args: &SignArgs) -> Result<PolicySigner, Error> {
     let certified = args.cert.is_some() || args.cert_out.is_some();
     match args.backend {
         Some(Backend::X509) if !certified => {
-            return Err(Error::Option {
+            return Err(Error::Usage {
                 option: "--backend x509",
                 reason: "it needs a certificate: --cert names one, --cert-out makes one".to_owned(),
             });
         }
         Some(Backend::Ecdsa) if certified => {
-            return Err(Error::Option {
+            return Err(Error::Usage {
                 option: "--backend ecdsa",
                 reason: "it has no use for a certificate".to_owned(),
             });
@@ -113,7 +113,7 @@ fn signer(args: &SignArgs) -> Result<PolicySigner, Error> {
         (None, Some(path)) => (path, new_key(path)?.into_bytes()),
         // clap demands one of them.
         (None, None) => {
-            return Err(Error::Option {
+            return Err(Error::Usage {
                 option: "--key",
                 reason: "missing".to_owned(),
             });
@@ -125,7 +125,7 @@ fn signer(args: &SignArgs) -> Result<PolicySigner, Error> {
         (None, Some(path)) => {
             let certificate =
                 self_signed(&signer, args.cert_days).map_err(|reason| malformed(path, reason))?;
-            write_new(path, &certificate, 0o666)?;
+            write_new("--cert-out", path, &certificate, 0o666)?;
             (path, certificate.into_bytes())
         }
         (None, None) => return Ok(signer),
@@ -144,7 +144,7 @@ fn new_key(path: &Path) -> Result<String, Error> {
     let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)
         .map_err(|error| failed(std::io::Error::other(error)))?;
     let pem = key.serialize_pem();
-    write_new(path, &pem, 0o600)?;
+    write_new("--new-key", path, &pem, 0o600)?;
     Ok(pem)
 }
 

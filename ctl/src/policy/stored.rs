@@ -179,7 +179,7 @@ pub(super) async fn remove(
     out: &Output,
 ) -> Result<Exit, Error> {
     let Some(PolicyRef::Stored(kind, name)) = args.policy.with_name(args.name.as_deref()) else {
-        return Err(Error::Option {
+        return Err(Error::Usage {
             option: "POLICY",
             reason: format!("{} is not runtime:NAME or boot:NAME", args.policy),
         });

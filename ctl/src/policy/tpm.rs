@@ -40,6 +40,19 @@ pub(super) fn create(args: &CreateTpmArgs, out: &Output) -> Result<Exit, Error> 
         what: format!("TPM policy from {}", place.display()),
         source,
     })?;
+    if policy.allowed().next().is_none() {
+        let left_out = "PCR 10 (the IMA list) and 16 (the agent's key) have no fixed value";
+        return Err(match asked {
+            Some(_) => Error::Usage {
+                option: "--pcr or --mask",
+                reason: format!("it names no PCR for a policy: {left_out}"),
+            },
+            None => Error::Create {
+                path: place,
+                reason: format!("it has values of no other PCR: {left_out}"),
+            },
+        });
+    }
     write_output(args.output.as_deref(), &(policy.to_json() + "\n"), out)?;
     Ok(Exit::Success)
 }

@@ -129,9 +129,9 @@ impl Signers {
 pub(super) async fn run(config: &Config, args: &VerifyArgs, out: &Output) -> Result<Exit, Error> {
     let signers = Signers::load(&args.signers)?;
     if signers.is_empty() {
-        return Err(Error::Option {
+        return Err(Error::Usage {
             option: "--key or --ca",
-            reason: "whose signature counts?".to_owned(),
+            reason: "name whose signature counts".to_owned(),
         });
     }
     let input = Input::read(config, &args.policy).await?;

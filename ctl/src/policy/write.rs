@@ -25,12 +25,23 @@ pub(super) fn write_output(path: Option<&Path>, text: &str, out: &Output) -> Res
     }
 }
 
-/// Writes a file that must not exist.
-pub(super) fn write_new(path: &Path, text: &str, mode: u32) -> Result<(), Error> {
+/// Writes the file that `option` names, which must not exist.
+pub(super) fn write_new(
+    option: &'static str,
+    path: &Path,
+    text: &str,
+    mode: u32,
+) -> Result<(), Error> {
     let mut options = OpenOptions::new();
     let file = options.write(true).create_new(true).mode(mode).open(path);
-    file.and_then(|mut file| file.write_all(text.as_bytes()))
-        .map_err(|source| failed(path, source))
+    let written = file.and_then(|mut file| file.write_all(text.as_bytes()));
+    written.map_err(|source| match source.kind() {
+        io::ErrorKind::AlreadyExists => Error::FileExists {
+            option,
+            path: path.to_owned(),
+        },
+        _ => failed(path, source),
+    })
 }
 
 /// Writes a file for its owner alone, whatever was there.

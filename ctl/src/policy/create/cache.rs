@@ -55,6 +55,13 @@ impl FileKey {
         }
     }
 
+    /// Is it the same file with the same content, as far as the times of its content tell? A label
+    /// that is written changes the other time alone.
+    pub(super) fn has_content_of(&self, other: &Self) -> bool {
+        let changed = other.changed;
+        Self { changed, ..*self } == *other
+    }
+
     /// Size of the file in bytes.
     pub(super) fn size(&self) -> u64 {
         self.size
@@ -141,12 +148,31 @@ impl Cache {
         self.digests.get(key).copied()
     }
 
-    /// Keeps digests that were computed or used.
+    /// Keeps digests that were computed, of files that are settled, or used, which is said of files
+    /// that were when they were kept.
     pub(super) fn keep(&self, digests: impl IntoIterator<Item = (FileKey, Digest)>) {
+        let kept = digests
+            .into_iter()
+            .filter(|(key, digest)| self.is_settled(key) || self.get(key) == Some(*digest));
+        self.lock().extend(kept);
+    }
+
+    fn is_settled(&self, key: &FileKey) -> bool {
+        key.modified.max(key.changed) < self.settled_before
+    }
+
+    /// Keeps digests of files that this program has labelled since they were read: the state that
+    /// they were read in, and the one that they have since. That the latter is fresh is of no
+    /// account, as the change was ours; only the former must be settled.
+    pub(super) fn keep_labelled(
+        &self,
+        digests: impl IntoIterator<Item = (FileKey, FileKey, Digest)>,
+    ) {
         let settled = digests
             .into_iter()
-            .filter(|(key, _)| key.modified.max(key.changed) < self.settled_before);
-        self.lock().extend(settled);
+            .filter(|(read, ..)| self.is_settled(read));
+        self.lock()
+            .extend(settled.map(|(_, state, digest)| (state, digest)));
     }
 
     /// Writes the cache. After a `complete` run, files that were not in it are forgotten.
@@ -314,6 +340,28 @@ mod tests {
         cache.keep([(fresh, Digest::zero(SHA256))]);
         cache.save(true).unwrap();
         let (cache, _) = Cache::open(&path, SHA256).unwrap();
+        assert_eq!(cache.get(&fresh), None);
+    }
+
+    #[test]
+    fn a_file_that_was_labelled_is_kept_if_it_was_settled_before() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("cache");
+        let (cache, _) = Cache::open(&path, SHA256).unwrap();
+        let changed = cache.settled_before + 1;
+        let labelled = FileKey { changed, ..key(1) };
+        assert!(labelled.has_content_of(&key(1)));
+        let written = FileKey {
+            modified: 0,
+            ..labelled
+        };
+        assert!(!written.has_content_of(&key(1)));
+        let digest = Digest::zero(SHA256);
+        let fresh = FileKey { changed, ..key(2) };
+        cache.keep_labelled([(key(1), labelled, digest), (fresh, fresh, digest)]);
+        cache.save(true).unwrap();
+        let (cache, _) = Cache::open(&path, SHA256).unwrap();
+        assert_eq!(cache.get(&labelled), Some(digest));
         assert_eq!(cache.get(&fresh), None);
     }
 

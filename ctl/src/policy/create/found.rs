@@ -14,6 +14,10 @@ pub(super) struct Found {
     pub(super) unreadable: Vec<String>,
     /// How many there are of them.
     pub(super) unreadable_count: u64,
+    /// How many of those were read, and are not what they should be.
+    pub(super) malformed_count: u64,
+    /// What was left out on purpose and whoever relies on the policy may look for.
+    pub(super) left_out: Vec<String>,
     /// Mount points of other file systems.
     pub(super) not_entered: Vec<String>,
     /// Files whose digest was in the cache.
@@ -36,6 +40,8 @@ impl Found {
         self.unreadable
             .extend(other.unreadable.into_iter().take(room));
         self.unreadable_count += other.unreadable_count;
+        self.malformed_count += other.malformed_count;
+        self.left_out.extend(other.left_out);
         self.not_entered.extend(other.not_entered);
         self.cached += other.cached;
         for (mine, theirs) in self.labels.iter_mut().zip(other.labels) {
@@ -52,7 +58,17 @@ impl Found {
         self.unreadable_count += 1;
         if self.unreadable.len() < MAX_TOLD {
             self.unreadable
-                .push(format!("{}: {reason}", path.display()));
+                .push(format!("cannot read {}: {reason}", path.display()));
+        }
+    }
+
+    /// Remembers what is damaged, or something else than it was named as.
+    pub(super) fn malformed(&mut self, path: &Path, reason: impl fmt::Display) {
+        self.unreadable_count += 1;
+        self.malformed_count += 1;
+        if self.unreadable.len() < MAX_TOLD {
+            self.unreadable
+                .push(format!("malformed: {}: {reason}", path.display()));
         }
     }
 
@@ -61,7 +77,7 @@ impl Found {
         self.unlabelled_count += 1;
         if self.unlabelled.len() < MAX_TOLD {
             self.unlabelled
-                .push(format!("{}: {reason}", path.display()));
+                .push(format!("cannot label {}: {reason}", path.display()));
         }
     }
 }

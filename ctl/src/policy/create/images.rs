@@ -1,6 +1,6 @@
 use std::{
     fs::{self, File},
-    io::Read,
+    io::{self, Read},
     path::{Path, PathBuf},
 };
 
@@ -43,10 +43,17 @@ pub(super) fn read(
             // Given up on for the same reason.
             Some(Err(_)) if stop() => found.stopped = true,
             Some(Ok(files)) => found.files.extend(files),
-            Some(Err(reason)) => found.unreadable(image.path(), reason),
+            Some(Err(Problem::Unreadable(error))) => found.unreadable(image.path(), error),
+            Some(Err(Problem::Malformed(reason))) => found.malformed(image.path(), reason),
         }
     }
     Ok(found)
+}
+
+/// Why an image's files are not known.
+enum Problem {
+    Unreadable(io::Error),
+    Malformed(String),
 }
 
 impl Image {
@@ -61,33 +68,41 @@ fn files(
     image: &Image,
     algorithm: HashAlgorithm,
     stop: &(dyn Fn() -> bool + Sync),
-) -> Result<Vec<(String, Digest)>, String> {
+) -> Result<Vec<(String, Digest)>, Problem> {
+    let malformed = |reason: &str| Problem::Malformed(reason.to_owned());
     let mut bytes = Vec::new();
-    let file = File::open(image.path()).map_err(|error| error.to_string())?;
+    let file = File::open(image.path()).map_err(Problem::Unreadable)?;
     let read = file.take(MAX_IMAGE + 1).read_to_end(&mut bytes);
-    if read.map_err(|error| error.to_string())? as u64 > MAX_IMAGE {
-        return Err("it is longer than 1 GiB".to_owned());
+    if read.map_err(Problem::Unreadable)? as u64 > MAX_IMAGE {
+        return Err(malformed("it is longer than 1 GiB"));
     }
     let archives = match image {
-        Image::Initrd(_) => vec![bytes.as_slice()],
+        Image::Initrd(_) => vec![(String::new(), bytes.as_slice())],
         Image::Uki(_) => {
-            let sections = pe::sections(&bytes).map_err(|error| error.to_string())?;
+            let sections = pe::sections(&bytes);
+            let sections = sections.map_err(|error| malformed(&error.to_string()))?;
             let named = |name| sections.iter().filter(move |section| section.name == name);
             let archives = SECTIONS.into_iter().flat_map(named);
-            archives.map(|section| section.content).collect()
+            let place = |name| format!("section {}, ", String::from_utf8_lossy(name));
+            archives
+                .map(|section| (place(section.name), section.content))
+                .collect()
         }
     };
     if archives.is_empty() {
-        return Err("it has no section .initrd".to_owned());
+        return Err(malformed("it has no section .initrd"));
     }
     let mut files = Vec::new();
-    for archive in archives {
+    for (place, archive) in archives {
         let read = initrd::files(archive, algorithm, stop);
-        let read = read.map_err(|error| error.to_string())?;
+        let read = read.map_err(|error| malformed(&format!("{place}{error}")))?;
         let read = read.into_iter();
         files.extend(read.map(|file| (kernel_name(&file.path), file.digest)));
     }
-    Ok(files)
+    match files.is_empty() {
+        true => Err(malformed("there are no files in it")),
+        false => Ok(files),
+    }
 }
 
 /// Files of a directory whose names begin with `initr`, as Keylime takes them.
@@ -105,5 +120,12 @@ fn ramdisks(directory: &Path) -> Result<Vec<PathBuf>, Error> {
         }
     }
     files.sort_unstable();
-    Ok(files)
+    match files.is_empty() {
+        true => Err(Error::NothingFound {
+            place: directory.to_owned(),
+            what: "initrds (files named initr*)",
+            advice: "name the directory that has them, or a file with --initrd",
+        }),
+        false => Ok(files),
+    }
 }

@@ -1,4 +1,4 @@
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use aws_lc_rs::{
     encoding::{AsDer, PublicKeyX509Der},
@@ -32,8 +32,12 @@ pub(super) struct Key {
 impl Key {
     /// A certificate, a public or a private key, PEM or DER.
     pub(super) fn read(path: &Path) -> Result<Self, Error> {
-        let bytes = read_file(path)?;
-        Self::parse(&bytes)
+        Self::of(path, &read_file(path)?)
+    }
+
+    /// The same, of the content of a file.
+    fn of(path: &Path, bytes: &[u8]) -> Result<Self, Error> {
+        Self::parse(bytes)
             .filter(|key| VerificationKeys::id(&key.spki).is_some())
             .ok_or_else(|| Error::Malformed {
                 path: path.to_owned(),
@@ -81,6 +85,30 @@ impl Key {
             spki: certificate.subject_public_key_info().to_der().ok()?,
         })
     }
+}
+
+/// Keylime's JSON of keys whose signatures of files count: of files with a key, and of such JSON.
+/// `None`: no file is named.
+pub(crate) fn verification_keys(paths: &[PathBuf]) -> Result<Option<String>, Error> {
+    let mut keys = VerificationKeys::default();
+    for path in paths {
+        let unusable = |source| Error::Policy {
+            what: path.display().to_string(),
+            source,
+        };
+        let bytes = read_file(path)?;
+        let text = std::str::from_utf8(&bytes).unwrap_or_default().trim();
+        if text.starts_with('{') {
+            let more = VerificationKeys::parse(text).map_err(unusable)?;
+            for (id, spki) in more.iter() {
+                keys.add(Some(id), spki).map_err(unusable)?;
+            }
+        } else {
+            let key = Key::of(path, &bytes)?;
+            keys.add(key.id, &key.spki).map_err(unusable)?;
+        }
+    }
+    Ok((!paths.is_empty()).then(|| keys.to_json()))
 }
 
 /// A private key that signs files.

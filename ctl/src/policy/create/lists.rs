@@ -22,6 +22,10 @@ pub(super) fn document(args: &ListArgs, timestamp: u64) -> Result<PolicyDocument
     if let Some(path) = &args.ima_list {
         let list = PolicyDocument::from_ima_list(&read_ima_list(path)?, timestamp);
         let list = list.map_err(unusable(path))?;
+        let buffers = list.ima_buf().len() + list.keyrings().len();
+        if list.digests().is_empty() && (args.files_only || buffers == 0) {
+            return Err(nothing(path, "entries of an IMA list"));
+        }
         if args.base_policy.is_none() {
             document.set_log_hash_alg(list.log_hash_alg());
         }
@@ -30,14 +34,17 @@ pub(super) fn document(args: &ListArgs, timestamp: u64) -> Result<PolicyDocument
     if let Some(path) = &args.allowlist {
         let list = PolicyDocument::from_allowlist(&read_text(path)?, "", timestamp);
         let mut list = list.map_err(unusable(path))?;
+        if list.digests().is_empty() && list.keyrings().is_empty() {
+            return Err(nothing(path, "lines of `DIGEST PATH`"));
+        }
         list.set_log_hash_alg(document.log_hash_alg());
         add(&mut document, list, false).map_err(unusable(path))?;
     }
     if let Some(path) = &args.exclude {
-        let text = read_text(path)?;
-        let patterns = text.lines().map(str::trim);
-        let patterns = patterns.filter(|line| !line.is_empty() && !line.starts_with('#'));
-        document.add_excludes(patterns).map_err(unusable(path))?;
+        let patterns = read_text(path)?;
+        document
+            .add_exclude_file(&patterns)
+            .map_err(unusable(path))?;
     }
     for keyring in &args.ignored_keyring {
         document.add_ignored_keyring(keyring);
@@ -65,6 +72,14 @@ fn add(
         }
     }
     Ok(())
+}
+
+fn nothing(path: &Path, what: &'static str) -> Error {
+    Error::NothingFound {
+        place: path.to_owned(),
+        what,
+        advice: "name a list that has them; where none is meant, leave the option out",
+    }
 }
 
 fn unusable(path: &Path) -> impl Fn(PolicyError) -> Error {

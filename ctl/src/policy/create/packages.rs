@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use troth_archive::rpm::Package;
+use troth_archive::rpm::{Package, RpmError};
 use troth_core::tpm::HashAlgorithm;
 
 use super::{found::Found, kernel_name, parallel};
@@ -23,7 +23,8 @@ pub(super) struct Packages {
     pub(super) key_ids: BTreeSet<u32>,
 }
 
-/// Reads the headers of package files, and of those below directories (`**/*.rpm`).
+/// Reads the headers of package files, and of those below directories (`**/*.rpm`). Source packages
+/// are left out.
 pub(super) fn read(
     places: &[PathBuf],
     algorithm: HashAlgorithm,
@@ -31,10 +32,15 @@ pub(super) fn read(
 ) -> Result<Packages, Error> {
     let mut files = BTreeSet::new();
     for place in places {
+        let before = files.len();
         collect(place, &mut files)?;
+        if files.len() == before && !files.iter().any(|file| file.starts_with(place)) {
+            return Err(nothing(place));
+        }
     }
     let files: Vec<_> = files.into_iter().collect();
     let mut all = Packages::default();
+    let mut sources = Vec::new();
     for (path, package) in files.iter().zip(parallel(&files, stop, |path| open(path))) {
         let package = match package {
             None => {
@@ -42,14 +48,22 @@ pub(super) fn read(
                 break;
             }
             Some(Ok(package)) => package,
-            Some(Err(reason)) => {
-                all.found.unreadable(path, reason);
+            Some(Err(RpmError::Source)) => {
+                sources.push(path);
+                continue;
+            }
+            Some(Err(error @ RpmError::Read { .. })) => {
+                all.found.unreadable(path, error);
+                continue;
+            }
+            Some(Err(error)) => {
+                all.found.malformed(path, error);
                 continue;
             }
         };
-        if package.algorithm.is_some_and(|found| found != algorithm) {
-            let reason = format!("its digests are not {algorithm}");
-            all.found.unreadable(path, reason);
+        if let Some(found) = package.algorithm.filter(|found| *found != algorithm) {
+            let reason = format!("its digests are not {algorithm} but {found} (--algorithm)");
+            all.found.malformed(path, reason);
             continue;
         }
         all.count += 1;
@@ -63,12 +77,34 @@ pub(super) fn read(
             all.found.files.push((name, file.digest));
         }
     }
-    Ok(all)
+    if let Some(first) = sources.first() {
+        let first = first.display();
+        all.found.left_out.push(match sources.len() {
+            1 => format!("left out, a source package: {first}"),
+            count => format!("left out, {count} source packages: {first} and more"),
+        });
+    }
+    let place = places.first().filter(|_| sources.len() == files.len());
+    match place {
+        Some(place) => Err(nothing(place)),
+        None => Ok(all),
+    }
 }
 
-fn open(path: &Path) -> Result<Package, String> {
-    let file = File::open(path).map_err(|error| error.to_string())?;
-    Package::read(BufReader::new(file)).map_err(|error| error.to_string())
+fn nothing(place: &Path) -> Error {
+    Error::NothingFound {
+        place: place.to_owned(),
+        what: "packages (*.rpm that are no source packages)",
+        advice: "name a package, or the directory of a repository that has them",
+    }
+}
+
+fn open(path: &Path) -> Result<Package, RpmError> {
+    let file = File::open(path).map_err(|source| RpmError::Read {
+        structure: "file",
+        source,
+    })?;
+    Package::read(BufReader::new(file))
 }
 
 /// A file as it is named; of a directory, the packages in it, without following links to others.

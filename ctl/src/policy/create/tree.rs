@@ -1,5 +1,5 @@
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, HashMap},
     ffi::{CString, OsStr},
     io,
     os::{
@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
-        atomic::Ordering::Relaxed,
+        atomic::{AtomicBool, Ordering::Relaxed},
         mpsc::{self, Receiver, RecvTimeoutError},
     },
     thread,
@@ -63,8 +63,8 @@ const SHOW_EVERY: Duration = Duration::from_millis(100);
 pub(super) struct Tree {
     /// The directory that stands for `/`.
     pub(super) root: PathBuf,
-    /// Files and directories that are left out, as paths below the root.
-    pub(super) skip: BTreeSet<PathBuf>,
+    /// Files and directories that are left out, as paths below the root, and whether they were there.
+    pub(super) skip: BTreeMap<PathBuf, AtomicBool>,
     /// Also files that do not belong to root.
     pub(super) all_owners: bool,
     pub(super) algorithm: HashAlgorithm,
@@ -276,7 +276,11 @@ impl Scan<'_> {
             let name = entry.file_name();
             let path = directory.path.join(OsStr::from_bytes(name.to_bytes()));
             let kind = entry.file_type();
-            if [&b"."[..], b".."].contains(&name.to_bytes()) || self.tree.skip.contains(&path) {
+            if [&b"."[..], b".."].contains(&name.to_bytes()) {
+                continue;
+            }
+            if let Some(was_there) = self.tree.skip.get(&path) {
+                was_there.store(true, Relaxed);
                 continue;
             }
             if !matches!(
@@ -340,6 +344,7 @@ impl Scan<'_> {
             }
         };
         let mut digests = Vec::new();
+        let mut labelled = Vec::new();
         for file in &batch.files {
             let path = batch
                 .directory
@@ -354,8 +359,12 @@ impl Scan<'_> {
             };
             match self.read_file(&open, file, reader) {
                 Ok((key, digest)) => {
-                    let key = self.label(&open, key, &digest, &path, found);
-                    digests.push((key, digest));
+                    let known = file.known.is_some_and(|(known, _)| known == key);
+                    found.cached += u64::from(known);
+                    match self.label(&open, key, &digest, &path, found) {
+                        Some(state) if state != key => labelled.push((key, state, digest)),
+                        _ => digests.push((key, digest)),
+                    }
                     found.files.push((name_of(&path), digest));
                 }
                 Err(Unread::Gone) => {}
@@ -366,15 +375,15 @@ impl Scan<'_> {
                 }
             }
         }
-        self.counters
-            .files_done
-            .fetch_add(digests.len() as u64, Relaxed);
+        let done = digests.len() + labelled.len();
+        self.counters.files_done.fetch_add(done as u64, Relaxed);
         if let Some(cache) = self.cache {
             cache.keep(digests);
+            cache.keep_labelled(labelled);
         }
     }
 
-    /// Labels a file, and says which state it is in now.
+    /// Labels a file, and says which state it is in since; `None`: nobody knows.
     fn label(
         &self,
         file: &OwnedFd,
@@ -382,17 +391,16 @@ impl Scan<'_> {
         digest: &Digest,
         path: &Path,
         found: &mut Found,
-    ) -> FileKey {
-        let Some(label) = &self.tree.label else {
-            return key;
-        };
+    ) -> Option<FileKey> {
+        let label = self.tree.label.as_ref()?;
         match label.write(file, digest) {
             Ok(Labelled::Written) => found.labels[0] += 1,
             Ok(Labelled::Right) => found.labels[1] += 1,
             Ok(Labelled::Foreign) => found.labels[2] += 1,
             Err(error) => found.unlabelled(&named(path), error),
         }
-        fstat(file).map_or(key, |stat| FileKey::new(&stat))
+        let state = FileKey::new(&fstat(file).ok()?);
+        state.has_content_of(&key).then_some(state)
     }
 
     fn read_file(
