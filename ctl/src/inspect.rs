@@ -1,3 +1,5 @@
+/// Events of the device mapper in an IMA list.
+mod device_mapper;
 /// `inspect eventlog`.
 mod eventlog;
 /// `inspect ima`.

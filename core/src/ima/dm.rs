@@ -101,6 +101,12 @@ impl DmTarget {
         let found = attributes.find(|(other, _)| other == name);
         found.map(|(_, value)| value.as_str())
     }
+
+    /// All attributes, with their names, in the kernel's order.
+    pub fn attributes(&self) -> impl Iterator<Item = (&str, &str)> {
+        let attributes = self.attributes.iter();
+        attributes.map(|(name, value)| (name.as_str(), value.as_str()))
+    }
 }
 
 impl DmEvent {

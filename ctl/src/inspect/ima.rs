@@ -9,6 +9,7 @@ use troth_core::{
     tpm::HashAlgorithm,
 };
 
+use super::device_mapper::DmView;
 use crate::{
     cli::ImaArgs,
     error::{Error, Exit},
@@ -44,6 +45,8 @@ struct View<'l> {
     signed: usize,
     /// Entries measured while the file was being written (ToMToU, open writers).
     violations: Vec<Violation<'l>>,
+    /// Events of the device mapper.
+    device_mapper: Vec<DmView>,
     /// Lines with something wrong; the first thousand.
     problems: Vec<Problem>,
     problems_total: u64,
@@ -164,6 +167,7 @@ impl<'l> View<'l> {
                     name: entry.name,
                 })
                 .collect(),
+            device_mapper: entries.iter().filter_map(DmView::of).collect(),
             problems: problems(anomalies),
             problems_total: anomalies.total,
             list: all.then(|| entries.iter().map(EntryView::new).collect()),
@@ -190,6 +194,10 @@ impl<'l> View<'l> {
             });
             let head = ["LINE", "TEMPLATE", "DIGEST", "SIGNATURE", "NAME"];
             text.push_str(&out.table(&head, rows.collect()));
+            text.push('\n');
+        }
+        if !self.device_mapper.is_empty() {
+            text.push_str(&DmView::table(&self.device_mapper, out));
             text.push('\n');
         }
         let templates: Vec<_> = self
