@@ -25,16 +25,17 @@ use crate::{
     cli::AppraiseArgs,
     error::{Error, Exit},
     output::Output,
-    policy::read_file,
+    policy::{read_file, verification_keys},
 };
 
 /// Runs `trothctl appraise`.
 pub(crate) fn run(args: &AppraiseArgs, out: &Output) -> Result<Exit, Error> {
     let given = Given::read(args)?;
     let ak = args.ak.as_deref().map(Ak::read).transpose()?;
+    let ima_keys = verification_keys(&args.verification_key)?;
     let files = in_order(bundle::files(&args.bundles)?)?;
     if files.len() > 1 && args.nonce.is_some() {
-        return Err(Error::Option {
+        return Err(Error::Usage {
             option: "--nonce",
             reason: "each bundle was asked for with its own; name one bundle".to_owned(),
         });
@@ -46,7 +47,12 @@ pub(crate) fn run(args: &AppraiseArgs, out: &Output) -> Result<Exit, Error> {
         let bundle = bundle::parse(&path, &bytes)?;
         let key = key(&path, &bundle, ak.as_ref())?;
         let nonce = args.nonce.as_deref().unwrap_or(&bundle.head.nonce);
-        let rules = Rules::choose(args, bundle.head.criteria.as_ref(), &key);
+        let rules = Rules::choose(
+            args,
+            ima_keys.as_deref(),
+            bundle.head.criteria.as_ref(),
+            &key,
+        );
         let rules = rules.map_err(|error| Error::Malformed {
             path: path.clone(),
             reason: format!("ima_keys: {error}"),
@@ -100,7 +106,7 @@ fn in_order(files: Vec<PathBuf>) -> Result<Vec<PathBuf>, Error> {
     let mut heads = Vec::new();
     for path in files {
         if path == Path::new("-") {
-            return Err(Error::Option {
+            return Err(Error::Usage {
                 option: "-",
                 reason: "standard input is one bundle, and read once".to_owned(),
             });

@@ -223,6 +223,10 @@ pub(crate) struct AppraiseArgs {
     /// What violations of the IMA list are: the verifier's option of this name
     #[arg(long, value_enum)]
     pub(crate) tomtou: Option<Violations>,
+    /// Count signatures of files by this key, as the verifier was told with the node: certificate,
+    /// public or private key, PEM or DER, or Keylime's JSON of keys; repeat it for more
+    #[arg(long, value_name = "FILE")]
+    pub(crate) verification_key: Vec<PathBuf>,
     /// The AK that must have signed: its name in hexadecimal, as `registrar show` has it, or a file
     /// with its PEM or TPM2B_PUBLIC, binary or base64
     #[arg(long, value_name = "NAME|FILE")]

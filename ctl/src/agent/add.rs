@@ -95,7 +95,12 @@ pub(super) fn enrolment(
     accept: AcceptedAlgorithms,
     verifier: Endpoint,
 ) -> (Enrolled, Enrolment) {
-    let Policies { runtime, boot, .. } = policies;
+    let Policies {
+        runtime,
+        boot,
+        keys,
+        ..
+    } = policies;
     let enrolled = Enrolled {
         agent: proven.url,
         api_version: proven.api_version.clone(),
@@ -120,7 +125,7 @@ pub(super) fn enrolment(
         runtime_policy_key: runtime.key,
         mb_policy: boot.text,
         mb_policy_name: boot.name,
-        ima_sign_verification_keys: Some(String::new()),
+        ima_sign_verification_keys: Some(keys.unwrap_or_default()),
         revocation_key: Some(SecretText::default()),
         accept_tpm_hash_algs: accept.hash,
         accept_tpm_encryption_algs: accept.encryption,

@@ -35,6 +35,8 @@ pub(super) struct Policies {
     pub(super) boot: Choice,
     /// The operator's JSON, without a mask.
     pub(super) tpm: Option<TpmPolicy>,
+    /// Keylime's JSON of the keys whose signatures of files count.
+    pub(super) keys: Option<String>,
 }
 
 impl Policies {
@@ -75,6 +77,7 @@ impl Policies {
                 key: None,
             },
             tpm,
+            keys: policy::verification_keys(&args.verification_key)?,
         })
     }
 
@@ -128,6 +131,7 @@ mod tests {
             runtime: Choice::default(),
             boot: Choice::default(),
             tpm: None,
+            keys: None,
         };
         let json = |policies: &Policies| policies.tpm_json(PcrMask::default()).unwrap();
         assert_eq!(json(&policies), r#"{"mask": "0x0"}"#);

@@ -68,6 +68,7 @@ fn text_alone(args: &UpdateArgs, given: &Policies, status: &NodeStatus) -> Optio
     let others_too = given.runtime.name.is_some()
         || given.boot.is_some()
         || given.tpm.is_some()
+        || given.keys.is_some()
         || args.no_boot_policy
         || [
             &accept.accept_hash,

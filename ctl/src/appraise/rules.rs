@@ -3,7 +3,7 @@ use troth_core::{
     appraise::{AcceptedAlgorithms, Tomtou},
     bundle::Criteria,
     ima::{Keyring, KeyringError},
-    policy::BootEngine,
+    policy::{BootEngine, VerificationKeys},
     tpm::AttestationKey,
 };
 
@@ -69,12 +69,14 @@ impl<T> Rule<T> {
 }
 
 impl Rules {
-    /// The rules for a bundle with these criteria that `ak` signed.
+    /// The rules for a bundle with these criteria that `ak` signed. `ima_keys` is the JSON of the
+    /// keys that the operator named.
     ///
     /// # Errors
-    /// Keys of the bundle that count and are none.
+    /// Keys that count and are none.
     pub(super) fn choose(
         args: &AppraiseArgs,
+        ima_keys: Option<&str>,
         criteria: Option<&Criteria>,
         ak: &AttestationKey,
     ) -> Result<Self, KeyringError> {
@@ -94,8 +96,12 @@ impl Rules {
             counted.map(|criteria| criteria.accept.clone()),
             AcceptedAlgorithms::of(ak),
         );
+        let keys = match (ima_keys, counted) {
+            (Some(json), _) => Some(Keyring::from_json(json)?),
+            (None, counted) => counted.map(Criteria::keyring).transpose()?,
+        };
         let ima_keys = Rule::choose(
-            None,
+            ima_keys.map(|json| Some(json.to_owned())),
             counted.map(|criteria| criteria.ima_keys.clone()),
             None,
         );
@@ -107,14 +113,15 @@ impl Rules {
             if criteria.tomtou != tomtou.value {
                 ignored.push(format!("tomtou {}", word(criteria.tomtou)));
             }
-            if criteria.ima_keys != ima_keys.value && has_keys(criteria.ima_keys.as_deref()) {
+            let keys = [&criteria.ima_keys, &ima_keys.value].map(Option::as_deref);
+            if !same_keys(keys) && has_keys(keys[0]) {
                 ignored.push("keys for the signatures of files".to_owned());
             }
         }
         Ok(Self {
             engine: engine.value,
             tomtou: tomtou.value,
-            keys: counted.map(Criteria::keyring).transpose()?,
+            keys,
             accept: accept.value.clone(),
             told: Told {
                 boot_engine: engine,
@@ -153,6 +160,15 @@ impl Told {
             told.push(format!("algorithms {}", names.join(" ")));
         }
         told
+    }
+}
+
+/// Are these the same keys, whatever their order and form?
+fn same_keys(texts: [Option<&str>; 2]) -> bool {
+    let keys = texts.map(|text| VerificationKeys::parse(text.unwrap_or_default()));
+    match &keys {
+        [Ok(one), Ok(other)] => one.iter().eq(other.iter()),
+        _ => texts[0] == texts[1],
     }
 }
 

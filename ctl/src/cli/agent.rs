@@ -133,6 +133,14 @@ pub(crate) struct PolicyArgs {
     /// new name to keep that policy under
     #[arg(long, value_name = "NAME")]
     pub(crate) runtime_policy_name: Option<String>,
+    /// Accept files that the holder of this key signed: certificate, public or private key, PEM or
+    /// DER, or Keylime's JSON of keys; repeat it for more. A node that is enrolled anew has no other
+    #[arg(
+        long,
+        value_name = "FILE",
+        visible_alias = "signature-verification-key"
+    )]
+    pub(crate) verification_key: Vec<PathBuf>,
     /// Boot policy: a file (TOML, or JSON as Keylime's refstate), {} to demand only that the boot log replays to the quoted PCRs, or
     /// `default` for the configured file
     #[arg(long, value_name = "FILE|{}", visible_alias = "mb-policy")]
