@@ -69,7 +69,8 @@ impl Site {
     pub(crate) fn start() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let named = |name: &str| {
-            let mut parameters = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+            let mut parameters =
+                CertificateParams::new(["localhost", "127.0.0.1"].map(str::to_owned)).unwrap();
             parameters.distinguished_name.push(DnType::CommonName, name);
             parameters
         };
