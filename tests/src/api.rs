@@ -72,7 +72,13 @@ impl Api {
 
     /// Any method, with a JSON body or none.
     pub fn send(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Reply> {
-        let body = body.map(|body| body.to_string().into());
+        let body = body.map(Value::to_string);
+        self.send_text(method, path, body.as_deref())
+    }
+
+    /// Any method, with a body that may be no JSON, or none.
+    pub fn send_text(&self, method: Method, path: &str, body: Option<&str>) -> Result<Reply> {
+        let body = body.map(|body| body.to_owned().into());
         let answer = self
             .runtime
             .block_on(self.client.send(method, path, body))?;

@@ -133,11 +133,16 @@ fn differences(keylimes: &Value, ours: &Value) -> BTreeMap<String, String> {
 struct Case {
     method: Method,
     path: String,
-    body: Option<Value>,
+    /// As it is sent, which may be no JSON.
+    body: Option<String>,
     /// Status there and here, and why, if they differ.
     status: Option<(u16, u16, &'static str)>,
     /// Members that differ, and why.
     members: &'static [(&'static str, &'static str)],
+    /// Why `status` says it in other words, if it does.
+    words: Option<&'static str>,
+    /// Are the results the same, not only members and types of them?
+    same: bool,
 }
 
 impl Case {
@@ -148,6 +153,8 @@ impl Case {
             body: None,
             status: None,
             members: &[],
+            words: None,
+            same: false,
         }
     }
 
@@ -156,7 +163,12 @@ impl Case {
     }
 
     fn body(mut self, body: Value) -> Self {
-        self.body = Some(body);
+        self.body = Some(body.to_string());
+        self
+    }
+
+    fn text(mut self, body: &str) -> Self {
+        self.body = Some(body.to_owned());
         self
     }
 
@@ -170,10 +182,21 @@ impl Case {
         self
     }
 
+    fn words(mut self, why: &'static str) -> Self {
+        self.words = Some(why);
+        self
+    }
+
+    fn same(mut self) -> Self {
+        self.same = true;
+        self
+    }
+
     /// What is not as this case says; empty when all is.
     fn run(&self, [keylimes, ours]: [&Api; 2]) -> Vec<String> {
         let ask = |api: &Api| {
-            api.send(self.method.clone(), &self.path, self.body.as_ref())
+            let body = self.body.as_deref();
+            api.send_text(self.method.clone(), &self.path, body)
                 .unwrap()
         };
         let (theirs, our) = (ask(keylimes), ask(ours));
@@ -200,7 +223,18 @@ impl Case {
                 complain(format!("{member}: {how}"));
             }
         }
-        if our.body == Value::Null && our.status != 204 {
+        let word = |body: &Value| body["status"].as_str().map(str::to_owned);
+        if let (Some(theirs), Some(ours)) = (word(&theirs.body), word(&our.body))
+            && there == here
+            // A reason may follow.
+            && ours.starts_with(&theirs) == self.words.is_some()
+        {
+            complain(format!("the words: {theirs:?} there, {ours:?} here"));
+        }
+        if self.same && theirs.body["results"] != our.body["results"] {
+            complain(format!("{} there, {} here", theirs.body, our.body));
+        }
+        if our.body == Value::Null && !matches!(our.status, 204 | 307) {
             complain("no body here".to_owned());
         }
         wrong
@@ -235,12 +269,18 @@ const POLICIES: (&str, &str) = (
     "digests, sizes, and how many nodes use it",
 );
 
+/// Where the reason is given by what reads the body.
+const OWN_REASON: &str = "says in our words what is wrong with the body";
+
+const OWN_WORDS: &str = "says in our words that the agent is unknown";
+
 const NOT_THERE: &str = "an unknown agent is unknown on every path";
 
 /// 1.0 is deprecated there, and 3.0 is the push model's.
 const VERSIONS: &[(&str, &str)] = &[("/results/supported_versions", "2.x is served")];
 
-/// Every answer of the verifiers to an operator, side by side: status, members and their types.
+/// Every answer of the verifiers to an operator, side by side: status, members, their types, and
+/// the words of the status.
 #[test]
 fn our_verifier_answers_as_keylimes() {
     let both = Both::new();
@@ -267,6 +307,11 @@ fn our_verifier_answers_as_keylimes() {
         }
         Case::new(Method::POST, &nobody).body(body)
     };
+    let mut with_boot_policy = enrolment.clone();
+    with_boot_policy["mb_policy_name"] = json!("m");
+    with_boot_policy["tpm_policy"] = json!("{\"mask\": \"0xffff\"}");
+    let mut badly_signed = policy_body.clone();
+    badly_signed["runtime_policy_key"] = json!(BASE64.encode(b"no key"));
     run_all(
         [&theirs, &ours],
         &[
@@ -285,17 +330,36 @@ fn our_verifier_answers_as_keylimes() {
             Case::get("/v2.6/").status(500, 200, "the root of a served version is there"),
             Case::new(Method::PATCH, &agent),
             Case::new(Method::POST, &agent),
-            Case::new(Method::POST, &agent).body(json!({})),
+            Case::new(Method::POST, &agent)
+                .body(json!({}))
+                .words("names the first member that is missing"),
             Case::new(Method::DELETE, &nobody),
             Case::new(Method::PUT, format!("{nobody}/reactivate")).status(400, 404, NOT_THERE),
             Case::new(Method::PUT, format!("{nobody}/stop")).status(400, 404, NOT_THERE),
+            // What anybody may ask.
+            Case::get("/"),
+            Case::get("/versions").members(VERSIONS),
+            Case::get("/v2.6/verify/identity"),
+            Case::get(format!(
+                "/v2.6/verify/identity?agent_uuid={UNKNOWN}&quote=r&nonce=n&hash_alg=sha256"
+            )),
+            Case::get(format!(
+                "/v2.6/verify/identity?agent_uuid={ID}&quote=r&nonce=n&hash_alg=sha256"
+            )),
+            Case::new(Method::POST, "/v2.6/verify/evidence").text("{"),
+            Case::new(Method::POST, "/v2.6/verify/evidence").body(json!({})),
+            Case::new(Method::POST, "/v2.6/verify/evidence").body(json!({"type": "tpm"})),
+            Case::new(Method::POST, "/v2.6/verify/evidence")
+                .body(json!({"type": "tpm", "data": {}})),
+            Case::new(Method::POST, "/v2.6/verify/evidence")
+                .body(json!({"type": "other", "data": {}})),
             // Enrolments that do not come about.
             Case::new(Method::POST, &agent).body(enrolment.clone()),
             enrol_with("tpm_policy", None),
             enrol_with("mtls_cert", Some(json!("disabled"))),
             enrol_with("runtime_policy_name", Some(json!("none"))),
             enrol_with("mb_policy_name", Some(json!("none"))),
-            enrol_with("runtime_policy", Some(json!(BASE64.encode(b"{}")))),
+            enrol_with("runtime_policy", Some(json!(BASE64.encode(b"{}")))).words(OWN_REASON),
             Case::get(&nobody),
             // Policies by name.
             Case::get("/v2.6/allowlists/").members(LEFT_NOTHING),
@@ -308,9 +372,23 @@ fn our_verifier_answers_as_keylimes() {
             Case::new(Method::POST, "/v2.6/allowlists/b")
                 .body(no_json)
                 .status(500, 400, "the sender's fault is not the server's"),
-            Case::new(Method::POST, "/v2.6/allowlists/b").body(no_policy),
+            Case::new(Method::POST, "/v2.6/allowlists/b")
+                .body(no_policy)
+                .words(OWN_REASON),
             Case::get("/v2.6/allowlists/").members(LEFT_NOTHING),
-            Case::get("/v2.6/allowlists/a"),
+            Case::get("/v2.6/allowlists/a").same(),
+            Case::new(Method::POST, "/v2.6/allowlists/c").text("{"),
+            Case::new(Method::POST, "/v2.6/allowlists/c")
+                .text("[]")
+                .status(500, 400, "the sender's fault is not the server's"),
+            Case::new(Method::POST, "/v2.6/allowlists/c")
+                .body(badly_signed)
+                .status(201, 400, "a key that is given is always used"),
+            Case::new(Method::POST, "/v2.6/mbpolicies/c").text("{"),
+            Case::new(Method::POST, "/v2.6/mbpolicies/c")
+                .body(json!({"mb_policy": "{"}))
+                .status(201, 400, "nothing here could judge by it"),
+            Case::new(Method::POST, &nobody).text("{"),
             Case::new(Method::DELETE, format!("/v2.6/allowlists/{ID}")),
             Case::new(Method::DELETE, "/v2.6/allowlists/a"),
             Case::new(Method::DELETE, "/v2.6/allowlists/a"),
@@ -326,7 +404,11 @@ fn our_verifier_answers_as_keylimes() {
                 ),
                 POLICIES,
             ]),
-            Case::get("/v2.6/mbpolicies/m"),
+            Case::get("/v2.6/mbpolicies/m").same(),
+            Case::new(Method::POST, &nobody).body(with_boot_policy),
+            Case::new(Method::DELETE, "/v2.6/mbpolicies/m"),
+            Case::new(Method::PUT, format!("{nobody}/stop")),
+            Case::new(Method::DELETE, &nobody),
             Case::new(Method::DELETE, "/v2.6/mbpolicies/m"),
             Case::new(Method::DELETE, "/v2.6/mbpolicies/m"),
             // The agent itself, last.
@@ -402,21 +484,23 @@ fn our_registrar_answers_as_keylimes() {
             Case::get(&agent),
             Case::get("/v2.6/agents/"),
             Case::get("/v2/agents"),
-            Case::get(&nobody),
+            Case::get(&nobody).words(OWN_WORDS),
             Case::get("/v1.0/agents/"),
             Case::get("/v2.9/agents/"),
             Case::get("/v2.6/nothing"),
             Case::new(Method::PATCH, &agent),
-            Case::new(Method::POST, &nobody),
+            Case::new(Method::POST, &nobody).words(OWN_REASON),
             Case::new(Method::POST, &nobody).body(json!({})),
-            Case::new(Method::PUT, &nobody).body(json!({"auth_tag": "00"})),
+            Case::new(Method::PUT, &nobody)
+                .body(json!({"auth_tag": "00"}))
+                .words(OWN_WORDS),
             Case::new(Method::PUT, &nobody).body(json!({})),
             Case::new(Method::POST, &agent).body(again.clone()),
             Case::new(Method::POST, &nobody).body(again),
             Case::new(Method::POST, &agent).body(other),
             Case::new(Method::DELETE, &nobody).status(200, 404, "nothing was there to delete"),
             Case::new(Method::DELETE, &agent),
-            Case::get(&agent),
+            Case::get(&agent).words(OWN_WORDS),
         ],
     );
 }
