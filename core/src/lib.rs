@@ -8,6 +8,8 @@
 
 /// The verdict over one node: evidence, policies and the node's state in; verdict and state out.
 pub mod appraise;
+/// Hex digits, where many are decoded.
+mod base16;
 /// Evidence bundles: one attestation in one file, to be judged again without its node.
 pub mod bundle;
 /// TCG (UEFI) boot log: parse, replay, and events that may be believed.

@@ -1,5 +1,6 @@
 use super::template::Field;
-use super::{MAX_LINE, MeasuredKey, Template, raw};
+use super::{MAX_LINE, MeasuredKey, Template, raw, split};
+use crate::base16;
 use crate::tpm::{Digest, HashAlgorithm};
 
 /// A line that is no entry: which, and why.
@@ -50,22 +51,19 @@ impl<'l> Entry<'l> {
             return Err(fail("line is over 1 MiB"));
         }
         // The kernel writes the PCR with a width of two.
-        let mut parts = line.strip_prefix(' ').unwrap_or(line).splitn(4, ' ');
-        let (Some(pcr), Some(hash), Some(template), Some(fields)) =
-            (parts.next(), parts.next(), parts.next(), parts.next())
-        else {
-            return Err(fail("fewer than four fields"));
-        };
+        let line = line.strip_prefix(' ').unwrap_or(line);
+        let field = |text| split::at(text, b' ').ok_or_else(|| fail("fewer than four fields"));
+        let (pcr, rest) = field(line)?;
+        let (hash, rest) = field(rest)?;
+        let (template, fields) = field(rest)?;
         let pcr = pcr.parse().map_err(|_| fail("PCR is not a number"))?;
         let template_hash = decode(hash).ok_or_else(|| fail("template hash is not hex"))?;
         let template = Template::from_name(template).ok_or_else(|| fail("unknown template"))?;
-        let (digest, rest) = fields
-            .split_once(' ')
-            .ok_or_else(|| fail("no name after the digest"))?;
+        let (digest, rest) =
+            split::at(fields, b' ').ok_or_else(|| fail("no name after the digest"))?;
         let (prefix, digest) = match template {
             Template::Ima => ("", digest),
-            _ => digest
-                .rsplit_once(':')
+            _ => split::at_nth_last(digest, b':', 1)
                 .ok_or_else(|| fail("digest without its algorithm"))?,
         };
         let (verity, algorithm) = if template.has_digest_type() {
@@ -90,15 +88,8 @@ impl<'l> Entry<'l> {
             // A name may hold spaces in lists of very old kernels; the last fields never do.
             match template.fields().len() {
                 0 => (rest, ""),
-                behind => {
-                    let at = rest.bytes().rev();
-                    let mut spaces = at.enumerate().filter(|(_, byte)| *byte == b' ');
-                    let (from_end, _) = spaces
-                        .nth(behind - 1)
-                        .ok_or_else(|| fail("no field after the name"))?;
-                    let (name, rest) = rest.split_at(rest.len() - from_end);
-                    (&name[..name.len() - 1], rest)
-                }
+                behind => split::at_nth_last(rest, b' ', behind)
+                    .ok_or_else(|| fail("no field after the name"))?,
             }
         };
         Ok(Self {
@@ -129,7 +120,7 @@ impl<'l> Entry<'l> {
     /// The bytes of the buffer; empty in an entry of a file.
     pub fn buffer(&self) -> Vec<u8> {
         if self.is_buffer() {
-            hex::decode(self.rest).unwrap_or_default()
+            base16::decode(self.rest).unwrap_or_default()
         } else {
             Vec::new()
         }
@@ -146,7 +137,7 @@ impl<'l> Entry<'l> {
             | Template::ImaBuf
             | Template::EvmSig => "",
         };
-        hex::decode(hex).ok().filter(|bytes| !bytes.is_empty())
+        base16::decode(hex).filter(|bytes| !bytes.is_empty())
     }
 
     /// The key, if the entry measured one being added to a keyring.
@@ -207,11 +198,8 @@ impl<'l> Entry<'l> {
                     write_digest(out, prefix, digest.as_bytes());
                 }
                 Field::Hex => {
-                    if !text.len().is_multiple_of(2) {
-                        return Err(fail("a field after the name is not hex"));
-                    }
                     out.resize(start + 4 + text.len() / 2, 0);
-                    decode_into(text.as_bytes(), &mut out[start + 4..])
+                    base16::decode_into(text, &mut out[start + 4..])
                         .ok_or_else(|| fail("a field after the name is not hex"))?;
                     set_length(out, start);
                 }
@@ -259,43 +247,10 @@ fn set_length(out: &mut [u8], start: usize) {
         slot.copy_from_slice(&length.to_le_bytes());
     }
 }
-/// Value of each hex digit, 0xff for other bytes. A list is mostly hex: this decodes at a third
-/// of the price of a match on each digit.
-const NIBBLES: [u8; 256] = {
-    let mut table = [0xff; 256];
-    let (mut digit, mut upper, mut lower) = (0, b'A', b'a');
-    while digit < 10 {
-        table[(b'0' + digit) as usize] = digit;
-        digit += 1;
-    }
-    while digit < 16 {
-        table[upper as usize] = digit;
-        table[lower as usize] = digit;
-        (digit, upper, lower) = (digit + 1, upper + 1, lower + 1);
-    }
-    table
-};
-
-/// Decodes `hex`, which has twice the length of `out`.
-fn decode_into(hex: &[u8], out: &mut [u8]) -> Option<()> {
-    let mut bad = 0;
-    for (pair, byte) in hex.chunks_exact(2).zip(out) {
-        let (high, low) = (NIBBLES[usize::from(pair[0])], NIBBLES[usize::from(pair[1])]);
-        bad |= high | low;
-        *byte = high << 4 | low & 0xf;
-    }
-    (bad < 16).then_some(())
-}
 
 /// A digest of 1 to 64 bytes.
 fn decode(hex: &str) -> Option<Digest> {
-    let mut bytes = [0; 64];
-    if hex.is_empty() || !hex.len().is_multiple_of(2) {
-        return None;
-    }
-    let digest = bytes.get_mut(..hex.len() / 2)?;
-    decode_into(hex.as_bytes(), digest)?;
-    Digest::from_slice(digest)
+    Digest::from_hex(hex).filter(|_| !hex.is_empty())
 }
 
 #[cfg(test)]

@@ -20,6 +20,8 @@ mod record;
 mod replay;
 /// Signatures of files, as they were measured.
 mod signature;
+/// Text split at characters.
+mod split;
 /// Templates and their fields.
 mod template;
 /// Signatures that were found good before.

@@ -1,4 +1,4 @@
-use super::{Entry, EntryError, Template, raw};
+use super::{Entry, EntryError, Template, raw, split};
 use crate::tpm::{Digest, HashAlgorithm};
 
 /// Longest name with line feeds that is put together again, in bytes: twice the kernel's PATH_MAX.
@@ -31,7 +31,7 @@ pub(super) fn next<'l>(
     log_hash: HashAlgorithm,
     data: &mut Vec<u8>,
 ) -> Record<'l> {
-    let (text, after) = list.split_once('\n').unwrap_or((list, ""));
+    let (text, after) = split::at(list, b'\n').unwrap_or((list, ""));
     let alone = read(text, index, log_hash, data);
     if alone.is_whole() && !alone.is_violation() {
         return alone.record(text, 1, after);
@@ -87,8 +87,12 @@ struct Read<'l> {
 }
 
 fn read<'l>(text: &'l str, index: u64, log_hash: HashAlgorithm, data: &mut Vec<u8>) -> Read<'l> {
-    let entry = Entry::parse(text, index);
-    let entry = entry.and_then(|entry| entry.template_data(data, false).map(|()| entry));
+    let mut entry = Entry::parse(text, index);
+    if let Ok(parsed) = &entry
+        && let Err(error) = parsed.template_data(data, false)
+    {
+        entry = Err(error);
+    }
     let mut hash = entry.is_ok().then(|| log_hash.digest(&[data]));
     if let Ok(entry) = &entry
         && hash != Some(entry.template_hash)

@@ -1,6 +1,6 @@
 use std::marker::PhantomData;
 
-use super::{Entry, EntryError, IMA_PCR, ImaPosition, MAX_ENTRIES, hash_of_size, record};
+use super::{Entry, EntryError, IMA_PCR, ImaPosition, MAX_ENTRIES, hash_of_size, record, split};
 use crate::tpm::{Digest, HashAlgorithm, VerifiedQuote};
 
 /// Anomalies kept in memory; the others are only counted.
@@ -95,16 +95,8 @@ impl<'l> ReplayedList<'_, 'l> {
 
 /// Splits off the first `lines` lines; the last one's line feed is in neither part.
 fn split_lines(text: &str, lines: u64) -> (&str, &str) {
-    let nth = usize::try_from(lines.saturating_sub(1)).unwrap_or(usize::MAX);
-    let end = memchr_nth(text, nth);
-    match end {
-        Some(end) => (&text[..end], &text[end + 1..]),
-        None => (text, ""),
-    }
-}
-
-fn memchr_nth(text: &str, nth: usize) -> Option<usize> {
-    text.match_indices('\n').map(|(at, _)| at).nth(nth)
+    let nth = usize::try_from(lines).unwrap_or(usize::MAX);
+    split::at_nth(text, b'\n', nth).unwrap_or((text, ""))
 }
 
 /// What came of a replay.
@@ -317,10 +309,11 @@ impl Running {
         if record.text.is_empty() {
             return taken;
         }
-        let (entry, hash) = match (record.entry, record.hash) {
+        let (entry, hash) = match (&record.entry, record.hash) {
             (Ok(entry), Some(hash)) => (entry, hash),
             (entry, _) => {
-                let reason = entry.err().map_or("no entry", |error| error.reason);
+                let reason = entry.as_ref().err();
+                let reason = reason.map_or("no entry", |error| error.reason);
                 let kind = AnomalyKind::Unparsable(reason);
                 self.anomalies.push(index, None, kind);
                 return taken;

@@ -3,6 +3,8 @@ use std::fmt;
 use aws_lc_rs::{digest, hmac};
 use serde::{Deserialize, Serialize};
 
+use crate::base16;
+
 /// A hash algorithm of a PCR bank or a signature (`TPM_ALG_ID`).
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -180,7 +182,7 @@ impl Digest {
     pub fn from_hex(hex: &str) -> Option<Self> {
         let mut bytes = [0; 64];
         let size = hex.len() / 2;
-        hex::decode_to_slice(hex, bytes.get_mut(..size)?).ok()?;
+        base16::decode_into(hex, bytes.get_mut(..size)?)?;
         Some(Self {
             bytes,
             len: length(size),
