@@ -80,9 +80,11 @@ fn kept_evidence_gives_the_same_verdicts_byte_for_byte() {
         file
     };
     let policies = ["--runtime-policy", text(&policy), "--boot-policy", "{}"];
+    let key = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/packages/ima.pem");
+    let key = ["--verification-key", text(&key)];
     stage
         .fleet
-        .trothctl(&[&["agent", "add", id], &policies[..]].concat())
+        .trothctl(&[&["agent", "add", id], &policies[..], &key].concat())
         .unwrap()
         .success()
         .unwrap();
@@ -162,6 +164,13 @@ fn kept_evidence_gives_the_same_verdicts_byte_for_byte() {
     for what in ["Freshness", "Whose", "IMA entries 0 to"] {
         assert!(notes.contains(what), "{notes}");
     }
+
+    // The key that was sent with the node is told, and taken where the bundle's rules are.
+    let taken = appraise(&["--embedded-policies", incremental["file"].as_str().unwrap()]);
+    let rule = taken.json().unwrap()["bundles"][0]["rules"]["ima_keys"].clone();
+    assert_eq!(rule["from"], "bundle");
+    let keys: Value = serde_json::from_str(rule["value"].as_str().unwrap()).unwrap();
+    assert_eq!(keys["keyids"], serde_json::json!([0x8e01_ee36_u32]));
 
     // Another policy is used when it is named, and said not to be the one.
     let other = stage.path().join("other.json");
