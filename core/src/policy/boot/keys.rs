@@ -271,3 +271,43 @@ pub(crate) fn subject(der: &[u8]) -> Option<String> {
     let certificate = x509_cert::Certificate::from_der(der).ok()?;
     Some(certificate.tbs_certificate().subject().to_string())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(owner: Option<&str>, sha256: String, subject: Option<&str>) -> Key {
+        let document = document::Key {
+            owner: owner.map(str::to_owned),
+            sha256: Some(sha256).filter(|text| !text.is_empty()),
+            subject: subject.map(str::to_owned),
+            ..document::Key::default()
+        };
+        Key::new(&document).unwrap()
+    }
+
+    /// However many keys a policy has, one of a log costs a look-up for each way in which they are
+    /// told, and a comparison with those that it may be.
+    #[test]
+    fn a_key_is_looked_up_and_not_searched_for() {
+        let owner = Some("77fa9abd-0359-4d32-bd60-28f4e78f784b");
+        let mut list = Vec::new();
+        for number in 0..3_000_u32 {
+            let digest = HashAlgorithm::Sha256.digest(&[&number.to_le_bytes()]);
+            list.push(key(None, format!("sha256:{digest}"), None));
+            list.push(key(owner, format!("sha256:{digest}"), Some("CN=one")));
+            list.push(key(None, String::new(), Some(&format!("CN={number}"))));
+        }
+        let keys = Keys::of_lists(list);
+        assert_eq!(keys.forms.len(), 3);
+        assert!(keys.index.values().all(|places| places.len() == 1));
+        let data = 7_u32.to_le_bytes();
+        let shown = ShownKey::new(Signature {
+            owner: Guid::parse("77fa9abd-0359-4d32-bd60-28f4e78f784b").unwrap(),
+            data: &data,
+        });
+        // It is no certificate: of its two digests' keys, the one with a subject is another.
+        assert_eq!(keys.places(None, &shown), [21]);
+        assert!(keys.have(Some(Guid::CERT_X509), &shown));
+    }
+}

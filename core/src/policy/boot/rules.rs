@@ -660,3 +660,40 @@ fn any_or(document: &AnyOr) -> Result<Allowed, String> {
 fn wrong(reason: &str) -> PolicyError {
     PolicyError::Schema(format!("boot policy: {reason}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// However many components a policy has, an event is compared with those that may allow it.
+    #[test]
+    fn components_are_looked_up_by_digest_and_pcr() {
+        let digest = |number: usize| format!("sha256:{number:064x}");
+        let mut component: Vec<_> = (0..MAX_COMPONENTS - 1)
+            .map(|number| document::Component {
+                name: format!("file {number}"),
+                pcr: Some(9),
+                digests: vec![digest(number)],
+                ..document::Component::default()
+            })
+            .collect();
+        component.push(document::Component {
+            name: "command".to_owned(),
+            pcr: Some(8),
+            any: true,
+            ..document::Component::default()
+        });
+        let rules = BootRules::compile(Document {
+            version: VERSION,
+            component,
+            ..Document::default()
+        })
+        .unwrap();
+        let wanted = super::digest(&digest(4_000)).unwrap();
+        let places: Vec<_> = rules.with_digest(&wanted).map(|(place, _)| place).collect();
+        assert_eq!(places, [4_000]);
+        assert_eq!(rules.with_more(9).count(), 0);
+        let names: Vec<_> = rules.with_more(8).map(|(_, one)| &*one.name).collect();
+        assert_eq!(names, ["command"]);
+    }
+}

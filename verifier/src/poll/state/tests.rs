@@ -1,5 +1,6 @@
 use troth_core::{
     appraise::Place,
+    eventlog::Quirk,
     finding::severity::{LABELS, SeverityRule},
 };
 
@@ -239,6 +240,25 @@ fn an_agent_that_may_have_been_upgraded_is_asked_again_what_it_sends() {
         record.reactivate();
         assert_eq!(record.userspace_log, None, "after reactivation");
     }
+}
+
+#[test]
+fn quirks_of_the_firmware_are_those_of_the_last_verdict() {
+    let quirk = BootQuirk::new(0, Quirk::StartupLocalityMissing);
+    let mut record = record();
+    let mut outcome = trusted();
+    if let Outcome::Trusted { boot_quirks, .. } = &mut outcome {
+        boot_quirks.push(quirk.clone());
+    }
+    apply(&mut record, outcome);
+    assert_eq!(
+        record.status(T0, &timing()).boot_quirks,
+        std::slice::from_ref(&quirk)
+    );
+    apply(&mut record, silent());
+    assert_eq!(record.status(T0, &timing()).boot_quirks, [quirk]);
+    apply(&mut record, trusted());
+    assert_eq!(record.status(T0, &timing()).boot_quirks, []);
 }
 
 #[test]
