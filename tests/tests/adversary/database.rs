@@ -231,7 +231,7 @@ fn the_registrars_disk_is_full() {
 
 /// A database that may be read but not written.
 ///
-/// Check: `verifier/src/store/mod.rs`: `.connect(url)`
+/// Check: `verifier/src/poll/node.rs`: `writer.write(update).await`
 #[test]
 fn a_database_that_is_read_only() {
     let mut stage = Stage::new();
