@@ -4,6 +4,7 @@ use std::{path::PathBuf, process::ExitCode};
 
 use clap::{CommandFactory, FromArgMatches, Parser};
 use rustix::process::{Resource, getrlimit, setrlimit};
+use tokio::runtime::Builder;
 use troth_daemon::{
     config::{self, Place},
     logging,
@@ -38,10 +39,11 @@ struct Arguments {
     root: Option<PathBuf>,
 }
 
-/// Runs the program `name` until it is asked to stop.
+/// Runs the program `name` until it is asked to stop, on what `runtime` makes.
 pub fn run<C: ServerConfig>(
     name: &'static str,
     about: &'static str,
+    mut runtime: Builder,
     serve: impl AsyncFnOnce(C, Shutdown) -> Result<(), StartError>,
 ) -> ExitCode {
     let matches = Arguments::command().name(name).about(about).get_matches();
@@ -62,9 +64,7 @@ pub fn run<C: ServerConfig>(
             return ExitCode::from(EX_CONFIG);
         }
     };
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build();
+    let runtime = runtime.enable_all().build();
     let result = runtime.map_err(StartError::Runtime).and_then(|runtime| {
         runtime.block_on(async {
             let shutdown = Shutdown::from_signals().map_err(StartError::Runtime)?;

@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use tokio::runtime::Builder;
 use troth_verifier::{config::RegistrarConfig, program, server::RegistrarServer};
 
 fn main() -> ExitCode {
@@ -9,6 +10,8 @@ fn main() -> ExitCode {
     program::run(
         "troth-registrar",
         about,
+        // Of a registration, most would be the waking of threads: one does it all, beside SQLite's.
+        Builder::new_current_thread(),
         async |config: RegistrarConfig, shutdown| {
             RegistrarServer::start(&config).await?.run(shutdown).await;
             Ok(())

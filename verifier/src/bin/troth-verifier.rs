@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use tokio::runtime::Builder;
 use troth_verifier::{config::VerifierConfig, program, server::VerifierServer};
 
 fn main() -> ExitCode {
@@ -9,6 +10,7 @@ fn main() -> ExitCode {
     program::run(
         "troth-verifier",
         about,
+        Builder::new_multi_thread(),
         async |config: VerifierConfig, shutdown| {
             VerifierServer::start(&config).await?.run(shutdown).await;
             Ok(())

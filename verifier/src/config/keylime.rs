@@ -238,7 +238,11 @@ pub(super) static REGISTRAR: Keylime = Keylime {
             "database_pool_size",
             Kind::Custom(database_pool_size),
         ),
-        O::dropped("max_workers", "16", "work is spread over all cores"),
+        O::dropped(
+            "max_workers",
+            "16",
+            "one thread registers some thousand agents a second",
+        ),
         O::dropped("auto_migrate_db", "True", MIGRATE),
         O::dropped("durable_attestation_import", "", DURABLE),
         O::dropped("persistent_store_url", "", DURABLE),
