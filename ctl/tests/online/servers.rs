@@ -98,3 +98,27 @@ fn a_dead_or_foreign_server_is_exit_status_7() {
         stderr(&output)
     );
 }
+
+/// Of a server whose certificate does not name the address it is asked at.
+#[test]
+fn the_name_that_a_servers_certificate_must_have_may_be_configured() {
+    let site = Site::start();
+    for (command, option) in [
+        ("agent", "TROTH_CTL_VERIFIER_TLS_NAME"),
+        ("registrar", "TROTH_CTL_REGISTRAR_TLS_NAME"),
+    ] {
+        let told = |name| {
+            let output = site.trothctl_with(&[(option, name)], &[command, "list"]);
+            (output.status.code(), stderr(&output).to_owned())
+        };
+        let (status, text) = told("localhost");
+        assert!(!text.contains("TLS"), "{text}");
+        assert_ne!(status, Some(7), "{text}");
+        let (status, text) = told("node.example");
+        assert_eq!(status, Some(7), "{text}");
+        assert!(text.contains("not for node.example"), "{text}");
+        let (status, text) = told("no name");
+        assert_eq!(status, Some(1), "{text}");
+        assert!(text.contains("_tls_name: \"no name\" is neither"), "{text}");
+    }
+}

@@ -147,6 +147,11 @@ impl Site {
     }
 
     pub(crate) fn trothctl(&self, arguments: &[&str]) -> Output {
+        self.trothctl_with(&[], arguments)
+    }
+
+    /// With further environment.
+    pub(crate) fn trothctl_with(&self, more: &[(&str, &str)], arguments: &[&str]) -> Output {
         let url = format!("https://127.0.0.1:{}", self.port);
         Command::new(env!("CARGO_BIN_EXE_trothctl"))
             .args(arguments)
@@ -155,6 +160,7 @@ impl Site {
             .env("TROTH_VERIFIER", &url)
             .env("TROTH_REGISTRAR", &url)
             .env("TROTH_CA_DIR", self.directory.path())
+            .envs(more.iter().copied())
             .output()
             .unwrap()
     }
