@@ -1,6 +1,8 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use troth_core::appraise::Finding;
@@ -34,6 +36,25 @@ fn fetch(stage: &Stage, id: &str, directory: &Path, options: &[&str]) -> Vec<Val
         .unwrap();
     let list = answer.json().unwrap();
     list["evidence"].as_array().unwrap().clone()
+}
+
+/// The same, once the newest piece is of `verdict`: evidence is written beside the polling.
+fn fetch_up_to(stage: &Stage, id: &str, directory: &Path, verdict: &str) -> Vec<Value> {
+    let until = Instant::now() + Duration::from_secs(30);
+    loop {
+        let kept = fetch(stage, id, directory, &[]);
+        if kept
+            .last()
+            .is_some_and(|newest| newest["verdict"] == verdict)
+        {
+            return kept;
+        }
+        assert!(
+            Instant::now() < until,
+            "no evidence of {verdict}: {kept:#?}"
+        );
+        sleep(Duration::from_millis(100));
+    }
 }
 
 /// The bytes behind the answer in a bundle: what the verifier recorded, as it wrote it.
@@ -104,7 +125,7 @@ fn kept_evidence_gives_the_same_verdicts_byte_for_byte() {
     let failed = stage.fleet.wait_for_state(id, "failed").unwrap();
 
     let saved = stage.path().join("saved");
-    let kept = fetch(&stage, id, &saved, &[]);
+    let kept = fetch_up_to(&stage, id, &saved, "failed");
     let words: BTreeSet<_> = kept
         .iter()
         .map(|bundle| bundle["verdict"].as_str().unwrap())
@@ -271,7 +292,7 @@ fn evidence_is_kept_of_changes_with_its_policies_and_over_kills() {
         .run_program("/usr/local/bin/miner", b"mine\n")
         .unwrap();
     stage.fleet.wait_for_state(id, "failed").unwrap();
-    let kept = fetch(&stage, id, &saved, &[]);
+    let kept = fetch_up_to(&stage, id, &saved, "failed");
     let words: Vec<_> = kept.iter().map(|bundle| &bundle["verdict"]).collect();
     assert_eq!(words, ["trusted", "trusted", "failed"]);
     assert!(!directory.join(".writing").exists());
