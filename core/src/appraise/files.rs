@@ -9,7 +9,7 @@ use crate::ima::{
     self, BOOT_AGGREGATE, DeviceStates, DmEvent, Entry, IMA_PCR, ImaKey, ImaPosition, ImaSignature,
     Keyring, LearnedKeys, MeasuredKey, SignatureFault,
 };
-use crate::policy::{DigestTable, ExcludesBudget, RuntimePolicy};
+use crate::policy::{AllowedDigests, ExcludesBudget, RuntimePolicy};
 use crate::tpm::{Digest, HashAlgorithm, VerifiedQuote};
 use crate::wire::QuoteResponse;
 
@@ -17,6 +17,9 @@ use crate::wire::QuoteResponse;
 mod devices;
 /// What is wrong with a list or an entry, in words.
 mod findings;
+
+/// Entries whose names are looked up together.
+const BATCH: usize = 8;
 
 /// The part of an answer that is about IMA.
 pub(super) struct Answer<'a> {
@@ -94,7 +97,20 @@ pub(super) fn check(
         parsed: Vec::new(),
         files: start.next_entry > 0 && !start.no_files,
     };
-    list.entries().for_each(|entry| judge.entry(&entry));
+    let mut entries = list.entries();
+    loop {
+        let batch: [_; BATCH] = std::array::from_fn(|_| entries.next());
+        let names = batch
+            .each_ref()
+            .map(|entry| entry.map_or("", |entry| entry.name));
+        let listed = policy.map_or([None; BATCH], |policy| policy.digests().get_each(names));
+        for (entry, listed) in batch.iter().flatten().zip(listed) {
+            judge.entry(entry, listed);
+        }
+        if batch.iter().any(Option::is_none) {
+            break;
+        }
+    }
     let Judge {
         first,
         files,
@@ -185,16 +201,17 @@ struct Kept {
 
 impl Judge<'_, '_> {
     /// An entry against the policy. Violations have no digest to judge.
-    fn entry(&mut self, entry: &Entry<'_>) {
+    fn entry(&mut self, entry: &Entry<'_>, listed: Option<AllowedDigests<'_>>) {
         // A line that could not be used was found before any entry is judged.
         if self.first.is_some_and(|first| first <= entry.index) {
             self.keep();
         }
-        self.judge(entry);
+        self.judge(entry, listed);
         self.files |= entry.name != BOOT_AGGREGATE;
     }
 
-    fn judge(&mut self, entry: &Entry<'_>) {
+    /// `listed`: the digests that the policy lists for the entry's name.
+    fn judge(&mut self, entry: &Entry<'_>, listed: Option<AllowedDigests<'_>>) {
         if entry.is_violation() {
             if self.policies.ima.tomtou == Tomtou::Fail {
                 self.push(entry, || findings::violation(entry));
@@ -215,7 +232,7 @@ impl Judge<'_, '_> {
         if entry.is_buffer() {
             self.buffer(entry, policy);
         } else {
-            self.digest(entry, policy.digests(), "digests", policy);
+            self.digest(entry, listed, "digests", policy);
         }
     }
 
@@ -248,7 +265,8 @@ impl Judge<'_, '_> {
             Some(MeasuredKey::Other) => self.push(entry, || findings::invalid_key(entry)),
             Some(_) if policy.ignores_keyring(entry.name) => {}
             Some(key) => {
-                let good = self.digest(entry, policy.keyrings(), "keyrings", policy);
+                let good =
+                    self.digest(entry, policy.keyrings().get(entry.name), "keyrings", policy);
                 if let (true, MeasuredKey::Usable(key)) = (good, key) {
                     self.parsed.clear();
                     if !self.learned.learn(entry.name, &entry.digest, &key) {
@@ -260,7 +278,7 @@ impl Judge<'_, '_> {
                 self.device(entry);
             }
             None => {
-                self.digest(entry, policy.ima_buf(), "ima-buf", policy);
+                self.digest(entry, policy.ima_buf().get(entry.name), "ima-buf", policy);
             }
         }
     }
@@ -319,11 +337,10 @@ impl Judge<'_, '_> {
     fn digest(
         &mut self,
         entry: &Entry<'_>,
-        table: &DigestTable,
+        allowed: Option<AllowedDigests<'_>>,
         key: &'static str,
         policy: &RuntimePolicy,
     ) -> bool {
-        let allowed = table.get(entry.name);
         if allowed.is_some_and(|allowed| allowed.contains(entry.digest.as_bytes()))
             || policy.excludes().matches(entry.name, &mut self.budget)
         {
