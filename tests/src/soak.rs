@@ -72,7 +72,7 @@ pub struct Tally {
 /// Attests one machine every second while it runs new programs all the time; then an intruder's
 /// runs and must be found. `progress` is called every second. An error is the first thing that was
 /// not as it should be: a finding; a question without an answer while the agent ran undisturbed;
-/// fewer attestations meanwhile than one in [`SLOWEST`].
+/// fewer attestations meanwhile than one in three seconds.
 pub fn run(
     programs: &Programs,
     directory: &Path,
