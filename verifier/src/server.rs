@@ -52,6 +52,8 @@ impl RegistrarServer {
         let ip = listen_address(&config.ip)?;
         let mut files = TlsFiles::open(config.tls()).await?;
         let tls = files.server()?;
+        let certificates = files.in_use()?;
+        let revocation = files.revocation();
         let store = Store::open_with(
             &config.database_url(),
             Schema::Registrar,
@@ -65,8 +67,8 @@ impl RegistrarServer {
             plain,
             secure,
             tls,
-            certificates: files.in_use()?,
-            revocation: files.revocation(),
+            certificates,
+            revocation,
             store,
             registrar,
         })
@@ -137,6 +139,8 @@ impl VerifierServer {
         let mut files = TlsFiles::open(config.tls()).await?;
         let tls = files.server()?;
         let identity = files.client()?;
+        let certificates = files.in_use()?;
+        let revocation = files.revocation();
         let store = Store::open_with(
             &config.database_url(),
             Schema::Verifier,
@@ -151,8 +155,8 @@ impl VerifierServer {
         Ok(Self {
             listener,
             tls,
-            certificates: files.in_use()?,
-            revocation: files.revocation(),
+            certificates,
+            revocation,
             store,
             fleet,
             api,
@@ -263,6 +267,7 @@ impl StartError {
         matches!(
             self,
             Self::Address(_)
+                | Self::Ca(CaError::Name(_) | CaError::Names(_))
                 | Self::Fleet(FleetError::SigningKey { .. } | FleetError::Severity(_))
                 | Self::Half { .. }
                 | Self::Revocation(_)

@@ -6,18 +6,20 @@ use troth_daemon::{
 };
 
 use crate::{
-    ca::{CaDirectory, InUse},
+    ca::{CaDirectory, CaLock, InUse},
     config::{CertificateFiles, TlsOptions},
     server::StartError,
 };
 
-/// The TLS files of a server: those that are named, else those of the CA directory.
+/// The TLS files of a server: those that are named, else those of the CA directory, which nobody
+/// replaces as long as this lives.
 #[derive(Debug)]
 pub(crate) struct TlsFiles {
     server: Pair,
     client: Pair,
     authorities: Vec<PathBuf>,
     revocation: RevocationFiles,
+    _lock: Option<CaLock>,
 }
 
 #[derive(Debug)]
@@ -38,18 +40,20 @@ impl TlsFiles {
             authorities.push(ca.ca_certificate());
         }
         let revocation = RevocationFiles::new(options.client_crl, &[&options.ca_dir]);
-        let files = Self {
+        let mut files = Self {
             server,
             client,
             authorities,
             revocation,
+            _lock: None,
         };
         if files.paths().any(|path| path.starts_with(&options.ca_dir)) {
             let (path, names, subject) = (options.ca_dir, options.names, options.subject);
             // Waits for a lock, and makes keys: not on an I/O task.
-            let made = move || CaDirectory::ensure_as(&path, &names, &subject).map(drop);
+            let made = move || CaDirectory::ensure_locked(&path, &names, &subject);
             let made = tokio::task::spawn_blocking(made).await;
-            made.map_err(|error| StartError::Task(error.to_string()))??;
+            let (_, lock) = made.map_err(|error| StartError::Task(error.to_string()))??;
+            files._lock = Some(lock);
         }
         Ok(files)
     }
@@ -68,7 +72,8 @@ impl TlsFiles {
         Ok(tls)
     }
 
-    /// The lists of revoked certificates, to be followed by a server that loaded them.
+    /// The lists of revoked certificates, to be followed by a server that loaded them; others may
+    /// replace the files from now on.
     pub(crate) fn revocation(self) -> RevocationFiles {
         self.revocation
     }
@@ -129,6 +134,8 @@ impl Pair {
 #[cfg(test)]
 mod tests {
     use std::fs;
+
+    use rustix::fs::{FlockOperation, flock};
 
     use super::*;
     use crate::config::CaSubject;
@@ -199,6 +206,45 @@ mod tests {
             assert!(text.contains("key.pem") && text.contains(reason), "{text}");
             assert!(error.is_configuration());
         }
+    }
+
+    /// Else it might load the certificate that another server made, and the key of the one before.
+    #[tokio::test]
+    async fn no_other_server_replaces_a_certificate_while_it_is_loaded() {
+        let directory = tempfile::tempdir().unwrap();
+        let named = |name: &str| TlsOptions {
+            server: CertificateFiles::default(),
+            names: vec![name.to_owned()],
+            ..options(directory.path())
+        };
+        let mut first = TlsFiles::open(named("registrar.example")).await.unwrap();
+        let lock = fs::File::open(named("").ca_dir.join(".lock")).unwrap();
+        let try_lock = || flock(&lock, FlockOperation::NonBlockingLockExclusive);
+        assert!(try_lock().is_err());
+        first.server().unwrap();
+        let before = first.in_use().unwrap();
+        assert!(try_lock().is_err());
+        drop(first.revocation());
+        try_lock().unwrap();
+        flock(&lock, FlockOperation::Unlock).unwrap();
+        let mut second = TlsFiles::open(named("verifier.example")).await.unwrap();
+        second.server().unwrap();
+        assert_eq!(second.in_use().unwrap().len(), before.len());
+    }
+
+    #[tokio::test]
+    async fn a_name_that_no_certificate_can_be_for_is_a_matter_of_the_configuration() {
+        let directory = tempfile::tempdir().unwrap();
+        let options = TlsOptions {
+            server: CertificateFiles::default(),
+            names: vec!["*.example".to_owned()],
+            ..options(directory.path())
+        };
+        let error = TlsFiles::open(options).await.unwrap_err();
+        assert!(error.is_configuration());
+        let text = error.to_string();
+        let named = "cert_subject_alternative_names: \"*.example\"";
+        assert!(text.contains(named), "{text}");
     }
 
     #[tokio::test]

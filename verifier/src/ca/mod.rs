@@ -19,6 +19,7 @@ use rcgen::{
     Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData, SerialNumber,
 };
 use rustix::fs::{FlockOperation, flock};
+use rustls::pki_types::DnsName;
 use troth_daemon::tls::alternative_names;
 use x509_cert::{
     Certificate,
@@ -35,10 +36,19 @@ const LEAF_LIFETIME: Duration = DAY.saturating_mul(730);
 const RENEW_BEFORE: Duration = DAY.saturating_mul(365);
 /// A running server whose certificate ends sooner than this says so.
 const WARN_BEFORE: Duration = DAY.saturating_mul(90);
-/// Names of a certificate beyond which those of the one before are left out.
-const MOST_NAMES: usize = 32;
+/// Names that one server may be configured with.
+const MOST_CONFIGURED: usize = 50;
+/// Names of a certificate beyond which those of the one before are left out. All those of two
+/// servers fit, so that they never replace it in turns.
+const MOST_NAMES: usize = 128;
 /// Certificates begin this long before now, for peers whose clock is behind.
 const BACKDATE: Duration = Duration::from_secs(3600);
+
+/// Nobody else makes or replaces anything in a CA directory until this is dropped.
+#[derive(Debug)]
+pub(crate) struct CaLock {
+    _file: File,
+}
 
 /// A CA directory whose files all exist.
 #[derive(Clone, Debug)]
@@ -52,14 +62,21 @@ impl CaDirectory {
     /// server's that is not for all of `names`.
     ///
     /// Blocks while another process does the same. `names` are added to the server certificate
-    /// beside `localhost`, the loopback addresses and the machine's host name; texts that are
-    /// neither a DNS name nor an address are left out.
+    /// beside `localhost`, the loopback addresses and the machine's host name. One that is neither
+    /// a DNS name nor an address, and more than 50, are errors.
     pub fn ensure(path: &Path, names: &[String]) -> Result<Self, CaError> {
-        Self::ensure_as(path, names, &CaSubject::default())
+        let (directory, _) = Self::ensure_locked(path, names, &CaSubject::default())?;
+        Ok(directory)
     }
 
-    /// [`CaDirectory::ensure`] with another subject for what is made.
-    pub fn ensure_as(path: &Path, names: &[String], subject: &CaSubject) -> Result<Self, CaError> {
+    /// [`CaDirectory::ensure`] with another subject for what is made. Who then loads a certificate
+    /// and its key holds the lock meanwhile: another server may replace both.
+    pub(crate) fn ensure_locked(
+        path: &Path,
+        names: &[String],
+        subject: &CaSubject,
+    ) -> Result<(Self, CaLock), CaError> {
+        let names = ServerNames::new(names)?;
         make_directory(path)?;
         let lock_path = path.join(".lock");
         let lock = private_file(OpenOptions::new().create(true).truncate(false), &lock_path)
@@ -75,9 +92,9 @@ impl CaDirectory {
             path: path.to_owned(),
         };
         directory.ensure_ca(subject)?;
-        directory.ensure_leaf("server", subject, &ServerNames::new(names))?;
+        directory.ensure_leaf("server", subject, &names)?;
         directory.ensure_leaf("client", subject, &ServerNames::default())?;
-        Ok(directory)
+        Ok((directory, CaLock { _file: lock }))
     }
 
     /// The directory as it is, for the names of its files.
@@ -285,7 +302,10 @@ struct ServerNames {
 }
 
 impl ServerNames {
-    fn new(configured: &[String]) -> Self {
+    fn new(configured: &[String]) -> Result<Self, CaError> {
+        if configured.len() > MOST_CONFIGURED {
+            return Err(CaError::Names(configured.len()));
+        }
         let mut all: Vec<String> = ["localhost", "127.0.0.1", "::1"].map(String::from).into();
         let mut anywhere = false;
         for name in configured {
@@ -293,7 +313,7 @@ impl ServerNames {
                 Ok(ip) if ip.is_unspecified() => anywhere = true,
                 Ok(ip) => add(&mut all, ip.to_string()),
                 Err(_) if is_name(name) => add(&mut all, name.clone()),
-                Err(_) => {}
+                Err(_) => return Err(CaError::Name(name.clone())),
             }
         }
         let mut needed = all.len();
@@ -308,7 +328,7 @@ impl ServerNames {
         if anywhere {
             needed = all.len();
         }
-        Self { all, needed }
+        Ok(Self { all, needed })
     }
 
     fn missing_in(&self, names: &[String]) -> Option<&str> {
@@ -335,9 +355,9 @@ fn add(names: &mut Vec<String>, name: String) {
     }
 }
 
+/// A name that a client can ask for.
 fn is_name(text: &str) -> bool {
-    let known = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
-    !text.is_empty() && text.len() <= 253 && text.bytes().all(known)
+    DnsName::try_from(text).is_ok()
 }
 
 fn parameters(
@@ -472,6 +492,15 @@ pub enum CaError {
         /// The reason.
         source: rcgen::Error,
     },
+    /// A configured name that no certificate can be for.
+    #[error(
+        "cert_subject_alternative_names: {0:?} is neither a DNS name nor an IP address; wildcards \
+         are not supported"
+    )]
+    Name(String),
+    /// More names than a certificate made here is for.
+    #[error("cert_subject_alternative_names: {0} names with ip, but at most 50 are taken")]
+    Names(usize),
     /// The system gave no random numbers.
     #[error("no random numbers from the system")]
     Random,
@@ -600,7 +629,7 @@ mod tests {
             .to_string_lossy()
             .into_owned();
         let always = ["localhost", "127.0.0.1", "::1"];
-        let first = names(&["192.0.2.1", "verifier.example", "not a name"]);
+        let first = names(&["192.0.2.1", "verifier.example"]);
         for name in always
             .iter()
             .chain(&["192.0.2.1", "verifier.example", &host])
@@ -616,13 +645,50 @@ mod tests {
             names(unchanged);
             assert_eq!(files(root.path()), before, "{unchanged:?}");
         }
-        let many: Vec<_> = (0..100)
+        let many: Vec<_> = (0..200)
             .map(|number| format!("h{number}.example"))
             .collect();
-        for name in &many {
-            assert!(names(&[name]).contains(name));
+        for some in many.chunks(40) {
+            let some: Vec<_> = some.iter().map(String::as_str).collect();
+            assert!(names(&some).iter().any(|name| name == some[0]));
         }
         assert!(names(&[]).len() <= MOST_NAMES);
+    }
+
+    #[test]
+    fn two_servers_with_many_names_each_do_not_replace_their_certificate_in_turns() {
+        let root = tempfile::tempdir().unwrap();
+        let names = |server: &str| -> Vec<_> {
+            (0..MOST_CONFIGURED)
+                .map(|number| format!("{server}{number}.example"))
+                .collect()
+        };
+        for server in ["registrar", "verifier"] {
+            CaDirectory::ensure(root.path(), &names(server)).unwrap();
+        }
+        let before = files(root.path());
+        for server in ["registrar", "verifier"] {
+            CaDirectory::ensure(root.path(), &names(server)).unwrap();
+            assert!(files(root.path()) == before, "{server}");
+        }
+        let error = CaDirectory::ensure(root.path(), &vec!["a.example".to_owned(); 51]);
+        let error = error.unwrap_err().to_string();
+        assert!(
+            error.contains("cert_subject_alternative_names: 51 names"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_name_that_no_client_can_ask_for_is_an_error_before_anything_is_made() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("cv_ca");
+        for name in ["*.example", "not a name", "", "192.0.2.300", "a..example"] {
+            let error = CaDirectory::ensure(&path, &[name.to_owned()]).unwrap_err();
+            let named = format!("cert_subject_alternative_names: {name:?} is neither");
+            assert!(error.to_string().contains(&named), "{error}");
+            assert!(!path.exists());
+        }
     }
 
     #[test]
