@@ -96,6 +96,11 @@ impl Machine {
         &mut self.tpm
     }
 
+    /// Where its logs are.
+    pub(crate) fn directory(&self) -> &Path {
+        &self.directory
+    }
+
     /// The kernel's `binary_bios_measurements`.
     pub fn boot_log(&self) -> PathBuf {
         self.directory.join("binary_bios_measurements")

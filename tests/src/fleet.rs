@@ -34,6 +34,11 @@ impl Programs {
         Self(directory.to_owned())
     }
 
+    /// Where they are.
+    pub fn directory(&self) -> &Path {
+        &self.0
+    }
+
     /// The program called `name`, not started yet.
     pub fn command(&self, name: &str) -> Result<Command> {
         let program = self.0.join(name);
@@ -331,10 +336,10 @@ impl Fleet {
     }
 }
 
-/// What `trothctl` answered.
+/// What a command, most often `trothctl`, answered.
 #[derive(Debug)]
 pub struct Answer {
-    /// Exit status; `trothctl --help` says what each means.
+    /// Exit status; `trothctl --help` says what each of its own means.
     pub status: ExitStatus,
     /// Standard output.
     pub stdout: String,
@@ -356,7 +361,7 @@ impl Answer {
     /// Itself when the exit status was 0, else an error with what was printed.
     pub fn success(self) -> Result<Self> {
         if !self.status.success() {
-            bail!("trothctl: {}\n{}{}", self.status, self.stdout, self.stderr);
+            bail!("{}\n{}{}", self.status, self.stdout, self.stderr);
         }
         Ok(self)
     }

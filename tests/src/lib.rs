@@ -1,8 +1,9 @@
-//! The loopback tier's stage: real daemons, a TPM in software, a boot replayed into it.
+//! The stage of the loopback and node tiers: real daemons, a TPM in software, a boot replayed into
+//! it; for the node tier also the operating system around them.
 //!
 //! Everything started here is stopped by its process id when its value is dropped, listens on
-//! loopback only, and writes into a temporary directory of its own, so that tests run side by
-//! side. `cargo xtask demo` plays on the same stage.
+//! loopback or in a network namespace of its own, and writes into a temporary directory of its own,
+//! so that tests run side by side. `cargo xtask demo` plays on the same stage.
 
 /// A server's REST interface, asked without any tool.
 pub mod api;
@@ -25,6 +26,8 @@ pub mod ima_list;
 pub mod keylime;
 /// Mounts that nobody else sees.
 pub mod namespace;
+/// Hosts whose operating system is a container: systemd as PID 1, the daemons as its units.
+pub mod node;
 /// A PostgreSQL server that is nobody else's.
 pub mod postgres;
 /// Processes that do not outlive their value, and ports they can listen on.

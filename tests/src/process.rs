@@ -105,6 +105,11 @@ impl Process {
         bail!("{} does not end:\n{}", self.name, self.log_tail())
     }
 
+    /// How it ended, if it has.
+    pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
+        Ok(self.child.try_wait()?)
+    }
+
     /// SIGKILL, as a power cut would have it.
     pub fn kill(&mut self) -> Result<()> {
         self.child.kill()?;

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::Signal;
 
+use crate::node::Network;
 use crate::process::{PATIENCE, Process, output_of};
 
 /// The two PCR banks of the captured boots.
@@ -133,6 +134,15 @@ impl Swtpm {
     /// TCTI configuration for libtss2: `swtpm:host=127.0.0.1,port=N`.
     pub fn tcti(&self) -> String {
         format!("swtpm:host=127.0.0.1,port={}", self.mux.port)
+    }
+
+    /// Makes the TPM reachable in another network namespace too, on `port` of its 127.0.0.1 and the
+    /// next. Returns the TCTI configuration there.
+    pub fn serve_in(&self, network: &Network, port: u16) -> Result<String> {
+        let control = port.checked_add(1).context("no port after the last")?;
+        let (data, control) = (network.listen(port)?, network.listen(control)?);
+        self.mux.serve(data, control);
+        Ok(format!("swtpm:host=127.0.0.1,port={port}"))
     }
 
     /// The certificate that issued the EK's.
@@ -498,11 +508,16 @@ impl TpmMux {
             busy_nanos: AtomicU64::new(0),
             fault: Mutex::default(),
         });
-        let backend = Arc::clone(&tpm);
+        let mux = Self { port, tpm };
+        mux.serve(data, control);
+        Ok(mux)
+    }
+
+    fn serve(&self, data: TcpListener, control: TcpListener) {
+        let backend = Arc::clone(&self.tpm);
         serve(data, move |client| serve_data(client, &backend));
-        let control_path = control_socket(socket);
+        let control_path = control_socket(&self.tpm.socket);
         serve(control, move |client| serve_control(&client, &control_path));
-        Ok(Self { port, tpm })
     }
 }
 

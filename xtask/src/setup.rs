@@ -6,6 +6,7 @@ use anyhow::{Context, Result, bail};
 use troth_tests::keylime::{
     AGENT_VERSION as KEYLIME_AGENT, VERSION as KEYLIME, agent_place, installation_place,
 };
+use troth_tests::node;
 use troth_tests::postgres;
 use troth_tests::process::{cache, find_program};
 
@@ -29,17 +30,31 @@ const KEYLIME_IMPORTS: &[&str] = &[
     "tornado",
 ];
 
-/// What a command of xtask needs, smallest first: each holds all of the one before.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+/// What a command of xtask needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Scope {
     /// Compile the workspace.
     Build,
     /// Run a TPM in software beside it.
     Demo,
-    /// Run every test tier.
+    /// Run the loopback tier.
     Test,
+    /// Run the node tier.
+    Node,
     /// All that `.ci/run` does.
     Everything,
+}
+
+impl Scope {
+    /// Whether what `other` needs is needed here as well.
+    fn holds(self, other: Self) -> bool {
+        match self {
+            Self::Build => other == Self::Build,
+            Self::Demo => matches!(other, Self::Build | Self::Demo),
+            Self::Test | Self::Node => other == self || Self::Demo.holds(other),
+            Self::Everything => true,
+        }
+    }
 }
 
 /// How the presence of something is checked: by what is used, not by a package's name, so that
@@ -179,6 +194,27 @@ const SYSTEM_NEEDS: &[SystemNeed] = &[
         zypper: "postgresql-server",
         dnf: "postgresql-server",
     },
+    SystemNeed {
+        scope: Scope::Node,
+        probe: Probe::Program("systemd-nspawn"),
+        apt: "systemd-container",
+        zypper: "systemd-container",
+        dnf: "systemd-container",
+    },
+    SystemNeed {
+        scope: Scope::Node,
+        probe: Probe::Program("mmdebstrap"),
+        apt: "mmdebstrap",
+        zypper: "mmdebstrap",
+        dnf: "mmdebstrap",
+    },
+    SystemNeed {
+        scope: Scope::Node,
+        probe: Probe::Program("ip"),
+        apt: "iproute2",
+        zypper: "iproute2",
+        dnf: "iproute",
+    },
 ];
 
 impl Probe {
@@ -212,6 +248,8 @@ enum Missing {
     Package(&'static SystemNeed),
     Keylime(PathBuf),
     CargoDeny,
+    /// Nothing that can be installed.
+    Ability(String),
 }
 
 impl Missing {
@@ -223,6 +261,7 @@ impl Missing {
                 place.display()
             ),
             Self::CargoDeny => "cargo-deny".to_owned(),
+            Self::Ability(what) => what.clone(),
         }
     }
 }
@@ -244,6 +283,12 @@ pub(crate) fn ensure(scope: Scope, yes: bool) -> Result<()> {
         return Ok(());
     }
     let names: Vec<_> = wanted.iter().map(Missing::describe).collect();
+    if wanted
+        .iter()
+        .any(|item| matches!(item, Missing::Ability(_)))
+    {
+        bail!("not all of it can be installed: {}", names.join("; "));
+    }
     eprintln!("setup: missing: {}", names.join("; "));
     let packages = SystemInstall::for_needs(&wanted)?;
     if !(yes || in_ci()) {
@@ -254,7 +299,7 @@ pub(crate) fn ensure(scope: Scope, yes: bool) -> Result<()> {
     }
     for item in &wanted {
         match item {
-            Missing::Package(_) => {}
+            Missing::Package(_) | Missing::Ability(_) => {}
             Missing::Keylime(place) => install_keylime(place)?,
             Missing::CargoDeny => install_cargo_deny()?,
         }
@@ -304,17 +349,20 @@ pub(crate) fn lacking(scope: Scope) -> Result<Vec<String>> {
 fn missing(scope: Scope) -> Result<Vec<Missing>> {
     let mut found: Vec<_> = SYSTEM_NEEDS
         .iter()
-        .filter(|need| need.scope <= scope && !need.probe.satisfied())
+        .filter(|need| scope.holds(need.scope) && !need.probe.satisfied())
         .map(Missing::Package)
         .collect();
-    if scope >= Scope::Test {
+    if scope.holds(Scope::Test) {
         let venv = installation_place()?;
         if !(venv.join(".complete").is_file() && agent_place()?.is_dir()) {
             found.push(Missing::Keylime(venv));
         }
     }
-    if scope >= Scope::Everything && !succeeds(Command::new("cargo").args(["deny", "--version"])) {
+    if scope == Scope::Everything && !succeeds(Command::new("cargo").args(["deny", "--version"])) {
         found.push(Missing::CargoDeny);
+    }
+    if scope == Scope::Node {
+        found.extend(node::obstacles().into_iter().map(Missing::Ability));
     }
     Ok(found)
 }

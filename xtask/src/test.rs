@@ -5,15 +5,19 @@ use std::process::{ExitCode, Stdio};
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 use serde_json::Value;
+use troth_tests::node;
 
 use crate::setup::{self, Scope};
 use crate::workspace::{cargo, display, in_ci, run};
 
-/// The package whose integration tests are the loopback tier.
-const LOOPBACK_PACKAGE: &str = "troth-tests";
+/// The package whose integration tests run real processes.
+const TESTS_PACKAGE: &str = "troth-tests";
 
-/// Integration tests of other packages that belong there as well: they talk to a TPM or to
-/// PostgreSQL.
+/// The one of its integration tests that is the node tier; the others are the loopback tier.
+const NODE_TARGET: &str = "node";
+
+/// Integration tests of other packages that belong to the loopback tier as well: they talk to a TPM
+/// or to PostgreSQL.
 const LOOPBACK_TARGETS: [&str; 3] = ["notify", "store_postgres", "swtpm"];
 
 /// What is real in a run of the tests.
@@ -23,15 +27,28 @@ pub(crate) enum Tier {
     Unit,
     /// Processes, mTLS, swtpm, tpm2-abrmd on a private bus, Keylime as the other side, PostgreSQL
     Loopback,
+    /// systemd as PID 1 in containers: the installed tree, its units, firewalld; needs root
+    Node,
 }
 
 impl Tier {
-    const ALL: [Self; 2] = [Self::Unit, Self::Loopback];
+    const ALL: [Self; 3] = [Self::Unit, Self::Loopback, Self::Node];
+
+    /// The tier of an integration test.
+    fn of(package: &str, target: &str) -> Self {
+        match (package, target) {
+            (TESTS_PACKAGE, NODE_TARGET) => Self::Node,
+            (TESTS_PACKAGE, _) => Self::Loopback,
+            (_, target) if LOOPBACK_TARGETS.contains(&target) => Self::Loopback,
+            _ => Self::Unit,
+        }
+    }
 
     fn name(self) -> &'static str {
         match self {
             Self::Unit => "unit",
             Self::Loopback => "loopback",
+            Self::Node => "node",
         }
     }
 
@@ -39,6 +56,7 @@ impl Tier {
         match self {
             Self::Unit => Scope::Build,
             Self::Loopback => Scope::Test,
+            Self::Node => Scope::Node,
         }
     }
 
@@ -46,7 +64,7 @@ impl Tier {
     fn targets(self) -> Result<Vec<String>> {
         let mut targets: Vec<_> = match self {
             Self::Unit => ["--lib", "--bins"].map(str::to_owned).into(),
-            Self::Loopback => Vec::new(),
+            Self::Loopback | Self::Node => Vec::new(),
         };
         let output = cargo()
             .args(["metadata", "--no-deps", "--offline"])
@@ -55,16 +73,23 @@ impl Tier {
         let metadata: Value =
             serde_json::from_slice(&output.stdout).context("`cargo metadata` wrote no JSON")?;
         for package in metadata["packages"].as_array().into_iter().flatten() {
+            let package_name = package["name"].as_str().unwrap_or_default();
             for target in package["targets"].as_array().into_iter().flatten() {
                 let name = target["name"].as_str().unwrap_or_default();
-                let loopback =
-                    package["name"] == LOOPBACK_PACKAGE || LOOPBACK_TARGETS.contains(&name);
-                if target["kind"][0] == "test" && loopback == (self == Self::Loopback) {
+                if target["kind"][0] == "test" && Self::of(package_name, name) == self {
                     targets.extend(["--test".to_owned(), name.to_owned()]);
                 }
             }
         }
         Ok(targets)
+    }
+
+    /// What is made before the first test, so that no test is the one that takes minutes.
+    fn prepare(self) -> Result<()> {
+        match self {
+            Self::Unit | Self::Loopback => Ok(()),
+            Self::Node => node::trixie().map(drop),
+        }
     }
 }
 
@@ -108,6 +133,7 @@ pub(crate) fn run_tiers(tier: Option<Tier>, yes: bool) -> Result<ExitCode> {
     let mut counts = Counts::default();
     for tier in able {
         println!("--- {} tier", tier.name());
+        tier.prepare()?;
         counts += runner.run(tier)?;
     }
     for (tier, error) in &not_run {
