@@ -98,6 +98,7 @@ pub enum Tomtou {
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
 pub struct NodeState {
     /// Where the IMA check resumes.
+    #[serde(deserialize_with = "ImaPosition::stored")]
     pub ima: ImaPosition,
     /// Boot time of the last answer.
     pub boottime: u64,

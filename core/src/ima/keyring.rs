@@ -113,8 +113,10 @@ pub struct LearnedKeys(Vec<LearnedKey>);
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 struct LearnedKey {
     keyring: String,
-    /// Of what was measured, a key or a certificate: what a policy allows it by.
-    digest: Digest,
+    /// Of what was measured, a key or a certificate: what a policy allows it by. `None`, where it
+    /// was not recorded: nothing allows it, and the list is read again.
+    #[serde(default)]
+    digest: Option<Digest>,
     id: u32,
     /// SubjectPublicKeyInfo.
     #[serde(serialize_with = "to_base64", deserialize_with = "from_base64")]
@@ -127,7 +129,7 @@ impl LearnedKeys {
     pub(crate) fn learn(&mut self, keyring: &str, digest: &Digest, key: &ImaKey) -> bool {
         let learned = LearnedKey {
             keyring: keyring.to_owned(),
-            digest: *digest,
+            digest: Some(*digest),
             id: key.id(),
             key: key.spki().to_owned(),
         };
@@ -166,8 +168,17 @@ impl LearnedKeys {
         mut allowed: impl FnMut(&str, &Digest) -> bool,
     ) -> Option<ImaKey> {
         let mut keys = self.0.iter();
-        let learned = keys.find(|key| key.id == id && allowed(&key.keyring, &key.digest))?;
+        let mut counts = |key: &LearnedKey| {
+            let digest = key.digest.as_ref();
+            digest.is_some_and(|digest| allowed(&key.keyring, digest))
+        };
+        let learned = keys.find(|key| key.id == id && counts(key))?;
         ImaKey::from_spki(&learned.key, Some(id)).ok()
+    }
+
+    /// Is it known of each by what a policy allows it?
+    pub(crate) fn are_whole(&self) -> bool {
+        self.0.iter().all(|key| key.digest.is_some())
     }
 
     /// How many there are.

@@ -44,7 +44,7 @@ pub use signature::{ImaSignature, SignatureFault, SignatureScope};
 pub use template::Template;
 pub(crate) use verified::VerifiedSignatures;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::tpm::{Digest, HashAlgorithm};
 
@@ -76,6 +76,21 @@ pub struct ImaPosition {
     /// Devices of the device mapper; `None`: no policy was about them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub devices: Option<DeviceStates>,
+}
+
+impl ImaPosition {
+    /// A position as it was stored. The start of the list, where keys were stored without what a
+    /// policy allows them by: they are learned anew.
+    ///
+    /// # Errors
+    /// As those of [`Deserialize`].
+    pub(crate) fn stored<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let position = Self::deserialize(deserializer)?;
+        Ok(match position.keys.are_whole() {
+            true => position,
+            false => Self::default(),
+        })
+    }
 }
 
 /// The hash algorithm whose digests have `bytes` bytes.

@@ -274,6 +274,27 @@ fn keys_are_learned_when_the_policy_allows_them_and_kept_with_the_position() {
 }
 
 #[test]
+fn keys_that_were_stored_without_their_digests_are_learned_anew() {
+    let all = vectors("ima-signatures.json");
+    let ((key, key_text), allowed) = measured_key(".ima", 1);
+    let mut node = Node::new(Some(policy(&[], |p| {
+        p["keyrings"] = json!({".ima": [allowed]});
+    })));
+    node.measure_entry(&key, &key_text);
+    assert_eq!(trusted(&node.attest()), 1);
+    // As versions stored it that did not ask later policies.
+    let mut stored = serde_json::to_value(&node.state).unwrap();
+    let old = stored["ima"]["keys"][0].as_object_mut().unwrap();
+    old.remove("digest").unwrap();
+    node.state = serde_json::from_value(stored).unwrap();
+    assert_eq!(node.state.boottime, 1_700_000_000);
+    let (file, text) = signed(of(&all["signatures"], "secp384r1", "sha512"), false);
+    node.measure_entry(&file, &text);
+    assert_eq!(trusted(&node.attest()), 2);
+    assert_eq!(node.state.ima.keys.len(), 1);
+}
+
+#[test]
 fn a_learned_key_counts_as_long_as_the_policy_allows_it() {
     let all = vectors("ima-signatures.json");
     let ((key, key_text), allowed) = measured_key(".ima", 1);
