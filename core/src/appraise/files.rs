@@ -97,15 +97,17 @@ pub(super) fn check(
         parsed: Vec::new(),
         files: start.next_entry > 0 && !start.no_files,
     };
-    let mut entries = list.entries();
+    let mut entries = list.entries().fuse();
     loop {
         let batch: [_; BATCH] = std::array::from_fn(|_| entries.next());
         let names = batch
             .each_ref()
             .map(|entry| entry.map_or("", |entry| entry.name));
         let listed = policy.map_or([None; BATCH], |policy| policy.digests().get_each(names));
-        for (entry, listed) in batch.iter().flatten().zip(listed) {
-            judge.entry(entry, listed);
+        for (entry, listed) in batch.iter().zip(listed) {
+            if let Some(entry) = entry {
+                judge.entry(entry, listed);
+            }
         }
         if batch.iter().any(Option::is_none) {
             break;

@@ -248,6 +248,7 @@ pub(super) fn trusted(appraisal: &Appraisal) -> u64 {
 
 pub(super) const NOT_LISTED: &str = "ima.validation.ima-ng.not_in_allowlist";
 const WRONG_DIGEST: &str = "ima.validation.ima-ng.runtime_policy_hash";
+const UNPARSABLE: &str = "ima.parser.entry";
 const QUOTE: &str = "qoute_validation.quote_validation";
 
 #[test]
@@ -1006,6 +1007,41 @@ fn findings_are_bounded_and_counted() {
     assert_eq!(findings(&appraisal).len(), MAX_FINDINGS);
     let counted = (appraisal.findings_total, appraisal.findings_unseen);
     assert_eq!(counted, (1_500, 0));
+}
+
+#[test]
+fn every_entry_is_compared_with_the_digests_of_its_own_file() {
+    for count in [7u8, 8, 9, 17] {
+        let name = |n: u8| format!("/bin/{n}");
+        let names: Vec<_> = (0..count).map(name).collect();
+        let files = names
+            .iter()
+            .map(String::as_str)
+            .zip((0..count).map(|n| [n; 32]));
+        let files: Vec<_> = files.collect();
+        for broken in 0..=count {
+            // Each entry has the digest of the file that is so many places on.
+            for on in [0, 1, count - 1] {
+                let mut node = Node::new(Some(policy(&files)));
+                for n in 0..count {
+                    if n == broken {
+                        node.list.push("this is no entry\n".to_owned());
+                    }
+                    node.measure(&name(n), &[(n + on) % count; 32]);
+                }
+                let what = format!("{count} entries, {broken}, {on}");
+                let mut wanted = vec![WRONG_DIGEST; if on == 0 { 0 } else { count.into() }];
+                let appraisal = node.attest();
+                if broken < count {
+                    wanted.insert(0, UNPARSABLE);
+                } else if on == 0 {
+                    assert_eq!(trusted(&appraisal), u64::from(count), "{what}");
+                    continue;
+                }
+                assert_eq!(ids(&appraisal), wanted, "{what}");
+            }
+        }
+    }
 }
 
 #[test]
