@@ -1311,3 +1311,95 @@ fn a_merged_policy_accepts_the_boots_of_both_and_no_other() {
     }
     assert!(merged.len() >= 3, "{merged:?}");
 }
+
+/// Ways to say whose signatures may have let the images of a boot run.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Signed {
+    /// `authorities`, as a policy of a log has them.
+    Listed,
+    /// Images have signers instead of digests.
+    Signers,
+    /// The same, and one image may be anything.
+    AndAny,
+    /// Anybody whom the variables allow.
+    Open,
+}
+
+/// The policy of a log, with its authorities said in this way; `None`: it has none.
+fn signed_policy(log: &[u8], signed: Signed) -> Option<Value> {
+    let (_, mut policy) = policy_of(log);
+    let table = policy["secure_boot"].as_object_mut()?;
+    if signed == Signed::Listed {
+        return table.contains_key("authorities").then_some(policy);
+    }
+    let authorities = table.remove("authorities")?;
+    if signed == Signed::Open {
+        return Some(policy);
+    }
+    let images = ["shim", "boot-loader", "kernel", "uki", "application"];
+    let components = policy["component"].as_array_mut()?.iter_mut();
+    let images = components.filter(|component| {
+        let kind = component.get("kind").unwrap_or_else(|| &component["name"]);
+        images.contains(&kind.as_str().unwrap())
+    });
+    for (at, image) in images.enumerate() {
+        image.as_object_mut()?.remove("digests");
+        match (signed, at) {
+            (Signed::AndAny, 0) => image["any"] = true.into(),
+            _ => image["signers"] = authorities.clone(),
+        }
+    }
+    Some(policy)
+}
+
+#[test]
+fn a_merged_policy_lets_the_signers_of_both_sign() {
+    const WAYS: [Signed; 4] = [
+        Signed::Listed,
+        Signed::Signers,
+        Signed::AndAny,
+        Signed::Open,
+    ];
+    let logs = LOGS.map(fixture);
+    let logs: Vec<_> = logs
+        .iter()
+        .filter(|log| signed_policy(log, Signed::Listed).is_some())
+        .collect();
+    assert!(!logs.is_empty());
+    let mut merged = Vec::new();
+    for (one, other) in logs
+        .iter()
+        .flat_map(|one| logs.iter().map(move |other| (one, other)))
+    {
+        for (way, other_way) in WAYS
+            .into_iter()
+            .flat_map(|way| WAYS.map(|other| (way, other)))
+        {
+            let policies = [(one, way), (other, other_way)];
+            let policies = policies.map(|(log, way)| signed_policy(log, way).unwrap());
+            for (policy, log) in policies.iter().zip([one, other]) {
+                let findings = judge(&parse(policy), log);
+                assert!(findings.is_empty(), "{way:?}, {other_way:?}: {findings:?}");
+            }
+            let [mine, theirs] = policies.map(|policy| policy.to_string());
+            let both = match BootPolicy::merge(&mine, &theirs) {
+                Ok(both) => BootPolicy::parse(Some(&both.json)).unwrap(),
+                Err(PolicyError::BootMerge(_)) => continue,
+                Err(error) => panic!("{error}"),
+            };
+            for log in [one, other] {
+                let findings = judge(&both, log);
+                assert!(findings.is_empty(), "{way:?}, {other_way:?}: {findings:?}");
+            }
+            merged.push((way, other_way));
+        }
+    }
+    for way in WAYS {
+        for other in WAYS {
+            let signers = [Signed::Signers, Signed::AndAny];
+            let halves = |one, other| one == Signed::Open && signers.contains(&other);
+            let said = !halves(way, other) && !halves(other, way);
+            assert_eq!(merged.contains(&(way, other)), said, "{way:?}, {other:?}");
+        }
+    }
+}

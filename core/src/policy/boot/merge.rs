@@ -119,8 +119,12 @@ impl Merge {
             },
             secure_boot: {
                 let tables = [&mine.secure_boot, &theirs.secure_boot];
-                self.both("[secure_boot]", tables.map(Option::as_ref))
-                    .map(|tables| self.secure_boot(tables))
+                let tables = self.both("[secure_boot]", tables.map(Option::as_ref));
+                let merged = tables.map(|tables| self.secure_boot(tables));
+                merged.map(|merged| SecureBoot {
+                    authorities: self.authorities([mine, theirs], &component),
+                    ..merged
+                })
             },
             mok: self.mok(&mine.mok, &theirs.mok),
             phases: {
@@ -177,17 +181,18 @@ impl Merge {
                 None
             }
         };
+        let demanded =
+            [mine, theirs].map(|table| table.dbx_at_least.iter().map(key).collect::<HashSet<_>>());
         let merged = SecureBoot {
             enabled: mine.enabled,
             pk: keys("pk", [&mine.pk, &theirs.pk]),
             kek: keys("kek", [&mine.kek, &theirs.kek]),
             db: keys("db", [&mine.db, &theirs.db]),
             dbx: keys("dbx", [&mine.dbx, &theirs.dbx]),
-            authorities: keys("authorities", [&mine.authorities, &theirs.authorities]),
+            authorities: None,
             dbx_at_least: {
-                let wanted: HashSet<_> = theirs.dbx_at_least.iter().map(key).collect();
                 let both = mine.dbx_at_least.iter();
-                both.filter(|one| wanted.contains(&key(one)))
+                both.filter(|one| demanded[1].contains(&key(one)))
                     .cloned()
                     .collect()
             },
@@ -200,10 +205,7 @@ impl Merge {
                 .collect()
             },
         };
-        let demanded = [mine, theirs]
-            .map(|table| table.dbx_at_least.len())
-            .into_iter();
-        let dropped = demanded.max().unwrap_or(0) - merged.dbx_at_least.len();
+        let dropped = demanded[0].symmetric_difference(&demanded[1]).count();
         if dropped > 0 {
             self.told.push(format!(
                 "{dropped} revocations of `dbx_at_least` are demanded by one of them alone, and not \
@@ -217,6 +219,43 @@ impl Merge {
             );
         }
         merged
+    }
+
+    /// Whose signatures may have let an image run: the authorities and signers of both. A policy
+    /// that names neither is content with whom the variables allow, which cannot be said beside
+    /// signers. `merged` are the components of both.
+    fn authorities(
+        &mut self,
+        documents: [&Document; 2],
+        merged: &[Component],
+    ) -> Option<Vec<document::Key>> {
+        let listed = documents.map(|document| document.secure_boot.as_ref()?.authorities.as_ref());
+        let signers = documents.map(|document| signers_of(&document.component));
+        let kept = signers_of(merged);
+        let open = [0, 1].map(|at| listed[at].is_none() && signers[at].is_empty());
+        match open {
+            [false, false] => {}
+            [true, true] => return None,
+            _ if kept.is_empty() => {
+                self.anything("secure_boot.authorities");
+                return None;
+            }
+            _ => {
+                self.wrong.push(
+                    "one has no `secure_boot.authorities` and lets anybody sign whom the \
+                     variables allow, the other has `signers`: list the authorities of the former"
+                        .to_owned(),
+                );
+                return None;
+            }
+        }
+        // A component that may be anything now has no signers any more.
+        let kept: HashSet<_> = kept.iter().map(key).collect();
+        let mut lost = signers.concat();
+        lost.retain(|one| !kept.contains(&key(one)));
+        let needed = listed.iter().any(Option::is_some) || !lost.is_empty();
+        let listed: Vec<_> = listed.into_iter().flatten().flatten().cloned().collect();
+        needed.then(|| union(&listed, &lost, key))
     }
 
     fn mok(
@@ -562,6 +601,12 @@ fn union<T: Clone>(mine: &[T], theirs: &[T], name: impl Fn(&T) -> String) -> Vec
     all.filter(|one| seen.insert(name(one))).cloned().collect()
 }
 
+/// The signers of all components.
+fn signers_of(components: &[Component]) -> Vec<document::Key> {
+    let signers = components.iter().flat_map(|component| &component.signers);
+    signers.cloned().collect()
+}
+
 fn normal(digest: &str) -> String {
     rules::digest(digest).map_or_else(|_| digest.to_owned(), |digest| named(&digest))
 }
@@ -649,6 +694,55 @@ mod tests {
         assert!(told.iter().any(|one| one.starts_with("1 revocations")));
         let again = BootPolicy::merge(&rules.to_json(), &rules.to_json()).unwrap();
         assert_eq!((again.json, again.told), (rules.to_json(), Vec::new()));
+    }
+
+    #[test]
+    fn no_revocation_that_is_dropped_goes_untold() {
+        let policy = |least: &[&str]| {
+            let least: Vec<_> = least.iter().map(|byte| digest(byte)).collect();
+            format!("version = 1\n[secure_boot]\nenabled = true\ndbx_at_least = {least:?}\n")
+        };
+        for (one, other, dropped) in [
+            (&["aa"][..], &["bb"][..], "2 revocations"),
+            (&["aa", "bb"], &["bb"], "1 revocations"),
+            (&["aa", "bb"], &["cc", "dd", "bb"], "3 revocations"),
+        ] {
+            let (_, told) = merged(&policy(one), &policy(other));
+            assert_eq!(told.len(), 1, "{told:?}");
+            assert!(told[0].starts_with(dropped), "{told:?}");
+        }
+    }
+
+    #[test]
+    fn signers_of_what_may_be_anything_are_authorities() {
+        let (a, b) = (digest("aa"), digest("bb"));
+        let policy = |authorities: &str, kernel: &str| {
+            format!(
+                "version = 1\n[secure_boot]\nenabled = true\n{authorities}\n\
+                 [[component]]\nname = 'kernel'\n{kernel}\n"
+            )
+        };
+        let listed = |keys: &str| format!("authorities = [{keys}]");
+        let by_a = policy("", &format!("signers = ['{a}']"));
+        let any = policy(&listed(&format!("'{b}'")), "any = true");
+        for (one, other) in [(&by_a, &any), (&any, &by_a)] {
+            let (rules, told) = merged(one, other);
+            let document = rules.document;
+            assert_eq!(document.component[0].signers, []);
+            let authorities = document.secure_boot.unwrap().authorities.unwrap();
+            let mut names: Vec<_> = authorities.iter().map(key).collect();
+            names.sort_unstable();
+            assert_eq!(names, [a.clone(), b.clone()]);
+            assert_eq!(told.len(), 1, "{told:?}");
+            assert!(told[0].contains("kernel may be anything"), "{told:?}");
+        }
+        // Whom the variables allow, and none but these.
+        let open = policy("", &format!("digests = ['{b}']"));
+        let error = BootPolicy::merge(&json(&open), &json(&by_a)).unwrap_err();
+        assert!(
+            error.to_string().contains("`secure_boot.authorities`"),
+            "{error}"
+        );
     }
 
     #[test]
