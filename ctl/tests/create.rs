@@ -17,6 +17,24 @@ fn create(args: &[&str]) -> Output {
     command(args).output().unwrap()
 }
 
+/// As an ordinary user; beside `directory`, which only its owner may enter, is a copy of the
+/// program.
+fn as_somebody(args: &[&str], directory: &Path) -> Output {
+    let mut command = command(args);
+    if !rustix::process::geteuid().is_root() {
+        return command.output().unwrap();
+    }
+    let program = directory.with_extension("trothctl");
+    fs::copy(env!("CARGO_BIN_EXE_trothctl"), &program).unwrap();
+    let mut other = Command::new(&program);
+    other.args(command.get_args()).stdin(Stdio::null());
+    std::os::unix::process::CommandExt::uid(&mut other, 65534);
+    command = other;
+    let output = command.output().unwrap();
+    fs::remove_file(&program).unwrap();
+    output
+}
+
 fn command(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_trothctl"));
     command
@@ -143,22 +161,7 @@ fn what_cannot_be_read_is_told_and_fails_unless_that_is_accepted() {
     fs::set_permissions(&hidden, PermissionsExt::from_mode(0o000)).unwrap();
     // Root reads everything: become somebody else.
     let mut arguments = vec!["--root", text(root), "--all-owners"];
-    let run = |arguments: &[&str]| {
-        let mut command = command(arguments);
-        if rustix::process::geteuid().is_root() {
-            let program = directory.path().join("../trothctl-of-somebody");
-            let program = program.with_extension(std::process::id().to_string());
-            fs::copy(env!("CARGO_BIN_EXE_trothctl"), &program).unwrap();
-            let mut other = Command::new(&program);
-            other.args(command.get_args()).stdin(Stdio::null());
-            std::os::unix::process::CommandExt::uid(&mut other, 65534);
-            command = other;
-            let output = command.output().unwrap();
-            fs::remove_file(&program).unwrap();
-            return output;
-        }
-        command.output().unwrap()
-    };
+    let run = |arguments: &[&str]| as_somebody(arguments, directory.path());
     let refused = run(&arguments);
     assert_eq!(refused.status.code(), Some(1));
     assert!(
@@ -755,6 +758,19 @@ fn what_was_labelled_is_not_read_again_unless_it_changed() {
     let sum = sum("sha256sum", &changed);
     assert_eq!(digests(&third)["/bin/7"], [sum.as_str()]);
     assert_eq!(label(&changed).unwrap(), format!("0404{sum}"));
+}
+
+#[test]
+fn only_root_labels() {
+    let directory = tempfile::tempdir().unwrap();
+    let output = as_somebody(&["--root", "/etc", "--write-xattr"], directory.path());
+    assert_eq!(output.status.code(), Some(2));
+    assert!(output.stdout.is_empty());
+    let told = stderr(&output);
+    assert!(
+        told.contains("--write-xattr: only root may write security.ima"),
+        "{told}"
+    );
 }
 
 #[test]

@@ -758,7 +758,7 @@ fn a_bundle_is_judged_by_what_the_operator_names() {
     std::fs::write(&third, format!("{EMPTY_POLICY}\n")).unwrap();
     let options = ["--policy", text(&empty), "--policy", text(&third)];
     let several = trothctl(&[&["appraise", text(&bundle)], &options[..]].concat());
-    assert_eq!(several.status.code(), Some(1));
+    assert_eq!(several.status.code(), Some(2));
     assert!(stderr(&several).contains("which of the 2 policies?"));
 }
 

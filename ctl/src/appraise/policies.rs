@@ -255,7 +255,7 @@ impl<P> Policies<P> {
                     || "the bundle names none: give one".to_owned(),
                     |recorded| format!("the bundle names {}", recorded.sha256),
                 );
-                return Err(Error::Option {
+                return Err(Error::Usage {
                     option: self.option,
                     reason: format!(
                         "{}: which of the {} policies? {wanted}",

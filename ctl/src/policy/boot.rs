@@ -28,7 +28,7 @@ pub(crate) fn boot(argument: &str, config: &Config) -> Result<String, Error> {
         "default" => match &config.mb_refstate {
             Some(path) => read_text(path)?,
             None => {
-                return Err(Error::Option {
+                return Err(Error::Usage {
                     option: "--boot-policy default",
                     reason: "mb_refstate is not configured".to_owned(),
                 });

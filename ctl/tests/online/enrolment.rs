@@ -177,5 +177,9 @@ fn a_policy_that_cannot_be_used_is_found_before_anything_is_sent() {
         );
         assert!(stderr(&output).contains("policy"), "{}", stderr(&output));
     }
+    // There is no default where none is configured.
+    let output = site.trothctl(&["agent", "add", "n", "--boot-policy", "default"]);
+    assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+    assert!(stderr(&output).contains("mb_refstate is not configured"));
     assert!(site.requests.lock().unwrap().is_empty());
 }

@@ -57,7 +57,7 @@ impl Label {
         dry_run: bool,
     ) -> Result<Self, Error> {
         if !dry_run && !rustix::process::geteuid().is_root() {
-            return Err(Error::Option {
+            return Err(Error::Usage {
                 option: "--write-xattr",
                 reason: format!(
                     "only root may write {XATTR}; --dry-run shows what would be written"
