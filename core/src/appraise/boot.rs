@@ -94,7 +94,7 @@ pub(super) fn check(
             }
             boot_policy::check(policy, &log, &replayed, findings);
             Boot {
-                aggregates: replayed.quoted_bank_aggregates(),
+                aggregates: replayed.boot_aggregates(),
                 of_other_banks: replayed.explains_aggregates(),
                 quirks: replayed.quirks().to_vec(),
             }
@@ -108,6 +108,8 @@ pub(super) fn check(
 
 /// What `boot_aggregate` may be in the log's banks but for the quoted one, where the log is to be
 /// believed: few kernels aggregate another bank, and to replay them costs as much as the check.
+/// Believing it there gives a host nothing: the aggregate it is compared with is an IMA entry, which
+/// the quoted PCR 10 fixes.
 pub(super) fn other_aggregates(
     evidence: &QuoteResponse,
     quoted: HashAlgorithm,

@@ -1,14 +1,12 @@
 use super::boot_refstate::Reason;
 use super::{Finding, Place, boot_refstate, boot_rules};
-use crate::eventlog::{Event, EventLog, Measurement, PcrMismatch, ReplayedLog};
+use crate::eventlog::{Event, EventLog, MAX_EVENTS, Measurement, PcrMismatch, ReplayedLog};
 use crate::finding::{Findings, MAX_FINDINGS, hex_list, shown};
 use crate::policy::BootPolicy;
 use crate::tpm::{Digest, HashAlgorithm, PcrMask};
 
 /// Longest text of an event in a finding, in characters.
 const SHOWN: usize = 500;
-/// Most events and measurements that are compared with a policy; real boots have some hundred.
-pub(crate) const MAX_EVENTS: usize = 16_384;
 
 /// Judges what a log shows by a policy about it. `log` is compared with the quote in `replayed`:
 /// PCRs that it does not explain are findings of their own.

@@ -30,7 +30,7 @@ pub use crate::finding::{Finding, MAX_FINDINGS, Place};
 pub use accept::AcceptedAlgorithms;
 pub use answer::{appraise_answer, unusable_answer};
 pub use boot::boot_trail;
-pub(crate) use boot_policy::{MAX_EVENTS as MAX_BOOT_EVENTS, unverified as boot_policy_unverified};
+pub(crate) use boot_policy::unverified as boot_policy_unverified;
 pub use known::KnownBoot;
 
 use std::sync::Arc;

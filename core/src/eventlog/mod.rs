@@ -42,6 +42,10 @@ pub use userspace::{
 
 use crate::tpm::{Digest, HashAlgorithm};
 
+/// Most events and measurements of a boot that are compared with a policy; real boots have some
+/// hundred.
+pub(crate) const MAX_EVENTS: usize = 16_384;
+
 /// One event. Borrows the log.
 #[derive(Clone, Copy, Debug)]
 pub struct Event<'l> {

@@ -296,23 +296,12 @@ impl<'q> ReplayedLog<'q> {
         &self.replayed
     }
 
-    /// What `boot_aggregate` may be: over the quoted PCRs themselves, and, when PCRs 0 to 7 are
-    /// explained, over what the log replays to in each of its banks.
+    /// What `boot_aggregate` may be in the quoted bank: over the quoted PCRs themselves, and, when
+    /// PCRs 0 to 7 are explained, over what the log replays to.
     ///
     /// The log is needed for PCRs that user space goes on extending after the kernel took the
-    /// aggregate (PCR 9 of a UKI host), and for a kernel that aggregates another bank than the
-    /// quoted one. Believing it there gives a host nothing: the aggregate it is compared with is
-    /// an IMA entry, which the quoted PCR 10 fixes.
+    /// aggregate (PCR 9 of a UKI host).
     pub fn boot_aggregates(&self) -> Vec<BootAggregate> {
-        let mut candidates = self.quoted_bank_aggregates();
-        if self.explains_aggregates() {
-            candidates.extend(self.log.other_boot_aggregates(self.replayed.bank()));
-        }
-        candidates
-    }
-
-    /// Those of the quoted bank.
-    pub(crate) fn quoted_bank_aggregates(&self) -> Vec<BootAggregate> {
         let mut candidates = aggregates(self.quote.pcrs());
         let bank = self.replayed.bank();
         if self.explains_aggregates() && self.log.banks().any(|one| one == bank) {

@@ -293,11 +293,6 @@ fn a_changed_digest_shows_in_its_pcr_alone() {
     assert!(verified.events().all(|event| event.pcr != 4));
     // Without PCRs 0 to 7 explained, the log's aggregates are not believed.
     let believed = verified.boot_aggregates();
-    assert!(
-        believed
-            .iter()
-            .all(|aggregate| aggregate.bank == HashAlgorithm::Sha256)
-    );
     assert_eq!(believed.len(), 2, "those of the quoted PCRs");
 }
 

@@ -6,11 +6,12 @@ use super::document::{AnyOr, Component, Document, Key, Phases, SecureBoot};
 use super::keys::subject;
 use super::refstate::KERNEL_CMDLINE;
 use super::rules::{BootRules, generations, is_section_name};
-use crate::appraise::MAX_BOOT_EVENTS as MAX_EVENTS;
 use crate::eventlog::content::{
     Content, Guid, IplKind, Measured, Node, Signature, Tag, Variable, VariableValue,
 };
-use crate::eventlog::{Event, EventLog, EventType, Measurement, Register, UserspaceLog};
+use crate::eventlog::{
+    Event, EventLog, EventType, MAX_EVENTS, Measurement, Register, UserspaceLog,
+};
 use crate::policy::pattern::Pattern;
 use crate::tpm::HashAlgorithm;
 
