@@ -1,6 +1,8 @@
 use std::fs;
 use std::process::Command;
 
+use troth_core::eventlog::{EventLog, EventType};
+use troth_core::tpm::HashAlgorithm;
 use troth_tests::boot::fixtures;
 use troth_tests::fleet::AgentOptions;
 use troth_tests::process::output_of;
@@ -31,6 +33,28 @@ pub(crate) fn blocks(guide: &str) -> Vec<Block<'_>> {
     blocks
 }
 
+/// Logs of two hosts with Secure Boot, whose last application is not the same.
+fn boot_logs() -> [Vec<u8>; 2] {
+    let one = fs::read(fixtures().join("public-logs/sb_cert_eventlog")).unwrap();
+    let log = EventLog::parse(&one).unwrap();
+    let applications = log.unverified_events().filter(|event| {
+        event.pcr == 4 && event.kind == EventType::EV_EFI_BOOT_SERVICES_APPLICATION
+    });
+    let digest = applications
+        .last()
+        .unwrap()
+        .digests
+        .get(HashAlgorithm::Sha256);
+    let digest = digest.unwrap();
+    let mut places = one.windows(32).enumerate();
+    let (at, _) = places
+        .find(|(_, bytes)| *bytes == digest.as_bytes())
+        .unwrap();
+    let mut other = one.clone();
+    other[at] ^= 1;
+    [one, other]
+}
+
 /// Follows docs/policies.md word for word, with two nodes.
 #[test]
 fn the_guide_to_policies_holds() {
@@ -51,6 +75,9 @@ fn the_guide_to_policies_holds() {
     );
     let pcrs = fs::read_to_string(fixtures().join("boots/uki/pcrread.txt")).unwrap();
     write("pcrs.txt", &pcrs);
+    let [web1, web2] = boot_logs();
+    fs::write(desk.join("web1.bios"), web1).unwrap();
+    fs::write(desk.join("web2.bios"), web2).unwrap();
     let vendor = stage.machine.tpm().ek_issuer();
     stage.fleet.trust_tpm_vendor(&vendor).unwrap();
     let _agents = ["web1", "web2"].map(|id| stage.agent(&AgentOptions::with_id(id)));
@@ -89,6 +116,11 @@ fn the_guide_to_policies_holds() {
         .unwrap();
     let columns: Vec<_> = web.split_whitespace().collect();
     assert_eq!(columns[1..3], ["runtime", "2"], "{printed}");
+    let [web1, web2, web] = ["web1", "web2", "web"]
+        .map(|name| fs::read_to_string(desk.join(name).with_extension("toml")).unwrap());
+    assert_ne!(web1, web2);
+    let digests = |policy: &str| policy.matches("\"sha256:").count();
+    assert_eq!(digests(&web), digests(&web1) + 1, "{web}");
     let allowlist = fs::read_to_string(desk.join("allowlist.txt")).unwrap();
     for digest in ["aa", "bb"] {
         let line = format!("{}  /opt/site/server\n", digest.repeat(32));
