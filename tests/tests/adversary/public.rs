@@ -72,8 +72,10 @@ fn a_flood_of_evidence() {
     stage.operator.wait_for_attestations("attested", 5);
     assert_orderly(&answers.join().unwrap());
     stage.operator.wait_for_attestations("attested", 2);
+    // 64 MiB of evidence at a time and what is made of half of it, and as much again that the
+    // allocator keeps. What was sent is many times that.
     let memory = peak_memory(stage.fleet.verifier());
-    assert!(memory < 200, "{memory} MiB");
+    assert!(memory < 256, "{memory} MiB");
 }
 
 /// Evidence that begins to come and then does not: whoever sends his is answered meanwhile.

@@ -1,7 +1,7 @@
 use std::fs;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair};
+use rcgen::{CertificateParams, DistinguishedName, DnType, IsCa, KeyPair};
 use serde_json::Value;
 use troth_tests::fleet::AgentOptions;
 use troth_tests::process::stable_port;
@@ -83,6 +83,8 @@ fn a_node_stays_trusted_while_its_agent_renews_the_certificate() {
 fn ending(key: &KeyPair, id: &str, left: Duration) -> String {
     let names = ["localhost", "127.0.0.1", "::1"].map(Into::into);
     let mut params = CertificateParams::new(names).unwrap();
+    // Without, it would be one of Keylime's agent, which is kept until it ends.
+    params.is_ca = IsCa::ExplicitNoCa;
     params.distinguished_name = DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, id);
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
