@@ -38,10 +38,11 @@ struct Known {
 struct Mac([u8; 16]);
 
 impl KnownBoot {
-    /// Is it a boot that was judged good, and not the one that was known before?
+    /// Is it a boot that was judged good, and of other evidence than `before`?
     pub fn is_new_since(&self, before: &Self) -> bool {
-        let known = |boot: &Arc<Known>| before.0.as_ref().is_some_and(|one| Arc::ptr_eq(one, boot));
-        self.0.as_ref().is_some_and(|boot| !known(boot))
+        let before = before.0.as_ref().map(|known| known.mac);
+        let boot = self.0.as_ref();
+        boot.is_some_and(|known| Some(known.mac) != before)
     }
 
     /// The boot log by the boot policy; what is judged good is kept here for the next answer.

@@ -77,12 +77,27 @@ fn a_boot_that_fails_is_told_from_the_last_that_was_trusted() {
         "agent",
         "add",
         id,
-        "--runtime-policy",
-        policy,
+        "--runtime-policy-name",
+        "site",
         "--boot-policy",
         "{}",
     ];
-    stage.fleet.trothctl(&add).unwrap().success().unwrap();
+    // What fails the node at first is not of its boot, and put right without another.
+    stage
+        .machine
+        .run_program("/usr/local/bin/tool", b"tool\n")
+        .unwrap();
+    let trothctl = |command: &[&str]| {
+        stage.fleet.trothctl(command).unwrap().success().unwrap();
+    };
+    trothctl(&["policy", "import", "runtime", "site", policy]);
+    trothctl(&add);
+    let node = stage.fleet.wait_for_state(id, "failed").unwrap();
+    let finding = only_finding(&node);
+    assert_eq!(finding["id"], "ima.validation.ima-ng.not_in_allowlist");
+    stage.policy();
+    trothctl(&["policy", "import", "runtime", "site", policy, "--replace"]);
+    trothctl(&["agent", "reactivate", id]);
     stage.fleet.wait_for_state(id, "trusted").unwrap();
 
     // The log tells of the image; the PCR is as it was.

@@ -11,6 +11,7 @@ use troth_daemon::client::{Answer, Client, ClientError, LARGE_ANSWER};
 
 use super::{
     judge::{self, Workers, judge},
+    last_boot::Remembered,
     rules::Rules,
     state::Outcome,
 };
@@ -37,6 +38,7 @@ const OF_A_CHANGE: [&str; 6] = [
 pub(super) struct Question {
     pub(super) rules: Arc<Rules>,
     pub(super) state: NodeState,
+    pub(super) boots: Remembered,
     pub(super) version: String,
     /// Any attestation so far? Then the API version must not go down.
     pub(super) attested: bool,
@@ -196,10 +198,11 @@ async fn ask_once(
     // The body moves along: a large one counts as in memory until it is judged.
     let Answer { body, .. } = answer;
     let (rules, state) = (Arc::clone(&question.rules), question.state.clone());
+    let boots = question.boots.clone();
     let size = body.len();
     let keep = question.keep;
     let work = move || {
-        let (outcome, kept) = judge(&rules, &nonce, &state, &body, keep);
+        let (outcome, kept) = judge(&rules, &nonce, &state, &boots, &body, keep);
         let exchange = kept.map(|outcome| Exchange {
             nonce,
             state,

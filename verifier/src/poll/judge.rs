@@ -16,9 +16,9 @@ use troth_core::{
 };
 
 use super::{
-    last_boot::pcr_of,
+    last_boot::{self, Remembered, pcr_of},
     rules::Rules,
-    state::{Algorithms, Outcome},
+    state::{Algorithms, FailedBoot, Outcome},
 };
 use crate::evidence::Keep;
 
@@ -87,6 +87,7 @@ pub(super) fn judge(
     rules: &Rules,
     nonce: &str,
     state: &NodeState,
+    boots: &Remembered,
     body: &[u8],
     keep: Option<Keep>,
 ) -> (Outcome, Option<bundle::Outcome>) {
@@ -108,7 +109,13 @@ pub(super) fn judge(
     let (appraisal, evidence) = appraise_answer(&rules.ak, &challenge, body, &policies, state);
     let kept = keep.map(|keep| (keep, bundle::Outcome::new(&appraisal)));
     let kept = kept.and_then(|(keep, kept)| keep.may_want(kept.verdict).then_some(kept));
-    let boot = boot_to_compare(&appraisal, evidence.as_ref(), state);
+    let (trusted_boot, failed_boot) = match &evidence {
+        Some(evidence) => (
+            boot_to_keep(&appraisal, evidence, boots),
+            boot_to_compare(&appraisal, evidence, boots),
+        ),
+        None => (None, None),
+    };
     let algorithms = evidence.map(|evidence| Algorithms {
         hash: short(&evidence.hash_alg),
         encryption: short(&evidence.enc_alg),
@@ -124,7 +131,7 @@ pub(super) fn judge(
             ima_entries: trusted.ima_entries(),
             algorithms: algorithms.unwrap_or_default(),
             boot_quirks,
-            boot,
+            boot: trusted_boot,
         },
         Verdict::Failed(findings) => Outcome::Failed {
             findings,
@@ -133,7 +140,7 @@ pub(super) fn judge(
             node: Some(appraisal.state),
             algorithms,
             boot_quirks,
-            boot,
+            boot: failed_boot,
         },
         Verdict::Rebooted => Outcome::Rebooted {
             node: appraisal.state,
@@ -144,24 +151,37 @@ pub(super) fn judge(
     (outcome, kept)
 }
 
-/// What the boot log tells: of a boot that is trusted, once; and of one that fails.
+/// What the log of a boot tells that is trusted, and not kept as it is.
+fn boot_to_keep(
+    appraisal: &Appraisal,
+    evidence: &QuoteResponse,
+    boots: &Remembered,
+) -> Option<Box<Trail>> {
+    let trusted = matches!(appraisal.verdict, Verdict::Trusted(_));
+    if !trusted || !appraisal.state.known_boot.is_new_since(&boots.kept) {
+        return None;
+    }
+    boot_trail(evidence, false).map(Box::new)
+}
+
+/// The log of a boot that fails.
 fn boot_to_compare(
     appraisal: &Appraisal,
-    evidence: Option<&QuoteResponse>,
-    before: &NodeState,
-) -> Option<Box<Trail>> {
-    let in_words = match &appraisal.verdict {
-        Verdict::Trusted(_) => {
-            let known = &appraisal.state.known_boot;
-            known.is_new_since(&before.known_boot).then_some(false)
-        }
-        Verdict::Failed(findings) => findings
-            .iter()
-            .any(|one| pcr_of(one).is_some())
-            .then_some(true),
-        _ => None,
+    evidence: &QuoteResponse,
+    boots: &Remembered,
+) -> Option<FailedBoot> {
+    let Verdict::Failed(findings) = &appraisal.verdict else {
+        return None;
     };
-    boot_trail(evidence?, in_words?).map(Box::new)
+    if !findings.iter().any(|one| pcr_of(one).is_some()) {
+        return None;
+    }
+    let log = last_boot::hash(&(&evidence.hash_alg, &evidence.mb_measurement_list));
+    let trail = match boots.failed {
+        Some(before) if before == log => None,
+        _ => Some(Box::new(boot_trail(evidence, true)?)),
+    };
+    Some(FailedBoot { log, trail })
 }
 
 /// The node answered, but not with evidence.

@@ -20,7 +20,8 @@ use troth_daemon::client::{Client, LargeAnswers};
 use super::{
     ask::{Question, ask},
     judge::Workers,
-    keep, last_boot,
+    keep,
+    last_boot::{self, LastBoot},
     rules::Rules,
     share::Share,
     state::{Event, NodeRecord, Timing, milliseconds, now},
@@ -165,6 +166,7 @@ impl Node {
         // The agent may have restarted, or we have: ask for its key again.
         let mut full = true;
         let mut share = Share::default();
+        let mut boots = LastBoot::default();
         loop {
             let command = match due {
                 None => {
@@ -181,7 +183,7 @@ impl Node {
                         let client = client.get_or_insert_with(|| rules.connect(&shared));
                         // Boxed, so that a waiting node does not have the room for it.
                         Box::pin(async {
-                            let turn = self.attest(&shared, &rules, client, full).await;
+                            let turn = self.attest(&shared, &rules, client, full, &mut boots).await;
                             if turn.1 {
                                 self.hand_over(&mut share, client).await;
                             }
@@ -229,6 +231,7 @@ impl Node {
         rules: &Arc<Rules>,
         client: &Client,
         full: bool,
+        boots: &mut LastBoot,
     ) -> (Option<Duration>, bool) {
         let started = now();
         let question = {
@@ -240,6 +243,7 @@ impl Node {
             Question {
                 rules: Arc::clone(rules),
                 state,
+                boots: boots.remembered(),
                 version: record.version.clone(),
                 attested: record.attestation_count > 0,
                 full: full || record.node.pubkey.is_none(),
@@ -248,7 +252,10 @@ impl Node {
             }
         };
         let mut reply = ask(client, &shared.workers, question).await;
-        last_boot::compare(&shared.store, &self.enrolled, &mut reply.outcome).await;
+        boots
+            .explain(&shared.store, &self.enrolled, &mut reply.outcome)
+            .await;
+        let trusted_boot = last_boot::trusted(&mut reply.outcome);
         let passed = matches!(reply.outcome, super::state::Outcome::Trusted { .. });
         let finished = now();
         let (step, changed) = {
@@ -281,7 +288,13 @@ impl Node {
         let took = finished.saturating_sub(started);
         self.tell(step.event, took, &shared.severities);
         self.save(&shared.writer).await;
-        (step.wait, passed)
+        let mut wait = step.wait;
+        if let Some(boot) = trusted_boot {
+            let begun = Instant::now();
+            boots.keep(&shared.store, &self.enrolled, boot).await;
+            wait = wait.map(|wait| wait.saturating_sub(begun.elapsed()));
+        }
+        (wait, passed)
     }
 
     /// Gives a node that was just trusted its half of the payload key, if it has one.

@@ -188,7 +188,7 @@ pub(crate) enum Outcome {
         ima_entries: u64,
         algorithms: Algorithms,
         boot_quirks: Vec<BootQuirk>,
-        /// What the log of a boot tells that was not known before.
+        /// What the log of a boot tells that is not kept yet.
         boot: Option<Box<Trail>>,
     },
     /// At least one finding.
@@ -201,13 +201,22 @@ pub(crate) enum Outcome {
         node: Option<NodeState>,
         algorithms: Option<Algorithms>,
         boot_quirks: Vec<BootQuirk>,
-        /// What the log of a boot tells that is not as it has to be.
-        boot: Option<Box<Trail>>,
+        /// The log of a boot that is not as it has to be.
+        boot: Option<FailedBoot>,
     },
     /// The host has booted since the last answer: ask again from the start of its list.
     Rebooted { node: NodeState },
     /// No evidence: the reason for people.
     NoAnswer { reason: String },
+}
+
+/// The log of a boot that is not as it has to be.
+#[derive(Debug)]
+pub(crate) struct FailedBoot {
+    /// A hash of the log.
+    pub(crate) log: u64,
+    /// What it tells; `None`: that is known of the log before, which was the same.
+    pub(crate) trail: Option<Box<Trail>>,
 }
 
 /// A change that operators are told.
