@@ -20,8 +20,8 @@ use crate::{
 
 /// Bytes of DER of one certificate that is kept; one of an RSA-4096 key has some 2,000.
 const MAX_CERTIFICATE: usize = 4 * 1024;
-/// Bytes of DER of the CAs' certificates that are kept with an EK's; TPMs have up to four or five
-/// of some 1,000.
+/// Bytes of DER of the CAs' certificates that are looked at, and with an EK's kept; TPMs have up to
+/// four or five of some 1,000.
 const MAX_CHAIN: usize = 8 * 1024;
 
 /// A registration that is well formed, consistent in itself, and safe to challenge.
@@ -71,11 +71,6 @@ impl Candidate {
             .port
             .filter(|port| *port != 0)
             .ok_or(Unfit::Contact("port"))?;
-        let chain: usize = ek_certificates.iter().skip(1).map(Vec::len).sum();
-        if chain > MAX_CHAIN {
-            let member = "ekcert (certificates of CAs, together)";
-            return Err(Unfit::too_large(member, chain, MAX_CHAIN));
-        }
         let mut ek_certificates = ek_certificates.iter().map(|der| STANDARD.encode(der));
         let agent = Agent {
             agent_id: id.as_str().to_owned(),
@@ -228,8 +223,14 @@ fn certificates(
     };
     rules.check_form(member, &own)?;
     check_size(member, &own)?;
+    let cas = ek_certificate_chain(text);
+    // Before any signature is checked, which costs much more.
+    let size = cas.iter().map(Vec::len).sum();
+    if size > MAX_CHAIN {
+        return Err(Unfit::ChainTooLarge { member, size });
+    }
     let mut all = vec![own];
-    all.extend(ek_certificate_chain(text));
+    all.extend(cas);
     Ok(all)
 }
 
@@ -261,6 +262,14 @@ pub(super) enum Unfit {
     /// The EK certificate leads to no CA of the store.
     #[error("ekcert: {0}")]
     Chain(#[from] ChainError),
+    /// Certificates of CAs beyond what is looked at.
+    #[error("{member}: {size} bytes of DER of CAs' certificates, of which {MAX_CHAIN} are taken")]
+    ChainTooLarge {
+        /// Which member they came with.
+        member: &'static str,
+        /// Their size.
+        size: usize,
+    },
     /// No usable contact address or port.
     #[error("{0} is missing or not usable")]
     Contact(&'static str),

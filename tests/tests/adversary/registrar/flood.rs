@@ -78,7 +78,7 @@ fn oversize_and_endless_bodies() {
 }
 
 /// 10,000 registrations that nobody activates, from 8 addresses that are not slowed down: what waits
-/// is bounded, and an honest agent gets in meanwhile and afterwards.
+/// is bounded, an honest agent gets in meanwhile and afterwards, and the operator is answered.
 ///
 /// Check: `verifier/src/store/registrar.rs`: `ORDER BY created_at`
 #[test]
@@ -123,12 +123,16 @@ fn ten_thousand_bogus_registrations() {
             sources.join_all().await.into_iter().sum::<usize>()
         })
     });
-    let mut meanwhile = 0;
+    let (mut meanwhile, mut answered) = (0, 0);
     while !flood.is_finished() {
+        let list = registrar.stage.operator.registrar.get("/v2.6/agents/");
+        assert_eq!(list.unwrap().status, 200);
+        answered += usize::from(!flood.is_finished());
         registrar.take_in(&format!("honest-{meanwhile}"), &Tpm::new());
         meanwhile += 1;
     }
     assert!(meanwhile > 0);
+    assert!(answered > 0, "the operator waits until the flood is over");
     assert_eq!(flood.join().unwrap(), usize::from(SOURCES) * EACH);
     registrar.take_in("honest", &Tpm::new());
     let memory = peak_memory(registrar.stage.fleet.registrar());
