@@ -64,8 +64,15 @@ impl Ca {
 
     fn issue_for(&self, name: &str, names: &[&str]) -> Identity {
         let key = KeyPair::generate().unwrap();
-        let names = names.iter().map(ToString::to_string);
-        let mut params = CertificateParams::new(names.collect::<Vec<_>>()).unwrap();
+        let (uris, names): (Vec<_>, Vec<_>) = names
+            .iter()
+            .map(ToString::to_string)
+            .partition(|name| name.contains("://"));
+        let mut params = CertificateParams::new(names).unwrap();
+        let uris = uris.into_iter().map(|uri| uri.try_into().unwrap());
+        params
+            .subject_alt_names
+            .extend(uris.map(rcgen::SanType::URI));
         params
             .distinguished_name
             .push(rcgen::DnType::CommonName, name);
@@ -207,6 +214,12 @@ async fn a_certificate_of_the_ca_is_good_for_the_names_in_it_and_no_others() {
             &["node.example"],
             asked(),
             Some("is for node.example, not for 127.0.0.1"),
+        ),
+        (
+            "127.0.0.1",
+            &["spiffe://site.example/node"],
+            asked(),
+            Some("is for nobody, not for 127.0.0.1"),
         ),
         ("node", &[], asked(), Some("is for node, not for 127.0.0.1")),
         ("", &[], asked(), Some("not for 127.0.0.1")),

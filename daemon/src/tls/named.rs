@@ -95,8 +95,8 @@ impl ServerCertVerifier for Named {
     }
 }
 
-/// A certificate that has neither DNS names nor addresses has its common name for one (RFC 6125,
-/// 6.4.4): older sites' CAs made such. Any other one is for whom it names and for nobody else.
+/// A certificate without alternative names has its common name for one (RFC 6125, 6.4.4): older
+/// sites' CAs made such. Any other one is for whom it names, be it as a URI, and for nobody else.
 fn by_common_name(
     certificate: &CertificateDer<'_>,
     expected: &ServerName<'_>,
@@ -112,11 +112,11 @@ fn by_common_name(
     let Ok(certificate) = Certificate::from_der(certificate) else {
         return refused(Vec::new());
     };
-    let Some(names) = alternative_names(&certificate) else {
-        return refused(Vec::new());
-    };
-    if !names.is_empty() {
-        return refused(names);
+    let extension = certificate
+        .tbs_certificate()
+        .get_extension::<SubjectAltName>();
+    if !matches!(extension, Ok(None)) {
+        return refused(alternative_names(&certificate).unwrap_or_default());
     }
     match common_name(&certificate) {
         Some(name) if name.eq_ignore_ascii_case(&expected.to_str()) => {

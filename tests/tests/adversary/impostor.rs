@@ -24,13 +24,12 @@ struct Impostor {
 }
 
 impl Impostor {
-    /// The certificate has these alternative names, and the common name of a node.
-    fn start(stage: &Stage, names: &[&str]) -> Self {
+    /// The certificate has this common name, and these alternative names.
+    fn start(stage: &Stage, common_name: &str, names: &[&str]) -> Self {
         let identity = issued(&stage.fleet.ca_dir(), |certificate| {
-            let node = "node.example";
             certificate
                 .distinguished_name
-                .push(DnType::CommonName, node);
+                .push(DnType::CommonName, common_name);
             certificate.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
             let names: Vec<_> = names.iter().map(ToString::to_string).collect();
             certificate.subject_alt_names =
@@ -92,13 +91,13 @@ fn told(stage: &Stage, impostor: &Impostor, option: &str, command: &[&str]) -> S
 }
 
 /// The operator's program asks the verifier, and the registrar, where a node sits that has a
-/// certificate of their CA.
+/// certificate of their CA, with the address that is asked for as common name.
 ///
-/// Check: `daemon/src/tls/named.rs`: `if !names.is_empty()`
+/// Check: `daemon/src/tls/named.rs`: `if !matches!(extension, Ok(None))`
 #[test]
 fn the_certificate_of_another_node_as_a_servers() {
     let stage = Stage::new();
-    let impostor = Impostor::start(&stage, &["node.example", "192.0.2.9"]);
+    let impostor = Impostor::start(&stage, "127.0.0.1", &["node.example", "192.0.2.9"]);
     for (option, command) in [
         ("--verifier", ["agent", "list"]),
         ("--registrar", ["registrar", "list"]),
@@ -117,7 +116,7 @@ fn the_certificate_of_another_node_as_a_servers() {
 #[test]
 fn a_nodes_certificate_without_alternative_names_as_the_verifiers() {
     let stage = Stage::new();
-    let impostor = Impostor::start(&stage, &[]);
+    let impostor = Impostor::start(&stage, "node.example", &[]);
     let told = told(&stage, &impostor, "--verifier", &["agent", "list"]);
     assert!(
         told.contains("is for node.example, not for 127.0.0.1"),
@@ -127,12 +126,12 @@ fn a_nodes_certificate_without_alternative_names_as_the_verifiers() {
 
 /// An agent registers over TLS: it would tell the impostor who it is, and believe him.
 ///
-/// Check: `daemon/src/tls/named.rs`: `if !names.is_empty()`
+/// Check: `daemon/src/tls/named.rs`: `if !matches!(extension, Ok(None))`
 #[test]
 fn the_certificate_of_another_node_as_the_registrars() {
     let stage = Stage::new();
     let mut host = Host::start(&stage, "registering");
-    let impostor = Impostor::start(&stage, &["node.example"]);
+    let impostor = Impostor::start(&stage, "127.0.0.1", &["node.example"]);
     let ca = stage.fleet.ca_dir().join("cacert.crt");
     let agent = &mut host.agent;
     agent.process().terminate().unwrap();
