@@ -147,31 +147,26 @@ impl Credentials {
 
     /// The registrar.
     pub(crate) fn registrar(&self, config: &Config) -> Result<Service, Error> {
-        let option = "--registrar (or TROTH_REGISTRAR, or registrar_ip)";
-        self.registrar_at(config, option, &config.registrar()?)
+        let server = Server {
+            name: "registrar",
+            option: "--registrar (or TROTH_REGISTRAR, or registrar_ip)",
+            tls_name: config.registrar_tls_name.as_deref(),
+            tls_option: "registrar_tls_name",
+        };
+        self.server(&server, &config.registrar()?)
     }
 
-    /// A registrar beside the configured one, of the same CA and, if one is configured, the same
-    /// name.
+    /// A registrar beside the configured one, whose certificate is issued by the same CAs.
     pub(crate) fn other_registrar(
         &self,
-        config: &Config,
         endpoint: &Endpoint,
-    ) -> Result<Service, Error> {
-        self.registrar_at(config, "the URL to compare with", endpoint)
-    }
-
-    fn registrar_at(
-        &self,
-        config: &Config,
-        option: &'static str,
-        endpoint: &Endpoint,
+        tls_name: Option<&str>,
     ) -> Result<Service, Error> {
         let server = Server {
             name: "registrar",
-            option,
-            tls_name: config.registrar_tls_name.as_deref(),
-            tls_option: "registrar_tls_name",
+            option: "the URL to compare with",
+            tls_name,
+            tls_option: "--tls-name",
         };
         self.server(&server, endpoint)
     }

@@ -145,6 +145,9 @@ pub(crate) enum RegistrarCommand {
         /// The other registrar, e.g. the one that this one replaces
         #[arg(value_name = "URL", value_parser = |text: &str| Endpoint::parse(text, 8891))]
         with: Endpoint,
+        /// Name that the other registrar's certificate must have, by default that in URL
+        #[arg(long, value_name = "NAME")]
+        tls_name: Option<String>,
     },
     /// Have the registrar forget a node, so that another TPM may register under its id
     Remove {

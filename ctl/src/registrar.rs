@@ -31,7 +31,9 @@ pub(crate) async fn run(
     match command {
         RegistrarCommand::List => list(config, out).await,
         RegistrarCommand::Show { id } => show(config, id, out).await,
-        RegistrarCommand::Compare { with } => compare::compare(config, with, out).await,
+        RegistrarCommand::Compare { with, tls_name } => {
+            compare::compare(config, with, tls_name.as_deref(), out).await
+        }
         RegistrarCommand::Remove { id } => remove(config, id, out).await,
     }
 }

@@ -102,7 +102,7 @@ fn a_dead_or_foreign_server_is_exit_status_7() {
 /// Of a server whose certificate does not name the address it is asked at.
 #[test]
 fn the_name_that_a_servers_certificate_must_have_may_be_configured() {
-    let site = Site::start();
+    let site = Site::start_as(&["localhost"]);
     for (command, option) in [
         ("agent", "TROTH_CTL_VERIFIER_TLS_NAME"),
         ("registrar", "TROTH_CTL_REGISTRAR_TLS_NAME"),
@@ -111,6 +111,13 @@ fn the_name_that_a_servers_certificate_must_have_may_be_configured() {
             let output = site.trothctl_with(&[(option, name)], &[command, "list"]);
             (output.status.code(), stderr(&output).to_owned())
         };
+        let output = site.trothctl(&[command, "list"]);
+        assert_eq!(output.status.code(), Some(7));
+        let text = stderr(&output);
+        assert!(
+            text.contains("is for localhost, not for 127.0.0.1"),
+            "{text}"
+        );
         let (status, text) = told("localhost");
         assert!(!text.contains("TLS"), "{text}");
         assert_ne!(status, Some(7), "{text}");
@@ -120,5 +127,50 @@ fn the_name_that_a_servers_certificate_must_have_may_be_configured() {
         let (status, text) = told("no name");
         assert_eq!(status, Some(1), "{text}");
         assert!(text.contains("_tls_name: \"no name\" is neither"), "{text}");
+    }
+}
+
+/// What an id had at both, or at one of them. An empty key is nobody's, and an id that no agent may
+/// have cannot be asked for.
+#[test]
+fn registrars_are_compared_id_by_id() {
+    // One server plays both: what it answers first is asked here, then there.
+    let site = Site::start();
+    let record = |ek: &str| {
+        json!({"ek_tpm": ek, "aik_tpm": "YWs=", "ekcert": null, "mtls_cert": "disabled",
+            "ip": "192.0.2.7", "port": 9002, "regcount": 1})
+    };
+    let other = "https://localhost:PORT".replace("PORT", &site.port.to_string());
+    for (ek, ids, keys, status) in [
+        ("ZWs=", json!(["a"]), "same", 0),
+        ("", json!(["a"]), "other", 3),
+        ("no base64", json!(["a"]), "other", 3),
+        ("ZWs=", json!(["odd id"]), "other", 3),
+    ] {
+        site.success("GET /v2.6/agents/", &json!({ "uuids": ids }));
+        site.success("GET /v2.6/agents/a", &record(ek));
+        let compare = ["--json", "registrar", "compare", &other];
+        let output = site.trothctl(&compare);
+        assert_eq!(output.status.code(), Some(status), "{}", stderr(&output));
+        let told: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(told["agents"][0]["keys"], keys, "{told}");
+    }
+    // The name of one registrar's certificate is not that of the other's.
+    for (own, name, wrong) in [
+        ("localhost", "127.0.0.1", None),
+        ("localhost", "old.example", Some("not for old.example")),
+        ("new.example", "localhost", Some("not for new.example")),
+    ] {
+        let names = [("TROTH_CTL_REGISTRAR_TLS_NAME", own)];
+        let compare = ["registrar", "compare", &other, "--tls-name", name];
+        let output = site.trothctl_with(&names, &compare);
+        let text = stderr(&output);
+        match wrong {
+            None => assert_eq!(output.status.code(), Some(3), "{text}"),
+            Some(reason) => {
+                assert_eq!(output.status.code(), Some(7), "{text}");
+                assert!(text.contains(reason), "{text}");
+            }
+        }
     }
 }

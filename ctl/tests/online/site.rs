@@ -67,10 +67,15 @@ impl Handler for Script {
 
 impl Site {
     pub(crate) fn start() -> Self {
+        Self::start_as(&["localhost", "127.0.0.1"])
+    }
+
+    /// The certificates have these names; the server is asked at 127.0.0.1.
+    pub(crate) fn start_as(names: &[&str]) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let named = |name: &str| {
-            let mut parameters =
-                CertificateParams::new(["localhost", "127.0.0.1"].map(str::to_owned)).unwrap();
+            let names = names.iter().map(ToString::to_string);
+            let mut parameters = CertificateParams::new(names.collect::<Vec<_>>()).unwrap();
             parameters.distinguished_name.push(DnType::CommonName, name);
             parameters
         };
