@@ -3,7 +3,7 @@
 use std::{net::IpAddr, path::PathBuf};
 
 use serde::Deserialize;
-use troth_daemon::config::{Component, Secret};
+use troth_daemon::config::{Component, FromUnit, Secret};
 
 pub use checked::InvalidConfig;
 
@@ -135,6 +135,7 @@ impl Config {
             "tpm_ownerpassword",
         ],
         keylime: &[&keylime::AGENT],
+        from_unit: &[FromUnit::StateDirectory],
     };
 }
 

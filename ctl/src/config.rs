@@ -115,6 +115,7 @@ impl Config {
         name: "trothctl",
         secrets: &["client_key_password"],
         keylime: &[&keylime::TENANT],
+        from_unit: &[],
     };
 
     /// The files, the environment, and above them the options of the command line.
@@ -252,6 +253,19 @@ mod tests {
             config: Some(path),
             ..global
         })
+    }
+
+    /// The units make the CA where the file that is installed with them says.
+    #[test]
+    fn the_vendors_file_names_the_directory_of_the_units() {
+        let vendor = include_str!("../../units/lib/troth/trothctl.toml");
+        let unit = include_str!("../../units/lib/systemd/system/troth-ca-init.service");
+        let directory = load(vendor, global()).unwrap().ca_dir();
+        let name = directory.strip_prefix("/var/lib").unwrap();
+        let made = unit
+            .lines()
+            .find_map(|line| line.strip_prefix("StateDirectory="));
+        assert_eq!(made, name.to_str());
     }
 
     #[test]

@@ -2,6 +2,8 @@
 //!
 //! Later layers override earlier ones, key by key:
 //!
+//! 0. what the unit says: `state_dir` is the first of `$STATE_DIRECTORY`, and `ca_dir` is
+//!    `$CREDENTIALS_DIRECTORY` where that has a `cacert.crt` ([`FromUnit`]);
 //! 1. `/usr/lib/troth/NAME.toml`, `/run/troth/NAME.toml`, `/etc/troth/NAME.toml`: the last that
 //!    exists replaces the others, as for unit files;
 //! 2. `NAME.toml.d/*.toml` of the same directories, sorted by file name over all of them; a file
@@ -24,6 +26,7 @@ use std::{
 };
 
 use keylime::Keylime;
+pub use options::Options;
 pub use secret::Secret;
 use serde::de::DeserializeOwned;
 use toml::{Table, Value};
@@ -36,6 +39,8 @@ mod files;
 mod hint;
 /// Keylime's configuration, for hosts that come from it.
 pub mod keylime;
+/// Which options are set, to be compared with those of a later time.
+mod options;
 /// A text that is never shown.
 mod secret;
 
@@ -48,6 +53,17 @@ pub struct Component {
     pub secrets: &'static [&'static str],
     /// What of Keylime's configuration it takes, that of its own counterpart first.
     pub keylime: &'static [&'static Keylime],
+    /// Options whose defaults a unit may give.
+    pub from_unit: &'static [FromUnit],
+}
+
+/// A default that systemd.exec(5) gives to a service. Every file and variable goes before it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum FromUnit {
+    /// `state_dir` is the first directory of `StateDirectory=`.
+    StateDirectory,
+    /// `ca_dir` is the directory of credentials, if `cacert.crt` is one of them.
+    Certificates,
 }
 
 impl Component {
@@ -82,6 +98,8 @@ pub fn load<T: DeserializeOwned>(
 pub struct Loaded<T> {
     /// The configuration.
     pub config: T,
+    /// Which options are set, and to what.
+    pub options: Options,
     notes: Vec<Note>,
 }
 
@@ -134,7 +152,7 @@ fn load_with<T: DeserializeOwned>(
             (files, ours)
         }
     };
-    let mut merged = Table::new();
+    let mut merged = unit_defaults(component, &environment);
     for path in files {
         overlay(&mut merged, read_toml::<T>(path)?);
     }
@@ -154,10 +172,38 @@ fn load_with<T: DeserializeOwned>(
             merged.insert(key.to_owned(), Value::String(text));
         }
     }
+    let options = Options::of(&merged);
     let config = merged
         .try_into::<T>()
         .map_err(|error| ConfigError::Together(hint::explain(error.message())))?;
-    Ok(Loaded { config, notes })
+    Ok(Loaded {
+        config,
+        options,
+        notes,
+    })
+}
+
+/// What the unit says of the options that a file may still set.
+fn unit_defaults(component: &Component, environment: &Environment) -> Table {
+    let directory = |variable| environment.get(variable)?.to_str();
+    let mut defaults = Table::new();
+    for option in component.from_unit {
+        let (key, value) = match option {
+            FromUnit::StateDirectory => {
+                let all = directory("STATE_DIRECTORY");
+                ("state_dir", all.and_then(|all| all.split(':').next()))
+            }
+            FromUnit::Certificates => {
+                let all = directory("CREDENTIALS_DIRECTORY");
+                let has_ca = |path: &&str| Path::new(path).join("cacert.crt").exists();
+                ("ca_dir", all.filter(has_ca))
+            }
+        };
+        if let Some(value) = value {
+            defaults.insert(key.to_owned(), Value::String(value.to_owned()));
+        }
+    }
+    defaults
 }
 
 /// The environment variables whose names are text, sorted.

@@ -45,5 +45,8 @@ pub mod software_ak;
 pub mod software_ek;
 /// swtpm, a client for raw TPM commands, and a multiplexer before the one connection it serves.
 pub mod tpm;
+/// What units, catalog and code promise each other.
+#[cfg(test)]
+mod units;
 /// CPU time and memory of a process.
 pub mod usage;

@@ -12,7 +12,7 @@ use troth_core::{
     finding::severity::{self, SeverityRule},
     policy::BootEngine,
 };
-use troth_daemon::config::{Component, Secret};
+use troth_daemon::config::{Component, FromUnit, Secret};
 pub use troth_daemon::seconds::Seconds;
 use zeroize::Zeroizing;
 
@@ -24,12 +24,15 @@ mod keylime;
 mod tls;
 
 /// The configuration of one of the two programs.
-pub trait ServerConfig: DeserializeOwned {
+pub trait ServerConfig: DeserializeOwned + 'static {
     /// What it is called.
     const COMPONENT: Component;
 
     /// The option `log`.
     fn log(&self) -> Option<&str>;
+
+    /// TLS certificates and CAs.
+    fn tls(&self) -> TlsOptions;
 }
 
 /// `registrar.toml`.
@@ -157,16 +160,14 @@ impl ServerConfig for RegistrarConfig {
         name: "registrar",
         secrets: &["database_url", "server_key_password"],
         keylime: &[&keylime::REGISTRAR, &keylime::CA, &keylime::LOGGING],
+        from_unit: &[FromUnit::StateDirectory, FromUnit::Certificates],
     };
 
     fn log(&self) -> Option<&str> {
         self.log.as_deref()
     }
-}
 
-impl RegistrarConfig {
-    /// TLS certificates and CAs.
-    pub fn tls(&self) -> TlsOptions {
+    fn tls(&self) -> TlsOptions {
         let server = CertificateFiles::new(
             self.server_cert.as_ref(),
             self.server_key.as_ref(),
@@ -174,16 +175,18 @@ impl RegistrarConfig {
         );
         TlsOptions {
             ca_dir: self.ca_dir(),
-            // It connects to nobody.
-            client: server.clone(),
             server,
+            // It connects to nobody.
+            client: None,
             trusted_client_ca: self.trusted_client_ca.clone(),
             client_crl: self.client_crl.clone(),
             names: tls::names(&self.ip, &self.cert_subject_alternative_names),
             subject: self.ca.clone(),
         }
     }
+}
 
+impl RegistrarConfig {
     /// The CA directory that applies.
     pub fn ca_dir(&self) -> PathBuf {
         ca_dir(self.ca_dir.as_deref(), &self.state_dir)
@@ -398,16 +401,14 @@ impl ServerConfig for VerifierConfig {
         name: "verifier",
         secrets: &["client_key_password", "database_url", "server_key_password"],
         keylime: &[&keylime::VERIFIER, &keylime::CA, &keylime::LOGGING],
+        from_unit: &[FromUnit::StateDirectory, FromUnit::Certificates],
     };
 
     fn log(&self) -> Option<&str> {
         self.log.as_deref()
     }
-}
 
-impl VerifierConfig {
-    /// TLS certificates and CAs.
-    pub fn tls(&self) -> TlsOptions {
+    fn tls(&self) -> TlsOptions {
         TlsOptions {
             ca_dir: self.ca_dir(),
             server: CertificateFiles::new(
@@ -415,18 +416,20 @@ impl VerifierConfig {
                 self.server_key.as_ref(),
                 &self.server_key_password,
             ),
-            client: CertificateFiles::new(
+            client: Some(CertificateFiles::new(
                 self.client_cert.as_ref(),
                 self.client_key.as_ref(),
                 &self.client_key_password,
-            ),
+            )),
             trusted_client_ca: self.trusted_client_ca.clone(),
             client_crl: self.client_crl.clone(),
             names: tls::names(&self.ip, &self.cert_subject_alternative_names),
             subject: self.ca.clone(),
         }
     }
+}
 
+impl VerifierConfig {
     /// The CA directory that applies.
     pub fn ca_dir(&self) -> PathBuf {
         ca_dir(self.ca_dir.as_deref(), &self.state_dir)

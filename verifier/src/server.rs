@@ -19,7 +19,7 @@ use troth_daemon::{
 use crate::{
     api::VerifierApi,
     ca::{CaError, InUse},
-    config::{RegistrarConfig, VerifierConfig},
+    config::{RegistrarConfig, ServerConfig, VerifierConfig},
     messages,
     poll::{Fleet, FleetError},
     registrar::Registrar,

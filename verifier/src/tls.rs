@@ -16,7 +16,8 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct TlsFiles {
     server: Pair,
-    client: Pair,
+    /// `None`: it connects to nobody.
+    client: Option<Pair>,
     authorities: Vec<PathBuf>,
     revocation: RevocationFiles,
     _lock: Option<CaLock>,
@@ -34,7 +35,9 @@ impl TlsFiles {
     pub(crate) async fn open(options: TlsOptions) -> Result<Self, StartError> {
         let ca = CaDirectory::at(&options.ca_dir);
         let server = pair(options.server, ca.server(), ["server_cert", "server_key"])?;
-        let client = pair(options.client, ca.client(), ["client_cert", "client_key"])?;
+        let client = options.client;
+        let client = client.map(|named| pair(named, ca.client(), ["client_cert", "client_key"]));
+        let client = client.transpose()?;
         let mut authorities = options.trusted_client_ca;
         if authorities.is_empty() {
             authorities.push(ca.ca_certificate());
@@ -80,19 +83,25 @@ impl TlsFiles {
 
     /// The certificate towards agents.
     pub(crate) fn client(&self) -> Result<Identity, StartError> {
-        self.client.load()
+        self.client.as_ref().unwrap_or(&self.server).load()
     }
 
     /// The certificates as they are now, to be watched by a server that loads them.
     pub(crate) fn in_use(&self) -> Result<Vec<InUse>, StartError> {
         let authorities = self.authorities.iter().map(|path| InUse::read(path, true));
-        let own = [&self.server, &self.client].map(|pair| InUse::read(&pair.certificate, false));
+        let own = self.pairs();
+        let own = own.map(|pair| InUse::read(&pair.certificate, false));
         Ok(authorities.chain(own).collect::<Result<_, _>>()?)
     }
 
     fn paths(&self) -> impl Iterator<Item = &PathBuf> {
-        let pairs = [&self.server, &self.client].map(|pair| [&pair.certificate, &pair.key]);
-        pairs.into_iter().flatten().chain(&self.authorities)
+        let own = self.pairs();
+        let own = own.flat_map(|pair| [&pair.certificate, &pair.key]);
+        own.chain(&self.authorities)
+    }
+
+    fn pairs(&self) -> impl Iterator<Item = &Pair> {
+        std::iter::once(&self.server).chain(&self.client)
     }
 }
 
@@ -160,7 +169,7 @@ mod tests {
         TlsOptions {
             ca_dir: directory.join("cv_ca"),
             server: pair.clone(),
-            client: pair,
+            client: Some(pair),
             client_crl: Vec::new(),
             trusted_client_ca: vec![path],
             names: Vec::new(),
@@ -179,7 +188,7 @@ mod tests {
         assert_eq!(files.in_use().unwrap().len(), 3);
         assert!(!ca_dir.exists());
 
-        let client = CertificateFiles::default();
+        let client = Some(CertificateFiles::default());
         let files = TlsFiles::open(TlsOptions { client, ..options })
             .await
             .unwrap();

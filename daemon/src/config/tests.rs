@@ -11,6 +11,7 @@ const COMPONENT: Component = Component {
     name: "agent",
     secrets: &["password"],
     keylime: &[&THEIRS],
+    from_unit: &[],
 };
 
 static THEIRS: Keylime = Keylime {
@@ -119,6 +120,47 @@ fn stronger_directories_and_drop_ins_win() {
     let sample = machine.load().unwrap();
     assert_eq!((sample.port, sample.name.as_str()), (2, "shown"));
     assert!(sample.tls.enabled);
+}
+
+/// Where a service is run from, its unit says where its files are; an administrator may say more.
+#[test]
+fn the_units_directories_are_defaults() {
+    #[derive(Debug, Default, Deserialize)]
+    #[serde(default, deny_unknown_fields)]
+    struct Places {
+        state_dir: String,
+        ca_dir: Option<String>,
+    }
+    let component = Component {
+        from_unit: &[FromUnit::StateDirectory, FromUnit::Certificates],
+        keylime: &[],
+        ..COMPONENT
+    };
+    let load = |machine: &Machine, component: &Component| {
+        let root = Some(machine.root.path().to_owned());
+        let place = Place { file: None, root };
+        let environment = machine.environment.iter().cloned();
+        let places = load_with::<Places>(component, &place, environment).unwrap();
+        (places.config.state_dir, places.config.ca_dir)
+    };
+    let none = (String::new(), None);
+    let machine = Machine::new(&[]).variable("STATE_DIRECTORY", "/var/lib/a:/var/lib/b");
+    assert_eq!(load(&machine, &component), ("/var/lib/a".into(), None));
+    let machine = machine.credential("server-cert.crt", "a", 0o400);
+    assert_eq!(load(&machine, &component).1, None);
+    let machine = machine.credential("cacert.crt", "a", 0o400);
+    let credentials = machine.root.path().join("credentials");
+    let credentials = credentials.to_str().unwrap().to_owned();
+    assert_eq!(load(&machine, &component).1, Some(credentials));
+    let not_a_service = Component {
+        from_unit: &[],
+        ..component
+    };
+    assert_eq!(load(&machine, &not_a_service), none);
+
+    let mut set = Machine::new(&[("etc/troth/agent.toml", "state_dir = '/s'\nca_dir = '/c'")]);
+    set.environment = machine.environment;
+    assert_eq!(load(&set, &component), ("/s".into(), Some("/c".into())));
 }
 
 #[test]

@@ -47,7 +47,8 @@ const BACKDATE: Duration = Duration::from_secs(3600);
 /// Nobody else makes or replaces anything in a CA directory until this is dropped.
 #[derive(Debug)]
 pub(crate) struct CaLock {
-    _file: File,
+    /// `None`: nobody can.
+    _file: Option<File>,
 }
 
 /// A CA directory whose files all exist.
@@ -64,6 +65,9 @@ impl CaDirectory {
     /// Blocks while another process does the same. `names` are added to the server certificate
     /// beside `localhost`, the loopback addresses and the machine's host name. One that is neither
     /// a DNS name nor an address, and more than 50, are errors.
+    ///
+    /// Where the CA's private key is not, nothing is made, and nothing has to be writable: that is a
+    /// copy of what a CA elsewhere has issued. What should be replaced is told of.
     pub fn ensure(path: &Path, names: &[String]) -> Result<Self, CaError> {
         let (directory, _) = Self::ensure_locked(path, names, &CaSubject::default())?;
         Ok(directory)
@@ -78,6 +82,15 @@ impl CaDirectory {
     ) -> Result<(Self, CaLock), CaError> {
         let names = ServerNames::new(names)?;
         make_directory(path)?;
+        let directory = Self {
+            path: path.to_owned(),
+        };
+        if directory.ca_certificate().exists() && !directory.ca_key().exists() {
+            read_certificate(&directory.ca_certificate())?;
+            directory.warn_of("server", &names)?;
+            directory.warn_of("client", &ServerNames::default())?;
+            return Ok((directory, CaLock { _file: None }));
+        }
         let lock_path = path.join(".lock");
         let lock = private_file(OpenOptions::new().create(true).truncate(false), &lock_path)
             .map_err(|source| CaError::Io {
@@ -88,13 +101,11 @@ impl CaDirectory {
             path: lock_path,
             source: errno.into(),
         })?;
-        let directory = Self {
-            path: path.to_owned(),
-        };
         directory.ensure_ca(subject)?;
         directory.ensure_leaf("server", subject, &names)?;
         directory.ensure_leaf("client", subject, &ServerNames::default())?;
-        Ok((directory, CaLock { _file: lock }))
+        let lock = CaLock { _file: Some(lock) };
+        Ok((directory, lock))
     }
 
     /// The directory as it is, for the names of its files.
@@ -133,7 +144,6 @@ impl CaDirectory {
     fn ensure_ca(&self, subject: &CaSubject) -> Result<(), CaError> {
         let certificate = self.ca_certificate();
         if certificate.exists() {
-            // A CA that lives elsewhere has no key here; then the leaves must be there too.
             return read_certificate(&certificate).map(drop);
         }
         let key = generate_key()?;
@@ -164,13 +174,6 @@ impl CaDirectory {
             Leaf::Good => return Ok(()),
             Leaf::Missing => {}
             Leaf::Renew(reason, before) => {
-                if !self.ca_key().exists() {
-                    tracing::warn!(
-                        path = %certificate_path.display(),
-                        "certificate should be replaced ({reason}), but ca-private.pem is not here"
-                    );
-                    return Ok(());
-                }
                 tracing::info!(path = %certificate_path.display(), "replacing: {reason}");
                 names.keep(before);
             }
@@ -201,6 +204,18 @@ impl CaDirectory {
         let signed = params.signed_by(&key, &issuer).map_err(CaError::Issue)?;
         write_atomically(&key_path, Zeroizing::new(key.serialize_pem()).as_bytes())?;
         write_atomically(&certificate_path, signed.pem().as_bytes())
+    }
+
+    /// What is issued elsewhere is replaced there.
+    fn warn_of(&self, name: &str, names: &ServerNames) -> Result<(), CaError> {
+        let (certificate, key) = self.leaf(name);
+        if let Leaf::Renew(reason, _) = self.leaf_condition(&certificate, &key, names)? {
+            tracing::warn!(
+                path = %certificate.display(),
+                "certificate should be replaced ({reason}), but ca-private.pem is not here"
+            );
+        }
+        Ok(())
     }
 
     fn leaf_condition(
@@ -732,6 +747,30 @@ mod tests {
         let [ca, server, _] = warnings(3649).try_into().unwrap();
         assert!(ca.contains("cacert.crt ends in 0 days: make a new"), "{ca}");
         assert!(server.contains("ends in 0 days"), "{server}");
+    }
+
+    /// What a unit hands over: certificates and keys as credentials, in a directory that is nobody's
+    /// to write to, and to the registrar no client's.
+    #[test]
+    fn a_copy_without_the_cas_key_is_used_as_it_is() {
+        let root = tempfile::tempdir().unwrap();
+        let made = CaDirectory::ensure(&root.path().join("made"), &[]).unwrap();
+        let path = root.path().join("copy");
+        fs::create_dir(&path).unwrap();
+        let (server, key) = made.server();
+        for file in [&made.ca_certificate(), &server, &key] {
+            fs::copy(file, path.join(file.file_name().unwrap())).unwrap();
+        }
+        let before = files(&path);
+        let copy = CaDirectory::ensure(&path, &["192.0.2.1".into()]).unwrap();
+        assert_eq!(
+            files(&path),
+            before,
+            "neither a lock nor a certificate is made"
+        );
+        fs::write(copy.ca_certificate(), "not a certificate").unwrap();
+        let error = CaDirectory::ensure(&path, &[]).unwrap_err().to_string();
+        assert!(error.contains("cacert.crt"), "{error}");
     }
 
     #[test]

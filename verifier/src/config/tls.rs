@@ -44,8 +44,8 @@ pub struct TlsOptions {
     pub ca_dir: PathBuf,
     /// Towards operators (and agents that register).
     pub server: CertificateFiles,
-    /// Towards agents.
-    pub client: CertificateFiles,
+    /// Towards agents, for a server that connects to any.
+    pub client: Option<CertificateFiles>,
     /// CAs of operators; none: that of the directory.
     pub trusted_client_ca: Vec<PathBuf>,
     /// What these CAs have revoked; none: the lists of the directory, if there are any.
