@@ -13,6 +13,8 @@ mod bench;
 mod demo;
 /// Coverage-guided fuzzing of every parser.
 mod fuzz;
+/// The install tree: programs, units, documentation.
+mod install;
 /// What this project needs from the machine, and how to get it.
 mod setup;
 /// One machine attested for an hour.
@@ -59,6 +61,8 @@ enum Command {
     },
     /// Fuzz the parsers with libFuzzer; needs nightly Rust
     Fuzz(fuzz::Options),
+    /// Lay the programs, units and documentation down below a directory, as a package has them
+    Install(install::Options),
     /// Attest one machine every second while it runs new programs, restarts and reboots; or kill the
     /// verifier again and again
     Soak(soak::Options),
@@ -78,6 +82,7 @@ fn main() -> Result<ExitCode> {
         Command::Demo { yes, release } => return demo::run_demo(yes, release),
         Command::Bench { subject, yes } => bench::run_bench(subject, yes)?,
         Command::Fuzz(options) => fuzz::run_fuzz(&options)?,
+        Command::Install(options) => install::run_install(&options)?,
         Command::Soak(options) => soak::run_soak(&options)?,
         Command::Test { tier, yes } => return test::run_tiers(tier, yes),
     }
