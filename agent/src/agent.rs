@@ -5,6 +5,7 @@ use tokio::net::TcpListener;
 use troth_core::{identity::AgentId, wire::Registration};
 use troth_daemon::{
     client::Client,
+    descriptors::Descriptors,
     notify, resident,
     server::{self, Limits},
     shutdown::Shutdown,
@@ -14,6 +15,7 @@ use troth_daemon::{
 use crate::{
     config::{Config, InvalidConfig},
     evidence::{Collector, bootlog::BootLog, ima::ImaList, userspace::UserspaceLog},
+    host_files::HostFiles,
     http::Api,
     identity::{
         agent_data::Candidate,
@@ -121,8 +123,13 @@ impl AgentError {
     }
 }
 
-/// Runs the agent on the TPM that the configuration names, until `shutdown`.
-pub async fn run(config: Config, shutdown: Shutdown) -> Result<(), AgentError> {
+/// Runs the agent on the TPM that the configuration names, until `shutdown`. What the service manager
+/// has opened goes before the paths of the configuration's defaults.
+pub async fn run(
+    config: Config,
+    descriptors: Descriptors,
+    shutdown: Shutdown,
+) -> Result<(), AgentError> {
     let tcti = choose_tcti(config.tcti.as_deref());
     tracing::info!("TPM at {tcti}");
     let endorsement = config.endorsement()?;
@@ -130,13 +137,19 @@ pub async fn run(config: Config, shutdown: Shutdown) -> Result<(), AgentError> {
         let tpm = EsysTpm::open_with(&tcti, &endorsement)?;
         Ok(Box::new(tpm) as Box<dyn Tpm>)
     });
-    run_with(config, open, shutdown).await
+    run_with(config, descriptors, open, shutdown).await
 }
 
 /// Runs the agent on any TPM, until `shutdown`. Whatever happens, the TPM is left clean.
-pub async fn run_with(config: Config, open: Opener, shutdown: Shutdown) -> Result<(), AgentError> {
+pub async fn run_with(
+    config: Config,
+    descriptors: Descriptors,
+    open: Opener,
+    shutdown: Shutdown,
+) -> Result<(), AgentError> {
+    let files = HostFiles::new(&config, descriptors);
     let actor = Actor::start(open)?;
-    let result = start_and_serve(&config, &actor.handle(), &shutdown).await;
+    let result = start_and_serve(&config, files, &actor.handle(), &shutdown).await;
     notify::stopping();
     actor.stop();
     result
@@ -144,17 +157,33 @@ pub async fn run_with(config: Config, open: Opener, shutdown: Shutdown) -> Resul
 
 async fn start_and_serve(
     config: &Config,
+    files: HostFiles,
     tpm: &TpmHandle,
     shutdown: &Shutdown,
 ) -> Result<(), AgentError> {
     let service = tokio::select! {
-        service = prepare(config, tpm) => service?,
+        service = prepare(config, files, tpm) => service?,
         () = shutdown.wait() => return Ok(()),
     };
+    let registering = format!("Registering with {}", config.registrar_ip);
+    tokio::select! {
+        registered = register(config, &service.registrar, tpm, &registering) => registered?,
+        never = watch_tpm(tpm, &registering) => match never {},
+        () = shutdown.wait() => return Ok(()),
+    }
     let address = service.listener.local_addr()?;
     tracing::info!("listening on {address}");
     resident::release_start_up_code();
     let serving = format!("Attesting as {} on {address}", service.id);
+    // Without mTLS there is nothing to renew.
+    let renewal = service.shown.map(|shown| Renewal {
+        files: shown.files,
+        served: shown.served,
+        contact: shown.contact,
+        registrar: service.registrar,
+        tpm: tpm.clone(),
+        waits: config.backoff(),
+    });
     let revocation = follow_revocation(service.revocation, service.tls.clone());
     notify::ready(&serving);
     tokio::select! {
@@ -166,23 +195,35 @@ async fn start_and_serve(
             shutdown.clone(),
         ) => Ok(()),
         never = watch_tpm(tpm, &serving) => match never {},
-        never = keep_certificate(service.renewal) => match never {},
+        never = keep_certificate(renewal) => match never {},
         never = revocation => match never {},
     }
 }
 
-/// A registered agent, ready to be asked.
+/// An agent that can be asked as soon as it is registered.
 struct Service {
     id: AgentId,
     listener: TcpListener,
     tls: Option<ServerTls>,
     revocation: RevocationFiles,
     api: Api,
-    /// Without mTLS there is nothing to renew.
-    renewal: Option<Renewal>,
+    registrar: Registrar,
+    /// With mTLS.
+    shown: Option<Shown>,
 }
 
-async fn prepare(config: &Config, tpm: &TpmHandle) -> Result<Service, AgentError> {
+/// The certificate that is shown to verifiers.
+struct Shown {
+    files: Files,
+    served: ServedIdentity,
+    contact: String,
+}
+
+async fn prepare(
+    config: &Config,
+    host_files: HostFiles,
+    tpm: &TpmHandle,
+) -> Result<Service, AgentError> {
     // What only the configuration can spoil comes first: it is told before the TPM is touched.
     let template = config.ak_template()?;
     let versions = config.versions()?;
@@ -198,7 +239,7 @@ async fn prepare(config: &Config, tpm: &TpmHandle) -> Result<Service, AgentError
         certificates,
         device,
     } = provision(config, tpm, template, device).await?;
-    let id = id::agent_id(&config.uuid, &keys.ek, &config.dmi_product_uuid_path)?;
+    let id = id::agent_id(&config.uuid, &keys.ek, &host_files.product_uuid)?;
     tracing::info!(
         "agent {id}, AK {template} {}",
         if keys.created { "made" } else { "loaded" }
@@ -265,24 +306,19 @@ async fn prepare(config: &Config, tpm: &TpmHandle) -> Result<Service, AgentError
         },
         iak: device.as_ref().map(|device| device.iak_key.clone()),
     };
-    register(config, &registrar, tpm).await?;
-
     let collector = Collector::new(
         tpm.clone(),
         template.hash,
         transport,
-        ImaList::new(config.ima_ml_path.clone()),
-        BootLog::new(config.measuredboot_ml_path.clone()),
-        UserspaceLog::new(config.userspace_ml_path.clone()),
+        ImaList::new(host_files.ima_list),
+        BootLog::new(host_files.boot_log),
+        UserspaceLog::new(host_files.userspace_log),
     );
     let api = Api::new(id.clone(), template, versions, collector);
-    let renewal = served.map(|served| Renewal {
+    let shown = served.map(|served| Shown {
         files,
         served,
         contact,
-        registrar,
-        tpm: tpm.clone(),
-        waits: config.backoff(),
     });
     Ok(Service {
         id,
@@ -290,7 +326,8 @@ async fn prepare(config: &Config, tpm: &TpmHandle) -> Result<Service, AgentError
         tls,
         revocation,
         api,
-        renewal,
+        registrar,
+        shown,
     })
 }
 
@@ -416,16 +453,19 @@ fn find_keys(
     })
 }
 
-/// Registers, again and again until it works or cannot.
+/// Registers, again and again until it works or cannot. When it did not work once, the service
+/// manager is told that the start is over: it ends a start that takes long, and a host boots on
+/// without its registrar.
 async fn register(
     config: &Config,
     registrar: &Registrar,
     tpm: &TpmHandle,
+    status: &str,
 ) -> Result<(), RegistrationError> {
     let (initial, longest) = config.backoff();
     let mut backoff = Backoff::new(initial, longest);
     loop {
-        notify::status(&format!("Registering with {}", config.registrar_ip));
+        notify::status(status);
         let error = match registrar.register(tpm).await {
             Ok(version) => {
                 tracing::info!(
@@ -445,7 +485,7 @@ async fn register(
         let delay = wait_after(&error, &mut backoff);
         let wait = delay.as_secs_f64();
         tracing::warn!("not registered: {error}; trying again in {wait:.1} s");
-        notify::status(&format!(
+        notify::ready(&format!(
             "Not registered, trying again in {wait:.0} s: {error}"
         ));
         tokio::time::sleep(delay).await;
@@ -469,6 +509,7 @@ async fn follow_revocation(files: RevocationFiles, tls: Option<ServerTls>) -> In
 /// Tells the service manager whether the TPM answers. The watchdog is fed by nothing else: an agent
 /// whose TPM hangs has to be restarted, however well it serves `/version`.
 async fn watch_tpm(tpm: &TpmHandle, serving: &str) -> Infallible {
+    notify::until_ready().await;
     let interval = notify::watchdog_interval().unwrap_or(TPM_CHECK_INTERVAL);
     let mut answers = true;
     loop {

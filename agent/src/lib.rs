@@ -10,6 +10,8 @@ pub mod agent;
 pub mod config;
 /// From a nonce to one consistent snapshot of quote and logs.
 pub mod evidence;
+/// Files of the host that root alone may read.
+pub mod host_files;
 /// The pull API.
 pub mod http;
 /// The agent id and the keys that belong to it.

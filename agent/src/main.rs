@@ -10,10 +10,15 @@ use troth_agent::{
     config::Config,
 };
 use troth_daemon::{
-    config::{self, Place},
+    config::{self, Loaded, Place},
+    descriptors::Descriptors,
     logging,
+    reload::Reload,
     shutdown::Shutdown,
 };
+
+/// What is logged unless the configuration says otherwise.
+const LEVEL: &str = "info";
 
 const EXIT_STATUS: &str = "\
 Exit status:
@@ -36,6 +41,8 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
+    // First of all: a descriptor's number means something else once other files are open.
+    let descriptors = Descriptors::take_all();
     let arguments = Arguments::parse();
     let place = Place {
         file: arguments.config,
@@ -43,10 +50,10 @@ fn main() -> ExitCode {
     };
     let loaded = config::load::<Config>(&Config::COMPONENT, &place);
     let level = loaded.as_ref().ok().and_then(|l| l.config.log.as_deref());
-    logging::init(level, "info");
+    logging::init(level, LEVEL);
     let result = loaded
         .map_err(Into::into)
-        .and_then(|loaded| run(loaded.report()));
+        .and_then(|loaded| run(loaded, descriptors?, place));
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -60,12 +67,21 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(config: Config) -> anyhow::Result<()> {
+fn run(loaded: Loaded<Config>, descriptors: Descriptors, place: Place) -> anyhow::Result<()> {
+    let options = loaded.options.clone();
+    let config = loaded.report();
     // One thread for everything, one for the TPM, one for file reads: an agent must be small.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(1)
         .build()?;
-    runtime.block_on(async { agent::run(config, Shutdown::from_signals()?).await })?;
+    runtime.block_on(async {
+        let shutdown = Shutdown::from_signals()?;
+        let reload = Reload::from_signals(Config::COMPONENT, place, options)?;
+        tokio::spawn(reload.follow(|config: &Config| {
+            logging::set_levels(config.log.as_deref(), LEVEL);
+        }));
+        agent::run(config, descriptors, shutdown).await
+    })?;
     Ok(())
 }

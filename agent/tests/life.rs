@@ -33,6 +33,7 @@ use troth_core::{
 };
 use troth_daemon::{
     client::Client,
+    descriptors::Descriptors,
     server::{self, Body, Handler, Limits, json},
     shutdown::{Shutdown, Trigger},
     tls::{self, ClientAuth, Identity, ServerTrust},
@@ -214,7 +215,12 @@ impl Stage {
         let (trigger, shutdown) = Shutdown::new();
         let chip = self.chip.clone();
         let open = Box::new(move || Ok(Box::new(chip.open()?) as Box<_>));
-        let task = tokio::spawn(agent::run_with(config, open, shutdown));
+        let task = tokio::spawn(agent::run_with(
+            config,
+            Descriptors::default(),
+            open,
+            shutdown,
+        ));
         Running { trigger, task }
     }
 
@@ -444,7 +450,12 @@ async fn the_iak_certifies_the_ak_for_the_registrars_version() {
         let tcti = swtpm.tcti();
         let open = Box::new(move || Ok(Box::new(EsysTpm::open(&tcti)?) as Box<_>));
         let (trigger, shutdown) = Shutdown::new();
-        let task = tokio::spawn(agent::run_with(config, open, shutdown));
+        let task = tokio::spawn(agent::run_with(
+            config,
+            Descriptors::default(),
+            open,
+            shutdown,
+        ));
         let registration = stage.activated(1).await;
         let bytes = |name: &str| {
             STANDARD

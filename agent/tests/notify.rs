@@ -140,6 +140,10 @@ struct Manager {
 
 impl Manager {
     fn start(directory: &Path, config: &str) -> Self {
+        Self::start_logging_to(directory, config, Stdio::null())
+    }
+
+    fn start_logging_to(directory: &Path, config: &str, log: Stdio) -> Self {
         let path = directory.join("notify");
         let socket = UnixDatagram::bind(&path).unwrap();
         socket
@@ -148,6 +152,7 @@ impl Manager {
         let agent = agent(directory, config)
             .env("NOTIFY_SOCKET", &path)
             .env("WATCHDOG_USEC", "200000")
+            .stderr(log)
             .spawn()
             .unwrap();
         Self { socket, agent }
@@ -172,9 +177,12 @@ impl Manager {
         panic!("no {what} in {seen:?}");
     }
 
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.agent), signal).unwrap();
+    }
+
     fn terminate(&mut self) -> Option<i32> {
-        let pid = Pid::from_child(&self.agent);
-        kill_process(pid, Signal::TERM).unwrap();
+        self.signal(Signal::TERM);
         self.agent.wait().unwrap().code()
     }
 }
@@ -229,6 +237,73 @@ fn the_service_manager_hears_of_readiness_and_of_a_tpm_that_hangs() {
         assert!(fed < 5, "the watchdog is fed without the TPM");
     }
     manager.agent.kill().unwrap();
+}
+
+/// A registrar that is down holds up no boot, and the agent behind it is watched all the same.
+#[test]
+fn a_start_is_over_when_the_registrar_does_not_answer() {
+    let directory = tempfile::tempdir().unwrap();
+    let swtpm = Swtpm::manufacture(&directory.path().join("tpm"))
+        .expect("swtpm is needed: install the packages swtpm and swtpm-tools");
+    let unused = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = unused.local_addr().unwrap().port();
+    drop(unused);
+    let config = format!(
+        "state_dir = {:?}\nport = 0\nregistrar_port = {port}\ntpm_encryption_alg = \"ecc\"\n\
+         enable_agent_mtls = false\ntcti = {:?}\n",
+        directory.path().join("state"),
+        swtpm.tcti()
+    );
+    let mut manager = Manager::start(directory.path(), &config);
+    let seen = manager.wait_for("READY=1");
+    let last = seen.last().unwrap();
+    assert!(
+        last.contains("STATUS=Not registered, trying again"),
+        "{seen:?}"
+    );
+    manager.wait_for("WATCHDOG=1");
+    assert_eq!(manager.terminate(), Some(0));
+}
+
+#[test]
+fn a_reload_is_answered_and_says_what_needs_a_restart() {
+    let directory = tempfile::tempdir().unwrap();
+    let swtpm = Swtpm::manufacture(&directory.path().join("tpm"))
+        .expect("swtpm is needed: install the packages swtpm and swtpm-tools");
+    let config = format!(
+        "state_dir = {:?}\nport = 0\nregistrar_port = {}\ntpm_encryption_alg = \"ecc\"\n\
+         enable_agent_mtls = false\ntcti = {:?}\n",
+        directory.path().join("state"),
+        registrar(),
+        swtpm.tcti()
+    );
+    let log = fs::File::create(directory.path().join("log")).unwrap();
+    let mut manager = Manager::start_logging_to(directory.path(), &config, log.into());
+    manager.wait_for("READY=1");
+    for (change, told) in [
+        ("log = \"debug\"\n", "INFO configuration reloaded"),
+        (
+            "log = \"debug\"\nuuid = \"hostname\"\n",
+            "a restart is needed for uuid",
+        ),
+        ("no_such_option = 1\n", "configuration not reloaded"),
+    ] {
+        fs::write(
+            directory.path().join("agent.toml"),
+            format!("{config}{change}"),
+        )
+        .unwrap();
+        manager.signal(Signal::HUP);
+        let reloading = manager.wait_for("RELOADING=1");
+        assert!(
+            reloading.last().unwrap().contains("\nMONOTONIC_USEC="),
+            "{reloading:?}"
+        );
+        manager.wait_for("READY=1");
+        let text = fs::read_to_string(directory.path().join("log")).unwrap();
+        assert!(text.contains(told), "{text}");
+    }
+    assert_eq!(manager.terminate(), Some(0));
 }
 
 #[test]

@@ -7,14 +7,18 @@ pub mod cert_store;
 pub mod client;
 /// Layered TOML configuration with drop-ins and environment.
 pub mod config;
+/// Files that the service manager opened for this process.
+pub mod descriptors;
 /// Entry points for fuzzing.
 pub mod fuzz;
 /// Structured logs: the journal's native protocol, or plain lines.
 pub mod logging;
-/// sd_notify(3): READY, STATUS, WATCHDOG.
+/// sd_notify(3): READY, RELOADING, STATUS, WATCHDOG.
 pub mod notify;
 /// Private keys that may be encrypted.
 pub mod private_key;
+/// Reload requests: SIGHUP.
+pub mod reload;
 /// What of a process stays in memory once it serves.
 pub mod resident;
 /// Spans of time in configuration files.

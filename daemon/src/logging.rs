@@ -5,26 +5,29 @@ use std::{
     env,
     io::{self, IsTerminal},
     os::linux::fs::MetadataExt,
+    sync::OnceLock,
 };
 
 use tracing::Level;
-use tracing_subscriber::{Layer, Registry, filter::Targets, layer::SubscriberExt};
+use tracing_subscriber::{
+    Layer, Registry,
+    filter::{ParseError, Targets},
+    layer::SubscriberExt,
+    reload::{self, Handle},
+};
 
 /// Environment variable that overrides the level: `debug`, or levels by target as in
 /// `info,troth_verifier=debug`.
 const LEVEL_VARIABLE: &str = "TROTH_LOG";
 
+/// The levels of the log that runs.
+static LEVELS: OnceLock<Handle<Targets, Registry>> = OnceLock::new();
+
 /// Starts logging at the levels that the environment asks for, else those that are `configured`,
 /// else `default`. Later calls change nothing, so that tests may call it too.
 pub fn init(configured: Option<&str>, default: &str) {
-    let asked = env::var(LEVEL_VARIABLE).ok();
-    let asked = asked.as_deref().map(|text| (LEVEL_VARIABLE, text));
-    let wanted = asked.or_else(|| configured.map(|text| ("option log", text)));
-    let (filter, refused) = match wanted.map(|(name, text)| (name, text.parse::<Targets>())) {
-        Some((_, Ok(filter))) => (filter, None),
-        None => (levels(default), None),
-        Some((name, Err(error))) => (levels(default), Some((name, error))),
-    };
+    let (levels, refused) = choose(configured, default);
+    let (filter, handle) = reload::Layer::new(levels);
     let journal = stderr_is_journal()
         .then(|| tracing_journald::layer().ok())
         .flatten()
@@ -38,7 +41,38 @@ pub fn init(configured: Option<&str>, default: &str) {
             .with_filter(filter)
             .boxed(),
     };
-    let _ = tracing::subscriber::set_global_default(tracing_subscriber::registry().with(sink));
+    let log = tracing_subscriber::registry().with(sink);
+    if tracing::subscriber::set_global_default(log).is_ok() {
+        // Empty until now, as only one log can be the first.
+        let _ = LEVELS.set(handle);
+    }
+    tell(refused);
+}
+
+/// Changes the levels of the log that runs, with the precedence of [`init`].
+pub fn set_levels(configured: Option<&str>, default: &str) {
+    let (levels, refused) = choose(configured, default);
+    if let Some(Err(error)) = LEVELS.get().map(|handle| handle.reload(levels)) {
+        tracing::warn!(%error, "the log goes on at its levels");
+    }
+    tell(refused);
+}
+
+/// Where a text is no list of levels: where it comes from, and what is wrong with it.
+type Refused = Option<(&'static str, ParseError)>;
+
+fn choose(configured: Option<&str>, default: &str) -> (Targets, Refused) {
+    let asked = env::var(LEVEL_VARIABLE).ok();
+    let asked = asked.as_deref().map(|text| (LEVEL_VARIABLE, text));
+    let wanted = asked.or_else(|| configured.map(|text| ("option log", text)));
+    match wanted.map(|(name, text)| (name, text.parse::<Targets>())) {
+        Some((_, Ok(levels))) => (levels, None),
+        None => (levels(default), None),
+        Some((name, Err(error))) => (levels(default), Some((name, error))),
+    }
+}
+
+fn tell(refused: Refused) {
     if let Some((name, error)) = refused {
         tracing::warn!(%error, "{name} is not a level or a list of target=level");
     }

@@ -3,10 +3,40 @@
 use std::time::Duration;
 
 use sd_notify::NotifyState;
+use tokio::sync::SetOnce;
+
+/// Set when READY=1 was sent.
+static READY: SetOnce<()> = SetOnce::const_new();
 
 /// READY=1 with a first STATUS=.
 pub fn ready(status: &str) {
     send(&[NotifyState::Ready, NotifyState::Status(status)]);
+    // Another time it is set already.
+    let _ = READY.set(());
+}
+
+/// Returns when [`ready`] was called: from then on the service manager expects the watchdog to be
+/// fed.
+pub async fn until_ready() {
+    READY.wait().await;
+}
+
+/// RELOADING=1. A service that is not ready yet is not told to reload, and does not say that it does.
+pub fn reloading() {
+    if !READY.initialized() {
+        return;
+    }
+    match NotifyState::monotonic_usec_now() {
+        Ok(now) => send(&[NotifyState::Reloading, now]),
+        Err(error) => tracing::warn!(%error, "no monotonic clock"),
+    }
+}
+
+/// READY=1 after [`reloading`].
+pub fn reloaded() {
+    if READY.initialized() {
+        send(&[NotifyState::Ready]);
+    }
 }
 
 /// STATUS=, one line for `systemctl status`.

@@ -1,6 +1,9 @@
 //! The life of either program: options, configuration, service, exit status.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use clap::{CommandFactory, FromArgMatches, Parser};
 use rustix::process::{Resource, getrlimit, setrlimit};
@@ -8,10 +11,15 @@ use tokio::runtime::Builder;
 use troth_daemon::{
     config::{self, Place},
     logging,
+    reload::Reload,
     shutdown::Shutdown,
 };
 
-use crate::{config::ServerConfig, server::StartError};
+use crate::{
+    ca::CaDirectory,
+    config::{ServerConfig, TlsOptions},
+    server::StartError,
+};
 
 /// sysexits(3): the configuration cannot be used.
 const EX_CONFIG: u8 = 78;
@@ -22,7 +30,7 @@ const QUIET: &str = "sqlx_postgres::options=error,sqlx::postgres::notice=warn";
 
 const EXIT_STATUS: &str = "\
 Exit status:
-  0   stopped by SIGTERM or SIGINT
+  0   stopped by SIGTERM or SIGINT, or all certificates are there
   1   an error; the last line of the log says which
   2   wrong use of the command line
   78  the configuration cannot work";
@@ -37,6 +45,10 @@ struct Arguments {
     /// Look for configuration files below this directory.
     #[arg(long, value_name = "DIRECTORY", conflicts_with = "config")]
     root: Option<PathBuf>,
+    /// Make what is missing of the CA and of the certificates that it issues in this directory, for
+    /// the names that the configuration has; then end.
+    #[arg(long, value_name = "DIRECTORY")]
+    init_ca: Option<PathBuf>,
 }
 
 /// Runs the program `name` until it is asked to stop, on what `runtime` makes.
@@ -53,24 +65,50 @@ pub fn run<C: ServerConfig>(
         root: arguments.root,
     };
     let loaded = config::load::<C>(&C::COMPONENT, &place);
-    let level = loaded.as_ref().ok().and_then(|l| l.config.log());
-    let level = level.map(|level| format!("{level},{QUIET}"));
+    let level = loaded.as_ref().ok().and_then(|l| levels(&l.config));
     logging::init(level.as_deref(), &format!("info,{QUIET}"));
     raise_descriptor_limit();
-    let config = match loaded {
-        Ok(loaded) => loaded.report(),
+    let (config, options) = match loaded {
+        Ok(loaded) => {
+            let options = loaded.options.clone();
+            (loaded.report(), options)
+        }
         Err(error) => {
             tracing::error!("configuration: {error}");
             return ExitCode::from(EX_CONFIG);
         }
     };
+    if let Some(directory) = arguments.init_ca {
+        return status(init_ca(&directory, config.tls()));
+    }
     let runtime = runtime.enable_all().build();
     let result = runtime.map_err(StartError::Runtime).and_then(|runtime| {
         runtime.block_on(async {
             let shutdown = Shutdown::from_signals().map_err(StartError::Runtime)?;
+            let reload = Reload::from_signals(C::COMPONENT, place, options);
+            let reload = reload.map_err(StartError::Runtime)?;
+            tokio::spawn(reload.follow(|config: &C| {
+                logging::set_levels(levels(config).as_deref(), &format!("info,{QUIET}"));
+            }));
             serve(config, shutdown).await
         })
     });
+    status(result)
+}
+
+/// What the option `log` asks for, without what nobody should see.
+fn levels(config: &impl ServerConfig) -> Option<String> {
+    let level = config.log();
+    level.map(|level| format!("{level},{QUIET}"))
+}
+
+fn init_ca(directory: &Path, options: TlsOptions) -> Result<(), StartError> {
+    CaDirectory::ensure_locked(directory, &options.names, &options.subject)?;
+    tracing::info!("certificates in {} are good", directory.display());
+    Ok(())
+}
+
+fn status(result: Result<(), StartError>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -1,22 +1,24 @@
 use std::{
-    fs::{File, Metadata},
-    io::{self, Read},
+    fs::Metadata,
+    io,
     os::unix::fs::MetadataExt,
-    path::{Path, PathBuf},
+    path::Path,
     sync::{Mutex, PoisonError},
 };
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 
+use crate::host_files::{HostFile, read_up_to};
+
 /// Longest log that is sent. Real ones have 20 to 200 KB.
-const LIMIT: u64 = 16 * 1024 * 1024;
+const LIMIT: usize = 16 * 1024 * 1024;
 
 /// The TCG event log that the kernel took over from the firmware. It does not change until the next
 /// boot, so its text is made once.
 #[derive(Debug)]
 pub struct BootLog {
-    path: PathBuf,
+    file: HostFile,
     cached: Mutex<Option<(Stamp, Bytes)>>,
 }
 
@@ -30,25 +32,23 @@ struct Stamp {
 }
 
 impl BootLog {
-    /// The log at `path`, which need not exist: virtual machines often have none.
-    pub fn new(path: PathBuf) -> Self {
+    /// The log in `file`, which need not exist: virtual machines often have none.
+    pub fn new(file: impl Into<HostFile>) -> Self {
         Self {
-            path,
+            file: file.into(),
             cached: Mutex::new(None),
         }
     }
 
     /// Where it is.
     pub fn path(&self) -> &Path {
-        &self.path
+        self.file.path()
     }
 
     /// base64 of the whole log; `None` when there is none, or it is empty.
     pub fn base64(&self) -> io::Result<Option<Bytes>> {
-        let file = match File::open(&self.path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error),
+        let Some(file) = self.file.open()? else {
+            return Ok(None);
         };
         let stamp = Stamp::of(&file.metadata()?);
         let mut cached = self.cached.lock().unwrap_or_else(PoisonError::into_inner);
@@ -57,12 +57,11 @@ impl BootLog {
         {
             return Ok(Some(text.clone()));
         }
-        let mut log = Vec::new();
-        file.take(LIMIT + 1).read_to_end(&mut log)?;
+        let log = read_up_to(LIMIT + 1, &file)?;
         if log.is_empty() {
             return Ok(None);
         }
-        if u64::try_from(log.len()).is_ok_and(|length| length > LIMIT) {
+        if log.len() > LIMIT {
             let reason = format!("longer than {LIMIT} bytes");
             return Err(io::Error::new(io::ErrorKind::FileTooLarge, reason));
         }
@@ -105,6 +104,18 @@ mod tests {
             one.as_ptr(),
             "cached"
         );
+        fs::write(&path, "abcdef").unwrap();
+        assert_eq!(log.base64().unwrap().unwrap(), "YWJjZGVm");
+    }
+
+    #[test]
+    fn a_log_that_is_handed_over_is_read_as_often_as_it_is_asked_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("log");
+        fs::write(&path, "abc").unwrap();
+        let open = fs::File::open(&path).unwrap();
+        let log = BootLog::new(HostFile::opened(path.clone(), open));
+        assert_eq!(log.base64().unwrap().unwrap(), "YWJj");
         fs::write(&path, "abcdef").unwrap();
         assert_eq!(log.base64().unwrap().unwrap(), "YWJjZGVm");
     }

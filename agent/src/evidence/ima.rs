@@ -1,12 +1,14 @@
 use std::{
-    fs::{self, File},
+    fs::File,
     io,
     os::unix::fs::{FileExt, MetadataExt},
-    path::{Path, PathBuf},
+    path::Path,
     sync::{Arc, Mutex, PoisonError},
 };
 
 use memchr::{memchr_iter, memrchr};
+
+use crate::host_files::HostFile;
 
 /// Bytes asked for at a time. securityfs gives at most 4 KiB per read, so a block takes several.
 const BLOCK: usize = 64 * 1024;
@@ -14,11 +16,19 @@ const BLOCK: usize = 64 * 1024;
 /// Longest entry. `ima-buf` entries carry a whole buffer in hex; 16 MiB is far beyond them.
 const LONGEST_ENTRY: usize = 16 * 1024 * 1024;
 
+/// What was read last of a list that was handed over; between once and twice as much is kept. The
+/// position of any entry near the end is known within it.
+const RECENT: usize = 2 * BLOCK;
+
 /// The ASCII measurement list. Positions of entries are kept, so that a verifier that asks for what
 /// is new costs a read at the end, not a walk through the list.
+///
+/// A list that was handed over is one open file, and reading it elsewhere than where the last read
+/// ended makes the kernel walk through the list. The end of what was read is kept therefore: readers
+/// that follow one another at the end of the list share one position.
 #[derive(Debug)]
 pub struct ImaList {
-    path: PathBuf,
+    source: HostFile,
     state: Mutex<State>,
 }
 
@@ -30,6 +40,41 @@ struct State {
     generation: u64,
     /// Where some entries begin, ascending; about one per block.
     marks: Vec<Mark>,
+    /// The end of what was read, of a list that was handed over.
+    recent: Recent,
+}
+
+/// Bytes of the list, the first of which is at `offset`.
+#[derive(Debug, Default)]
+struct Recent {
+    offset: u64,
+    bytes: Vec<u8>,
+}
+
+impl Recent {
+    /// Copies what is known from `offset` on, and returns how much that is.
+    fn copy_to(&self, buffer: &mut [u8], offset: u64) -> usize {
+        let from = offset.checked_sub(self.offset).map(usize::try_from);
+        let Some(known) = from.and_then(|from| self.bytes.get(from.ok()?..)) else {
+            return 0;
+        };
+        let length = known.len().min(buffer.len());
+        buffer[..length].copy_from_slice(&known[..length]);
+        length
+    }
+
+    fn keep(&mut self, bytes: &[u8], offset: u64) {
+        if offset != self.offset + self.bytes.len() as u64 {
+            self.offset = offset;
+            self.bytes.clear();
+        }
+        self.bytes.extend_from_slice(bytes);
+        if self.bytes.len() > 2 * RECENT {
+            let old = self.bytes.len() - RECENT;
+            self.bytes.drain(..old);
+            self.offset += old as u64;
+        }
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -64,17 +109,17 @@ pub struct Reader {
 }
 
 impl ImaList {
-    /// The list at `path`, which need not exist: not every kernel has IMA.
-    pub fn new(path: PathBuf) -> Self {
+    /// The list in `source`, which need not exist: not every kernel has IMA.
+    pub fn new(source: impl Into<HostFile>) -> Self {
         Self {
-            path,
+            source: source.into(),
             state: Mutex::default(),
         }
     }
 
     /// Where it is.
     pub fn path(&self) -> &Path {
-        &self.path
+        self.source.path()
     }
 
     /// A reader at entry `from`; at entry 0 when the list has fewer than `from` entries, because
@@ -101,10 +146,8 @@ impl ImaList {
 
     /// The open file and the best known position at or before entry `from`.
     fn open(&self, from: u64) -> io::Result<Option<(Arc<File>, u64, Mark)>> {
-        let found = match fs::metadata(&self.path) {
-            Ok(found) => found,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error),
+        let Some(found) = self.source.metadata()? else {
+            return Ok(None);
         };
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let same = state
@@ -112,10 +155,12 @@ impl ImaList {
             .as_ref()
             .is_some_and(|open| (open.device, open.inode) == (found.dev(), found.ino()));
         if !same {
-            let file = File::open(&self.path)?;
+            let Some(file) = self.source.open()? else {
+                return Ok(None);
+            };
             let opened = file.metadata()?;
             state.file = Some(Open {
-                file: Arc::new(file),
+                file,
                 device: opened.dev(),
                 inode: opened.ino(),
             });
@@ -138,6 +183,30 @@ impl ImaList {
             .file
             .as_ref()
             .map(|open| (Arc::clone(&open.file), generation, mark)))
+    }
+
+    /// Reads of `file` at `offset`, or copies what was read there last.
+    fn read_at(
+        &self,
+        file: &File,
+        generation: u64,
+        buffer: &mut [u8],
+        offset: u64,
+    ) -> io::Result<usize> {
+        if !self.source.is_handed_over() {
+            return file.read_at(buffer, offset);
+        }
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.generation != generation {
+            return file.read_at(buffer, offset);
+        }
+        let known = state.recent.copy_to(buffer, offset);
+        if known > 0 {
+            return Ok(known);
+        }
+        let read = file.read_at(buffer, offset)?;
+        state.recent.keep(&buffer[..read], offset);
+        Ok(read)
     }
 
     fn remember(&self, generation: u64, mark: Mark) {
@@ -166,6 +235,7 @@ impl State {
     fn forget(&mut self) {
         self.generation += 1;
         self.marks.clear();
+        self.recent = Recent::default();
     }
 }
 
@@ -222,7 +292,11 @@ impl Reader {
         let mut filled = start;
         while filled < bytes.len() {
             let offset = self.position.offset + filled as u64;
-            match self.file.read_at(&mut bytes[filled..], offset) {
+            let buffer = &mut bytes[filled..];
+            let read = self
+                .list
+                .read_at(&self.file, self.generation, buffer, offset);
+            match read {
                 Ok(0) => break,
                 Ok(read) => filled += read,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -280,7 +354,7 @@ fn nth_entry(entries: &[u8], n: u64) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
+    use std::{fs, io::Write, path::PathBuf};
 
     use super::*;
 
@@ -402,6 +476,37 @@ mod tests {
             (50, text(9050..9100)),
             "positions of the old file are gone"
         );
+    }
+
+    /// Nobody reads an open file of the kernel's as cheaply as who goes on where it stands.
+    #[test]
+    fn a_list_that_is_handed_over_is_read_in_any_order_and_its_end_only_once() {
+        let f = fixture(0..3000);
+        let open = File::open(&f.path).unwrap();
+        let list = Arc::new(ImaList::new(HostFile::opened(f.path.clone(), open)));
+        let whole = text(0..3000);
+        for from in [0, 2999, 1, 2500, 0, 3000, 1400] {
+            let (first, text) = all(&list, from);
+            assert_eq!(first, from);
+            assert!(whole.ends_with(&text), "from {from}");
+            assert_eq!(newlines(text.as_bytes()), 3000 - from);
+        }
+        append(&f.path, &text(3000..3010));
+        assert_eq!(all(&list, 3000).1, text(3000..3010));
+        let kept = |list: &ImaList| {
+            let state = list.state.lock().unwrap();
+            (state.recent.offset, state.recent.bytes.len())
+        };
+        let before = kept(&list);
+        assert!(before.1 <= 2 * RECENT);
+        // A second verifier at the same place: nothing is read but that there is nothing new.
+        assert_eq!(all(&list, 3000).1, text(3000..3010));
+        assert_eq!(kept(&list), before);
+        append(&f.path, "10 abc");
+        assert_eq!(all(&list, 3005).1, text(3005..3010));
+        append(&f.path, " ima-ng\n");
+        assert_eq!(all(&list, 3010).1, "10 abc ima-ng\n");
+        assert_eq!(all(&list, 3011).1, "");
     }
 
     #[test]

@@ -1,14 +1,15 @@
 use std::{
     fs::{File, TryLockError},
-    io::{self, Read},
+    io,
     os::unix::fs::PermissionsExt,
-    path::PathBuf,
     thread,
     time::Duration,
 };
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use troth_core::eventlog::MAX_USERSPACE_LOG;
+
+use crate::host_files::{HostFile, read_up_to};
 
 /// systemd sets it while it extends a PCR and writes of it: where it stays, the writer died in
 /// between.
@@ -22,13 +23,13 @@ const PAUSE: Duration = Duration::from_millis(10);
 /// systemd's log of what user space measured, `/run/log/systemd/tpm2-measure.log`.
 #[derive(Debug)]
 pub struct UserspaceLog {
-    path: PathBuf,
+    file: HostFile,
 }
 
 impl UserspaceLog {
-    /// The log at `path`, which need not exist: only hosts booted through systemd-stub have one.
-    pub fn new(path: PathBuf) -> Self {
-        Self { path }
+    /// The log in `file`, which need not exist: only hosts booted through systemd-stub have one.
+    pub fn new(file: impl Into<HostFile>) -> Self {
+        Self { file: file.into() }
     }
 
     /// base64 of the whole log; `None` when there is none, or it cannot be read: a quote without it
@@ -37,7 +38,7 @@ impl UserspaceLog {
         match self.read() {
             Ok(log) => log.map(|log| STANDARD.encode(log)),
             Err(error) => {
-                tracing::warn!("cannot read {}: {error}", self.path.display());
+                tracing::warn!("cannot read {}: {error}", self.file.path().display());
                 None
             }
         }
@@ -46,16 +47,18 @@ impl UserspaceLog {
     /// The log. Where its last writer died, a record that never came is begun at its end, which is
     /// how the verifier learns of it.
     fn read(&self) -> io::Result<Option<Vec<u8>>> {
-        let file = match File::open(&self.path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error),
+        let Some(file) = self.file.open()? else {
+            return Ok(None);
         };
         wait_for_writer(&file)?;
-        let torn = file.metadata()?.permissions().mode() & STICKY != 0;
-        let limit = u64::try_from(MAX_USERSPACE_LOG).unwrap_or(u64::MAX);
-        let mut log = Vec::new();
-        file.take(limit + 1).read_to_end(&mut log)?;
+        let read = || {
+            let torn = file.metadata()?.permissions().mode() & STICKY != 0;
+            Ok::<_, io::Error>((torn, read_up_to(MAX_USERSPACE_LOG + 1, &file)?))
+        };
+        let read = read();
+        // A file that was handed over stays open, and its writer must not wait for it.
+        file.unlock()?;
+        let (torn, mut log) = read?;
         if log.len() > MAX_USERSPACE_LOG {
             let reason = format!("longer than {MAX_USERSPACE_LOG} bytes");
             return Err(io::Error::new(io::ErrorKind::FileTooLarge, reason));
@@ -67,7 +70,7 @@ impl UserspaceLog {
     }
 }
 
-/// systemd locks the log while it writes; the lock that is taken here ends with the file.
+/// systemd locks the log while it writes, and so does this reader.
 fn wait_for_writer(file: &File) -> io::Result<()> {
     for _ in 0..TRIES {
         match file.try_lock_shared() {
@@ -111,6 +114,22 @@ mod tests {
         fs::set_permissions(&path, Permissions::from_mode(0o1600)).unwrap();
         let log = UserspaceLog::new(path);
         assert_eq!(log.base64().unwrap(), STANDARD.encode("\u{1e}{}\n\u{1e}"));
+    }
+
+    #[test]
+    fn a_log_that_is_handed_over_can_be_written_between_two_reads() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("log");
+        fs::write(&path, "\u{1e}{}\n").unwrap();
+        let open = File::open(&path).unwrap();
+        let log = UserspaceLog::new(HostFile::opened(path.clone(), open));
+        for records in 1..3 {
+            let text = "\u{1e}{}\n".repeat(records);
+            assert_eq!(log.base64().unwrap(), STANDARD.encode(&text));
+            let writer = File::options().append(true).open(&path).unwrap();
+            writer.try_lock().unwrap();
+            io::Write::write_all(&mut &writer, b"\x1e{}\n").unwrap();
+        }
     }
 
     #[test]

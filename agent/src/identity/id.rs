@@ -1,8 +1,4 @@
-use std::{
-    fs::{self, File},
-    io::{self, Read},
-    path::{Path, PathBuf},
-};
+use std::{fs, io, path::PathBuf};
 
 use aws_lc_rs::hmac;
 use rand::Rng;
@@ -11,6 +7,8 @@ use troth_core::{
     tpm::Public,
 };
 
+use crate::host_files::{HostFile, read_up_to};
+
 /// systemd's id of this installation.
 const MACHINE_ID: &str = "/etc/machine-id";
 
@@ -18,7 +16,7 @@ const MACHINE_ID: &str = "/etc/machine-id";
 const APPLICATION: &[u8] = b"org.troth.Agent1";
 
 /// Bytes of the product uuid that are read: its text and room for blanks.
-const DMI_LIMIT: u64 = 64;
+const DMI_LIMIT: usize = 64;
 
 /// Why there is no agent id.
 #[derive(Debug, thiserror::Error)]
@@ -56,7 +54,7 @@ pub enum IdError {
 }
 
 /// The agent id that `uuid` asks for. `product_uuid` is the file with the DMI product uuid.
-pub fn agent_id(uuid: &str, ek: &Public, product_uuid: &Path) -> Result<AgentId, IdError> {
+pub fn agent_id(uuid: &str, ek: &Public, product_uuid: &HostFile) -> Result<AgentId, IdError> {
     match uuid {
         "hash_ek" => Ok(AgentId::hash_ek(ek)),
         "hostname" => {
@@ -75,10 +73,13 @@ pub fn agent_id(uuid: &str, ek: &Public, product_uuid: &Path) -> Result<AgentId,
 }
 
 /// The system's UUID as its firmware tells (SMBIOS 3.7, 7.2.1), lower case as all our UUIDs.
-fn dmi_uuid(path: &Path) -> Result<String, IdError> {
-    let mut content = Vec::new();
-    File::open(path)
-        .and_then(|file| file.take(DMI_LIMIT).read_to_end(&mut content))
+fn dmi_uuid(file: &HostFile) -> Result<String, IdError> {
+    let path = file.path();
+    let open = file
+        .open()
+        .and_then(|file| file.ok_or_else(|| io::ErrorKind::NotFound.into()));
+    let content = open
+        .and_then(|file| read_up_to(DMI_LIMIT, &file))
         .map_err(|source| IdError::Dmi {
             path: path.to_owned(),
             source,
@@ -150,14 +151,14 @@ mod tests {
     fn the_product_uuid_is_the_id_if_it_is_one() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("product_uuid");
-        let error = dmi_uuid(&path).unwrap_err().to_string();
+        let error = dmi_uuid(&path.clone().into()).unwrap_err().to_string();
         assert!(
             error.contains(path.to_str().unwrap()) && error.contains("dmi_product_uuid_path"),
             "{error}"
         );
         fs::write(&path, "4C4C4544-0042-3510-8052-B4C04F564433\n").unwrap();
         assert_eq!(
-            dmi_uuid(&path).unwrap(),
+            dmi_uuid(&path.clone().into()).unwrap(),
             "4c4c4544-0042-3510-8052-b4c04f564433"
         );
         let long = "4".repeat(1000);
@@ -169,7 +170,7 @@ mod tests {
             &long,
         ] {
             fs::write(&path, bad).unwrap();
-            let error = dmi_uuid(&path).unwrap_err();
+            let error = dmi_uuid(&path.clone().into()).unwrap_err();
             assert!(matches!(error, IdError::DmiUnset { .. }), "{error}");
             assert!(error.to_string().len() < 400, "{error}");
         }

@@ -1,0 +1,71 @@
+//! Reload requests: SIGHUP, as `systemctl reload` sends it to a unit of `Type=notify-reload`.
+
+use std::{convert::Infallible, io};
+
+use serde::de::DeserializeOwned;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::{
+    config::{self, Component, Options, Place},
+    notify,
+};
+
+/// Options that take effect without a restart.
+const CHANGEABLE: [&str; 1] = ["log"];
+
+/// Reads the configuration again whenever it is asked to.
+#[derive(Debug)]
+pub struct Reload {
+    hangups: Signal,
+    component: Component,
+    place: Place,
+    /// What the process was started with.
+    started_with: Options,
+}
+
+impl Reload {
+    /// From now on, SIGHUP does not end the process. Must run inside a tokio runtime.
+    pub fn from_signals(
+        component: Component,
+        place: Place,
+        started_with: Options,
+    ) -> io::Result<Self> {
+        let hangups = signal(SignalKind::hangup())?;
+        Ok(Self {
+            hangups,
+            component,
+            place,
+            started_with,
+        })
+    }
+
+    /// Serves requests for as long as the process runs: `apply` makes of the new configuration what
+    /// a running process can; the log says which other options wait for a restart. A configuration
+    /// that cannot be used changes nothing.
+    pub async fn follow<T: DeserializeOwned>(mut self, apply: impl Fn(&T)) -> Infallible {
+        while self.hangups.recv().await.is_some() {
+            notify::reloading();
+            self.reload(&apply);
+            notify::reloaded();
+        }
+        std::future::pending().await
+    }
+
+    fn reload<T: DeserializeOwned>(&self, apply: &impl Fn(&T)) {
+        let loaded = match config::load::<T>(&self.component, &self.place) {
+            Ok(loaded) => loaded,
+            Err(error) => {
+                return tracing::error!("configuration not reloaded, all stays as it was: {error}");
+            }
+        };
+        apply(&loaded.config);
+        let mut changed = loaded.options.changed_since(&self.started_with);
+        changed.retain(|option| !CHANGEABLE.contains(&option.as_str()));
+        if changed.is_empty() {
+            tracing::info!("configuration reloaded");
+        } else {
+            let changed = changed.join(", ");
+            tracing::warn!("configuration reloaded; a restart is needed for {changed}");
+        }
+    }
+}
