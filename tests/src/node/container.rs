@@ -27,7 +27,7 @@ const SHOWN_ENTRIES: &str = "--lines=200";
 pub struct Setup<'a> {
     /// Its host name.
     pub name: &'a str,
-    /// A directory for what it writes, and for its log.
+    /// A directory for what it writes, and for its log; what an earlier boot wrote is there again.
     pub directory: &'a Path,
     /// Its network.
     pub network: &'a Network,
@@ -71,6 +71,10 @@ impl Container {
             .collect();
         let group = ControlGroup::name();
         let socket = directory.join("notify");
+        // Of an earlier boot.
+        if socket.exists() {
+            fs::remove_file(&socket)?;
+        }
         let notified = UnixDatagram::bind(&socket)?;
         let mut command = Command::new("unshare");
         command.args(["--mount", "sh", "-ec", &format!("{CGROUPS}\n{BOOT}"), "sh"]);

@@ -9,8 +9,9 @@ mod root;
 /// The install tree.
 mod tree;
 
-use std::path::Path;
-use std::process::Command;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus};
 
 use anyhow::Result;
 
@@ -37,8 +38,36 @@ pub const LOGS: &str = "/run/machine";
 pub struct Host {
     // Dropped from the top: what runs before what it runs on.
     container: Container,
+    disk: Disk,
     machine: Option<Machine>,
     network: Network,
+}
+
+/// What a host keeps while it is off.
+#[derive(Debug)]
+struct Disk {
+    directory: PathBuf,
+    name: String,
+}
+
+impl Disk {
+    fn boot(
+        &self,
+        machine: Option<&Machine>,
+        network: &Network,
+        files: &[(&str, &str)],
+    ) -> Result<Container> {
+        let tree = install_tree(&Programs::beside_this()?)?;
+        let logs = machine.map(|machine| (machine.directory(), LOGS));
+        Container::boot(&Setup {
+            name: &self.name,
+            directory: &self.directory,
+            network,
+            layers: &[&tree, &trixie()?],
+            mounts: logs.as_slice(),
+            files,
+        })
+    }
 }
 
 impl Host {
@@ -60,37 +89,41 @@ impl Host {
         files: &[(&str, &str)],
         machine: Option<Machine>,
     ) -> Result<Self> {
-        std::fs::create_dir_all(directory)?;
+        fs::create_dir_all(directory)?;
         let network = Network::new(directory)?;
-        let mut mounts = Vec::new();
         if let Some(machine) = &machine {
             machine.tpm().serve_in(&network, TPM_PORT)?;
-            mounts.push((machine.directory(), LOGS));
         }
-        let tree = install_tree(&Programs::beside_this()?)?;
-        let container = Container::boot(&Setup {
-            name,
-            directory: &directory.join("container"),
-            network: &network,
-            layers: &[&tree, &trixie()?],
-            mounts: &mounts,
-            files,
-        })?;
+        let disk = Disk {
+            directory: directory.join("container"),
+            name: name.to_owned(),
+        };
         Ok(Self {
-            container,
+            container: disk.boot(machine.as_ref(), &network, files)?,
+            disk,
             machine,
             network,
         })
     }
 
+    /// An orderly shutdown.
+    pub fn shut_down(&mut self) -> Result<ExitStatus> {
+        self.container.power_off()
+    }
+
+    /// After a shutdown: the machine boots, and the operating system with what it has on its disk.
+    pub fn start_again(&mut self) -> Result<()> {
+        if let Some(machine) = &mut self.machine {
+            machine.boot()?;
+        }
+        let machine = self.machine.as_ref();
+        self.container = self.disk.boot(machine, &self.network, &[])?;
+        Ok(())
+    }
+
     /// The operating system.
     pub fn os(&self) -> &Container {
         &self.container
-    }
-
-    /// The operating system, to be shut down.
-    pub fn os_mut(&mut self) -> &mut Container {
-        &mut self.container
     }
 
     /// The machine, for a host that has a TPM.

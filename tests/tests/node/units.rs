@@ -1,0 +1,50 @@
+use troth_tests::node::Host;
+
+/// The exposure that docs/units.md promises, in tenths.
+const EXPOSURE: [(&str, &str); 4] = [
+    ("troth-agent.service", "14"),
+    ("troth-ca-init.service", "9"),
+    ("troth-registrar.service", "11"),
+    ("troth-verifier.service", "11"),
+];
+
+/// What a boot makes of the install tree.
+const DIRECTORIES: [(&str, &str); 2] = [
+    ("/run/troth", "755 root:root"),
+    ("/var/lib/troth", "700 troth:troth"),
+];
+
+#[test]
+fn systemd_finds_nothing_to_correct_and_little_exposed() {
+    let directory = tempfile::tempdir().unwrap();
+    let host = Host::without_tpm(directory.path(), "units", &[]).unwrap();
+    let os = host.os();
+    let list = "cd /usr/lib/systemd/system && ls -d troth*";
+    let units = os.output(&["sh", "-c", list]).unwrap();
+    let units: Vec<_> = units.lines().filter(|unit| !unit.ends_with(".d")).collect();
+    assert!(units.len() >= 4, "{units:?}");
+    let verified = os.run(&[&["systemd-analyze", "verify"][..], &units].concat());
+    let verified = verified.unwrap().success().unwrap();
+    assert_eq!(
+        (verified.stdout.as_str(), verified.stderr.as_str()),
+        ("", "")
+    );
+
+    let groups = os.output(&["id", "--name", "--groups", "troth"]).unwrap();
+    assert_eq!(groups.trim_end(), "troth tss");
+    for (directory, owner) in DIRECTORIES {
+        let stat = os
+            .output(&["stat", "--format=%a %U:%G", directory])
+            .unwrap();
+        assert_eq!(stat.trim_end(), owner, "{directory}");
+    }
+    let presets = ["systemctl", "is-enabled", "troth-agent"];
+    assert_eq!(os.run(&presets).unwrap().stdout, "disabled\n");
+
+    let analyze = ["systemd-analyze", "security", "--no-pager", "--offline=yes"];
+    for (unit, limit) in EXPOSURE {
+        let limit = format!("--threshold={limit}");
+        os.output(&[&analyze[..], &[&limit, unit]].concat())
+            .unwrap();
+    }
+}
