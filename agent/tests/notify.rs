@@ -144,17 +144,21 @@ impl Manager {
     }
 
     fn start_logging_to(directory: &Path, config: &str, log: Stdio) -> Self {
+        let mut command = agent(directory, config);
+        command.stderr(log);
+        Self::run(directory, &mut command)
+    }
+
+    fn run(directory: &Path, command: &mut Command) -> Self {
         let path = directory.join("notify");
         let socket = UnixDatagram::bind(&path).unwrap();
         socket
             .set_read_timeout(Some(Duration::from_millis(1500)))
             .unwrap();
-        let agent = agent(directory, config)
+        command
             .env("NOTIFY_SOCKET", &path)
-            .env("WATCHDOG_USEC", "200000")
-            .stderr(log)
-            .spawn()
-            .unwrap();
+            .env("WATCHDOG_USEC", "200000");
+        let agent = command.spawn().unwrap();
         Self { socket, agent }
     }
 
@@ -303,6 +307,61 @@ fn a_reload_is_answered_and_says_what_needs_a_restart() {
         let text = fs::read_to_string(directory.path().join("log")).unwrap();
         assert!(text.contains(told), "{text}");
     }
+    assert_eq!(manager.terminate(), Some(0));
+}
+
+/// As `OpenFile=` hands them over: the agent needs no right to open them.
+#[test]
+fn files_that_the_service_manager_opened_are_read() {
+    let directory = tempfile::tempdir().unwrap();
+    let swtpm = Swtpm::manufacture(&directory.path().join("tpm"))
+        .expect("swtpm is needed: install the packages swtpm and swtpm-tools");
+    let id = "4c4c4544-0042-3510-8052-b4c04f564433";
+    let entry = format!(
+        "10 {} ima-ng sha256:{} /usr/bin/x",
+        "a".repeat(40),
+        "b".repeat(64)
+    );
+    let [list, uuid] = [("list", &*entry), ("uuid", id)].map(|(name, text)| {
+        let path = directory.path().join(name);
+        fs::write(&path, format!("{text}\n")).unwrap();
+        path
+    });
+    let file = directory.path().join("agent.toml");
+    let config = format!(
+        "state_dir = {:?}\nport = 0\nregistrar_port = {}\ntpm_encryption_alg = \"ecc\"\n\
+         enable_agent_mtls = false\ntcti = {:?}\nuuid = \"dmidecode\"\n",
+        directory.path().join("state"),
+        registrar(),
+        swtpm.tcti()
+    );
+    fs::write(&file, config).unwrap();
+    let script = "exec env LISTEN_PID=$$ LISTEN_FDS=2 LISTEN_FDNAMES=ima-list:product-uuid \
+                  \"$0\" --config \"$1\" 3<\"$2\" 4<\"$3\"";
+    let mut command = Command::new("sh");
+    command.arg("-c").arg(script);
+    command.arg(env!("CARGO_BIN_EXE_troth-agent"));
+    command
+        .arg(&file)
+        .arg(&list)
+        .arg(&uuid)
+        .stderr(Stdio::null());
+    let mut manager = Manager::run(directory.path(), &mut command);
+    let ready = manager.wait_for("READY=1").pop().unwrap();
+    let (_, serving) = ready.split_once("STATUS=Attesting as ").unwrap();
+    let (found, address) = serving.trim().split_once(" on ").unwrap();
+    assert_eq!(found, id);
+
+    let mut stream = TcpStream::connect(address).unwrap();
+    let query = "nonce=abcd&mask=0x400&partial=0&ima_ml_entry=0";
+    write!(
+        stream,
+        "GET /v2.6/quotes/integrity?{query} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+    )
+    .unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.contains(&entry), "{answer}");
     assert_eq!(manager.terminate(), Some(0));
 }
 
