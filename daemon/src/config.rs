@@ -3,7 +3,7 @@
 //! Later layers override earlier ones, key by key:
 //!
 //! 0. what the unit says: `state_dir` is the first of `$STATE_DIRECTORY`, and `ca_dir` is
-//!    `$CREDENTIALS_DIRECTORY` where that has a `cacert.crt` ([`FromUnit`]);
+//!    `$CREDENTIALS_DIRECTORY` where that has a `cacert.crt` (`FromUnit`);
 //! 1. `/usr/lib/troth/NAME.toml`, `/run/troth/NAME.toml`, `/etc/troth/NAME.toml`: the last that
 //!    exists replaces the others, as for unit files;
 //! 2. `NAME.toml.d/*.toml` of the same directories, sorted by file name over all of them; a file
