@@ -2,8 +2,9 @@ use std::fs;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rcgen::{CertificateParams, DistinguishedName, DnType, IsCa, KeyPair};
+use rustix::process::Signal;
 use serde_json::Value;
-use troth_tests::fleet::AgentOptions;
+use troth_tests::fleet::{AgentOptions, Fleet, Programs, QUOTE_INTERVAL};
 use troth_tests::process::stable_port;
 use troth_tests::proxy::LyingAgent;
 
@@ -187,4 +188,46 @@ fn a_reboot_is_no_failure() {
         })
         .unwrap();
     assert_eq!(after["state"], "trusted", "{after:#}");
+}
+
+/// SIGHUP, as `systemctl reload` sends it: levels of the log change, what else did is told, and what
+/// cannot be read changes nothing.
+#[test]
+fn servers_reload_what_they_can_and_say_what_needs_a_restart() {
+    let directory = tempfile::tempdir().unwrap();
+    let programs = Programs::beside_this().unwrap();
+    let mut fleet = Fleet::start(&programs, directory.path(), QUOTE_INTERVAL).unwrap();
+    for (name, asked) in [("registrar", "registrar"), ("verifier", "policy")] {
+        let file = directory.path().join(format!("{name}.toml"));
+        let before = fs::read_to_string(&file).unwrap();
+        let reload = |fleet: &mut Fleet, change: &str, told: &str| {
+            fs::write(&file, format!("{before}{change}")).unwrap();
+            let process = match name {
+                "registrar" => fleet.registrar(),
+                _ => fleet.verifier(),
+            };
+            let from = process.log().len();
+            process.signal(Signal::HUP).unwrap();
+            process
+                .wait_for_log(from, |log| log.contains(told).then_some(()))
+                .unwrap();
+            let answer = fleet.trothctl(&["--json", asked, "list"]).unwrap();
+            answer.success().unwrap();
+            let process = match name {
+                "registrar" => fleet.registrar(),
+                _ => fleet.verifier(),
+            };
+            process.log()[from..].contains("DEBUG ")
+        };
+        assert!(reload(
+            &mut fleet,
+            "log = \"debug\"\n",
+            "configuration reloaded"
+        ));
+        let unknown = "no_such_option = 1\n";
+        assert!(reload(&mut fleet, unknown, "configuration not reloaded"));
+        let later = "database_pool_size = 5\n";
+        let needed = "a restart is needed for database_pool_size";
+        assert!(!reload(&mut fleet, later, needed));
+    }
 }
