@@ -66,12 +66,7 @@ pub(crate) fn run_fuzz(options: &Options) -> Result<()> {
             let seconds = options.duration.as_secs();
             println!("[{number}/{}] {name}, {seconds} s", wanted.len());
             let inputs = fuzz(name, &place.join("corpus").join(name), options.duration)?;
-            // Read anew: other targets may be fuzzed beside this one.
-            let mut ledger = Ledger::load(&place)?;
-            let done = ledger.0.entry(name.clone()).or_default();
-            done.seconds += seconds;
-            done.inputs += inputs;
-            ledger.save(&place)?;
+            Ledger::add(&place, name, Done { seconds, inputs })?;
         }
     }
     let ledger = Ledger::load(&place)?;
@@ -150,9 +145,46 @@ impl Ledger {
         }
     }
 
-    fn save(&self, place: &Path) -> Result<()> {
-        let path = place.join("ledger.json");
-        std::fs::write(&path, serde_json::to_string_pretty(self)?)
+    /// Adds to what is in the file. Other targets may be fuzzed beside this one.
+    fn add(place: &Path, target: &str, more: Done) -> Result<()> {
+        let lock = std::fs::File::create(place.join("ledger.lock"))?;
+        lock.lock()?;
+        let mut ledger = Self::load(place)?;
+        let done = ledger.0.entry(target.to_owned()).or_default();
+        done.seconds += more.seconds;
+        done.inputs += more.inputs;
+        let (path, new) = (place.join("ledger.json"), place.join("ledger.json.new"));
+        std::fs::write(&new, serde_json::to_string_pretty(&ledger)?)
+            .and_then(|()| std::fs::rename(&new, &path))
             .with_context(|| path.display().to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_fuzzed_side_by_side_is_all_counted() {
+        let place = tempfile::tempdir().unwrap();
+        let more = Done {
+            seconds: 1,
+            inputs: 10,
+        };
+        std::thread::scope(|scope| {
+            for target in ["one", "other"] {
+                let place = place.path();
+                scope.spawn(move || {
+                    for _ in 0..50 {
+                        Ledger::add(place, target, more).unwrap();
+                    }
+                });
+            }
+        });
+        let ledger = Ledger::load(place.path()).unwrap();
+        for target in ["one", "other"] {
+            let done = ledger.0[target];
+            assert_eq!((done.seconds, done.inputs), (50, 500), "{target}");
+        }
     }
 }
