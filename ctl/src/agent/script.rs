@@ -59,6 +59,8 @@ pub(super) async fn ask(
     } else {
         Path::new("/")
     };
+    // Before the program starts: what ends this process from then on must end both.
+    let signals = signals().map_err(failed)?;
     // The statement's end closes this program's copies of the pipe.
     let mut child = Command::new(program)
         .env_clear()
@@ -83,7 +85,7 @@ pub(super) async fn ask(
         .id()
         .and_then(|id| i32::try_from(id).ok())
         .and_then(Pid::from_raw);
-    running.end_with_this(failed)?;
+    running.end_with_this(signals);
     let output = Arc::<Mutex<Vec<u8>>>::default();
     let reading = tokio::spawn(read(reader, Arc::clone(&output)));
     let status = match timeout(limit, child.wait()).await {
@@ -138,9 +140,9 @@ impl Running {
 
     /// When this process is told to end, it takes the program with it. It ends by that signal later
     /// too, as it would have without.
-    fn end_with_this(&self, failed: impl Fn(io::Error) -> Error) -> Result<(), Error> {
-        for (kind, number) in [(SignalKind::interrupt(), 2), (SignalKind::terminate(), 15)] {
-            let (mut signal, running) = (signal(kind).map_err(&failed)?, self.clone());
+    fn end_with_this(&self, signals: [(tokio::signal::unix::Signal, i32); 2]) {
+        for (mut signal, number) in signals {
+            let running = self.clone();
             tokio::spawn(async move {
                 signal.recv().await;
                 // It may have ended by itself.
@@ -148,8 +150,15 @@ impl Running {
                 std::process::exit(128 + number);
             });
         }
-        Ok(())
     }
+}
+
+/// What ends this process, with its number (signal(7)).
+fn signals() -> io::Result<[(tokio::signal::unix::Signal, i32); 2]> {
+    Ok([
+        (signal(SignalKind::interrupt())?, 2),
+        (signal(SignalKind::terminate())?, 15),
+    ])
 }
 
 /// Keeps the first [`MAX_OUTPUT`] bytes. What comes later is read too, so that nobody blocks on a
