@@ -1,0 +1,7 @@
+//! Troth on its own host: what the agent tells and does for local callers, and the front doors to it.
+//!
+//! [`agent`] says what there is to tell and to do; the agent implements it once. Nothing but this
+//! crate knows zbus or zlink.
+
+/// State, operations, errors and events of an agent, as every front door offers them.
+pub mod agent;
