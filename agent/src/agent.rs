@@ -38,7 +38,7 @@ use crate::{
 /// sysexits.h: the registrar refuses this host for good.
 pub const EX_NOPERM: u8 = 77;
 /// sysexits.h: the configuration, or a key it names, cannot work.
-pub const EX_CONFIG: u8 = 78;
+pub use troth_daemon::config::EX_CONFIG;
 
 /// Longest wait for EK, certificates and AK; making RSA keys takes a slow chip half a minute each.
 const PROVISION_DEADLINE: Duration = Duration::from_secs(180);

@@ -2,7 +2,7 @@
 
 use std::{net::IpAddr, path::PathBuf};
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use troth_daemon::config::{Component, FromUnit, Secret};
 
 pub use checked::InvalidConfig;
@@ -16,7 +16,7 @@ mod keylime;
 
 /// The configuration as written. Everything has a default that fits a host whose registrar and
 /// verifier run beside it.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Directory of keys and certificates; 0700.

@@ -22,7 +22,7 @@ const LEVEL: &str = "info";
 
 const EXIT_STATUS: &str = "\
 Exit status:
-  0   stopped by SIGTERM or SIGINT
+  0   stopped by SIGTERM or SIGINT, or the configuration is shown
   1   an error; the last line of the log says which
   2   wrong use of the command line
   77  the registrar refuses this host for good
@@ -38,6 +38,10 @@ struct Arguments {
     /// Look for configuration files below this directory.
     #[arg(long, value_name = "DIRECTORY", conflicts_with = "config")]
     root: Option<PathBuf>,
+    /// Print all options with their values and where these come from, as JSON, and end; `trothctl
+    /// config show agent` is for people.
+    #[arg(long)]
+    show_config: bool,
 }
 
 fn main() -> ExitCode {
@@ -48,6 +52,9 @@ fn main() -> ExitCode {
         file: arguments.config,
         root: arguments.root,
     };
+    if arguments.show_config {
+        return config::print::<Config>(&Config::COMPONENT, &place);
+    }
     let loaded = config::load::<Config>(&Config::COMPONENT, &place);
     let level = loaded.as_ref().ok().and_then(|l| l.config.log.as_deref());
     logging::init(level, LEVEL);

@@ -106,6 +106,9 @@ pub(crate) enum Command {
     /// The certificate authority that verifier, registrar and operator share
     #[command(subcommand, arg_required_else_help = true)]
     Ca(CaCommand),
+    /// The configuration of this host's programs
+    #[command(subcommand, arg_required_else_help = true)]
+    Config(ConfigCommand),
     /// Policies: make them, and keep them at the verifier by name
     #[command(subcommand, arg_required_else_help = true)]
     Policy(PolicyCommand),
@@ -282,6 +285,37 @@ impl From<Violations> for Tomtou {
 pub(crate) enum CaCommand {
     /// Show subject, serial number, validity and fingerprint of the CA and what it issued
     Show,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ConfigCommand {
+    /// Show each option of a program, its value, and the file and line, variable or credential that
+    /// set it; --config names a file instead of all others
+    #[command(long_about = help::CONFIG_SHOW)]
+    Show(ConfigShowArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ConfigShowArgs {
+    /// The program
+    #[arg(value_enum)]
+    pub(crate) program: Program,
+    /// Look for configuration files below this directory
+    #[arg(long, value_name = "DIR", conflicts_with = "config")]
+    pub(crate) root: Option<PathBuf>,
+}
+
+/// A program with a configuration.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+pub(crate) enum Program {
+    /// troth-agent
+    Agent,
+    /// troth-verifier
+    Verifier,
+    /// troth-registrar
+    Registrar,
+    /// trothctl itself
+    Ctl,
 }
 
 fn agent_id(text: &str) -> Result<AgentId, String> {

@@ -3,9 +3,9 @@ use std::{
     time::Duration,
 };
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use troth_daemon::{
-    config::{self, Component, Place, Secret},
+    config::{self, Component, Place, Secret, Shown},
     seconds::Seconds,
 };
 
@@ -13,6 +13,7 @@ use crate::{
     api::Endpoint,
     cli::{EkArgs, Global},
     error::Error,
+    show_config,
 };
 
 /// What the options of Keylime's tenant are here.
@@ -22,7 +23,7 @@ mod keylime;
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 /// `trothctl.toml`. Option names follow Keylime's tenant where it has the option.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Config {
     /// Where a relative `ek_check_script` is, and what it is run in.
@@ -141,6 +142,17 @@ impl Config {
             config.trusted_server_ca.clear();
         }
         Ok(config)
+    }
+
+    /// All options as [`Config::load`] finds them; files are looked for below `root`.
+    pub(crate) fn show(global: &Global, root: Option<&Path>) -> Result<Shown, Error> {
+        let place = Place {
+            file: global.config.clone(),
+            root: root.map(Path::to_owned),
+        };
+        let mut shown = config::show::<Self>(&Self::COMPONENT, &place)?;
+        show_config::above(&mut shown, global);
+        Ok(shown)
     }
 
     /// The verifier's address.

@@ -238,6 +238,15 @@ pub(crate) enum Error {
     /// A file could not be read.
     #[error("cannot read {}: {source}", path.display())]
     ReadFile { path: PathBuf, source: io::Error },
+    /// A program of this host did not do what it was told.
+    #[error("{program}: {reason}")]
+    Program {
+        program: &'static str,
+        reason: String,
+    },
+    /// A program is not on this host.
+    #[error("{program} is not installed here, and nothing else knows its options")]
+    ProgramMissing { program: &'static str },
     /// A server said no.
     #[error("{service} at {url}: {method} {path}: {status}: {reason}")]
     Refused {
@@ -435,6 +444,10 @@ impl Error {
             Self::EkScriptTimeout { .. } => {
                 "nothing is changed; ek_check_timeout gives it more time".to_owned()
             }
+            Self::ProgramMissing { program } => format!(
+                "install {program}, or run this on the host that has it; docs/configuration.md has \
+                 all options with their defaults"
+            ),
             Self::NoEkCertificate { .. } => {
                 "let an ek_check_script vouch for the EK, or accept the TPM unseen, with \
                  --require-ek-cert false"

@@ -161,6 +161,17 @@ Print a TPM policy made of PCR values, for --tpm-policy of `trothctl agent add`.
 The values are those of a quote, of what `tpm2_pcrread` printed, or of this system as the kernel shows \
 them in /sys/class/tpm/tpm0. PCR 10 (the IMA list) and PCR 16 (the agent's key) are left out.";
 
+pub(crate) const CONFIG_SHOW: &str = "\
+Show each option of a program, its value, and who set it.
+
+The program itself is asked (`troth-agent --show-config`), so it must be installed. While its service \
+runs, root sees what that unit's environment and credentials set; else those of the calling process \
+count. A file that was changed since the service read it is shown as it is now. Options with an \
+effect on nothing are told of below the table, as the program's log does.
+
+What passwords and URLs of databases are is never shown, only where they come from. `-` is an option \
+that nobody set and whose default depends on others: docs/configuration.md says how.";
+
 pub(crate) const AGENT_WATCH: &str = "\
 Print a line whenever a node's state changes, with the time since the command started.
 
@@ -288,6 +299,10 @@ inspect eventlog {\"format\", \"banks\", \"startup_locality\", \"events\": [{\"i
 inspect ima     {\"entries\", \"templates\", \"names\", \"log_hash\", \"boot_aggregate\", \"pcr10\",
                 \"violations\", \"device_mapper\": [{\"line\", \"event\", \"fields\",
                 \"targets\", \"problem\"}], \"problems\", \"problems_total\", \"list\"}
+config show     {\"program\", \"unit\", \"options\": [{\"name\", \"value\", \"secret\", \"origin\":
+                {\"kind\", \"file\", \"line\", \"variable\", \"option\", \"argument\"}}], \"notes\":
+                [{\"warning\", \"text\"}]}; kind is default, unit, file, keylime, variable,
+                credential or argument, and the other members are those that belong to it
 ca show         {\"directory\", \"ca\": FILE, \"issued\": [FILE]}
 
 NODE: id, state, reason, since_ms, judged_at_ms, last_trusted_ms, due_at_ms, period, attestation_count,

@@ -30,6 +30,8 @@ mod output;
 mod policy;
 /// `trothctl registrar ...`: what the registrar knows about a node.
 mod registrar;
+/// `trothctl config show`: every option of a program, its value and who set it.
+mod show_config;
 
 use std::process::ExitCode;
 
@@ -37,7 +39,7 @@ use clap::{CommandFactory, FromArgMatches};
 use troth_daemon::logging;
 
 use crate::{
-    cli::{CaCommand, Cli, Command, InspectCommand},
+    cli::{CaCommand, Cli, Command, ConfigCommand, InspectCommand},
     config::Config,
     error::{Error, Exit},
     output::Output,
@@ -68,6 +70,7 @@ fn run(cli: &Cli, out: &Output) -> Result<Exit, Error> {
         Command::Inspect(InspectCommand::Ima(args)) => inspect::ima(args, out),
         Command::Appraise(args) => appraise::run(args, out),
         Command::Ca(CaCommand::Show) => ca::show(&Config::load(&cli.global)?.ca_dir(), out),
+        Command::Config(ConfigCommand::Show(args)) => show_config::run(&cli.global, args, out),
         Command::Policy(command) => network(policy::run(&cli.global, command, out)),
         Command::Explain { id } => explain::run(id.as_deref(), out),
         Command::Completions { shell } => help::completions(*shell, out),

@@ -9,7 +9,7 @@
 //! 2. `NAME.toml.d/*.toml` of the same directories, sorted by file name over all of them; a file
 //!    in `/etc` hides one of the same name in `/run` or `/usr/lib`;
 //! 3. environment variables `TROTH_NAME_KEY`, with `__` between the parts of a nested key;
-//! 4. for secrets: credentials `troth.NAME.KEY` of the service manager (systemd.exec(5)).
+//! 4. credentials `troth.NAME.KEY` of the service manager (systemd.exec(5)).
 //!
 //! In the names of variables and credentials `trothctl` is `CTL` and `ctl`.
 //!
@@ -28,10 +28,12 @@ use std::{
 use keylime::Keylime;
 pub use options::Options;
 pub use secret::Secret;
-use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+pub use show::{Origin, Shown, ShownOption, print, show};
 use toml::{Table, Value};
+use zeroize::Zeroizing;
 
-/// Secrets as files of the service manager.
+/// Options as files of the service manager.
 mod credentials;
 /// Which files apply.
 mod files;
@@ -43,13 +45,18 @@ pub mod keylime;
 mod options;
 /// A text that is never shown.
 mod secret;
+/// Each option's value, and who set it.
+mod show;
+
+/// sysexits(3): the configuration cannot be used.
+pub const EX_CONFIG: u8 = 78;
 
 /// A program's configuration: what it is called, and which of its options are secrets.
 #[derive(Clone, Copy, Debug)]
 pub struct Component {
     /// `agent`, `verifier`, `trothctl`, ...: in the names of files, variables and credentials.
     pub name: &'static str,
-    /// The options that may come as credentials, each a text.
+    /// The options that are never shown, each a text.
     pub secrets: &'static [&'static str],
     /// What of Keylime's configuration it takes, that of its own counterpart first.
     pub keylime: &'static [&'static Keylime],
@@ -119,10 +126,12 @@ impl<T> Loaded<T> {
 }
 
 /// A line for the log, which does not run yet while the configuration is read.
-#[derive(Debug, Eq, PartialEq)]
-struct Note {
-    warning: bool,
-    text: String,
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Note {
+    /// Is it to be looked at?
+    pub warning: bool,
+    /// What the administrator should know.
+    pub text: String,
 }
 
 impl Note {
@@ -143,6 +152,39 @@ fn load_with<T: DeserializeOwned>(
     environment: impl Iterator<Item = (OsString, OsString)>,
 ) -> Result<Loaded<T>, ConfigError> {
     let environment = Environment::collect(environment);
+    let (layers, notes) = layers::<T>(component, place, &environment)?;
+    let merged = merge(layers);
+    let options = Options::of(&merged);
+    Ok(Loaded {
+        config: parse(merged)?,
+        options,
+        notes,
+    })
+}
+
+/// What one source sets.
+struct Layer {
+    table: Table,
+    source: Source,
+}
+
+/// Where a layer comes from, as precisely as it takes to say who set an option.
+enum Source {
+    /// This variable that systemd.exec(5) sets.
+    Unit(&'static str),
+    File(PathBuf, Zeroizing<String>),
+    /// Each of the options, by our name, as Keylime's files and variables set it.
+    Keylime(Vec<(String, Origin)>),
+    Variable(String),
+    Credential(PathBuf),
+}
+
+/// All sources, weakest first, each checked by itself.
+fn layers<T: DeserializeOwned>(
+    component: &Component,
+    place: &Place,
+    environment: &Environment,
+) -> Result<(Vec<Layer>, Vec<Note>), ConfigError> {
     let root = place.root.as_deref();
     let (files, ours) = match &place.file {
         Some(file) => (vec![file.clone()], true),
@@ -152,55 +194,64 @@ fn load_with<T: DeserializeOwned>(
             (files, ours)
         }
     };
-    let mut merged = unit_defaults(component, &environment);
+    let mut layers = unit_defaults(component, environment);
     for path in files {
-        overlay(&mut merged, read_toml::<T>(path)?);
+        layers.push(read_toml::<T>(path)?);
     }
     let mut notes = Vec::new();
     if !ours {
-        let (theirs, found) = keylime::read::<T>(component.keylime, root, &environment)?;
-        overlay(&mut merged, theirs);
-        notes = found;
+        let theirs = keylime::read::<T>(component.keylime, root, environment)?;
+        let source = Source::Keylime(theirs.origins);
+        let table = theirs.table;
+        layers.push(Layer { table, source });
+        notes = theirs.notes;
     }
     let prefix = format!("TROTH_{}_", component.short_name().to_ascii_uppercase());
     for (name, value) in environment.with_prefix(&prefix) {
         let key = name[prefix.len()..].to_ascii_lowercase();
-        overlay(&mut merged, variable::<T>(name, &key, value)?);
+        layers.push(variable::<T>(name, &key, value)?);
     }
     if let Some(directory) = environment.get("CREDENTIALS_DIRECTORY") {
-        for (key, text) in credentials::read(component, Path::new(directory))? {
-            merged.insert(key.to_owned(), Value::String(text));
-        }
+        layers.extend(credentials::read::<T>(component, Path::new(directory))?);
     }
-    let options = Options::of(&merged);
-    let config = merged
-        .try_into::<T>()
-        .map_err(|error| ConfigError::Together(hint::explain(error.message())))?;
-    Ok(Loaded {
-        config,
-        options,
-        notes,
-    })
+    Ok((layers, notes))
+}
+
+fn merge(layers: Vec<Layer>) -> Table {
+    let mut merged = Table::new();
+    for layer in layers {
+        overlay(&mut merged, layer.table);
+    }
+    merged
+}
+
+fn parse<T: DeserializeOwned>(merged: Table) -> Result<T, ConfigError> {
+    let parsed = merged.try_into::<T>();
+    parsed.map_err(|error| ConfigError::Together(hint::explain(error.message())))
 }
 
 /// What the unit says of the options that a file may still set.
-fn unit_defaults(component: &Component, environment: &Environment) -> Table {
+fn unit_defaults(component: &Component, environment: &Environment) -> Vec<Layer> {
     let directory = |variable| environment.get(variable)?.to_str();
-    let mut defaults = Table::new();
+    let mut defaults = Vec::new();
     for option in component.from_unit {
-        let (key, value) = match option {
+        let (key, variable, value) = match option {
             FromUnit::StateDirectory => {
-                let all = directory("STATE_DIRECTORY");
-                ("state_dir", all.and_then(|all| all.split(':').next()))
+                let variable = "STATE_DIRECTORY";
+                let first = directory(variable).and_then(|all| all.split(':').next());
+                ("state_dir", variable, first)
             }
             FromUnit::Certificates => {
-                let all = directory("CREDENTIALS_DIRECTORY");
+                let variable = "CREDENTIALS_DIRECTORY";
                 let has_ca = |path: &&str| Path::new(path).join("cacert.crt").exists();
-                ("ca_dir", all.filter(has_ca))
+                ("ca_dir", variable, directory(variable).filter(has_ca))
             }
         };
         if let Some(value) = value {
-            defaults.insert(key.to_owned(), Value::String(value.to_owned()));
+            defaults.push(Layer {
+                table: nest(key, Value::String(value.to_owned())),
+                source: Source::Unit(variable),
+            });
         }
     }
     defaults
@@ -233,15 +284,20 @@ impl Environment {
 }
 
 /// One file, checked by itself, so that an error names the file and its line.
-fn read_toml<T: DeserializeOwned>(path: PathBuf) -> Result<Table, ConfigError> {
+fn read_toml<T: DeserializeOwned>(path: PathBuf) -> Result<Layer, ConfigError> {
     let text = files::read(&path)?;
-    let checked = toml::from_str::<T>(&text).and_then(|_| toml::from_str(&text));
-    checked.map_err(|error| ConfigError::Parse {
-        path,
-        line: line_at(&text, error.span()),
-        // Not the line itself, which toml would show: it may hold a password.
-        reason: hint::explain(error.message()),
-    })
+    match toml::from_str::<T>(&text).and_then(|_| toml::from_str(&text)) {
+        Ok(table) => Ok(Layer {
+            table,
+            source: Source::File(path, text),
+        }),
+        Err(error) => Err(ConfigError::Parse {
+            path,
+            line: line_at(&text, error.span()),
+            // Not the line itself, which toml would show: it may hold a password.
+            reason: hint::explain(error.message()),
+        }),
+    }
 }
 
 /// The line, from 1, in which `span` begins.
@@ -250,19 +306,24 @@ fn line_at(text: &str, span: Option<Range<usize>>) -> usize {
     before.map_or(1, |before| before.matches('\n').count() + 1)
 }
 
-/// One variable, checked by itself: as the TOML value that its text spells, or else as that text.
+/// One variable, checked by itself.
 fn variable<T: DeserializeOwned>(
     name: &str,
     key: &str,
     value: &OsString,
-) -> Result<Table, ConfigError> {
-    let invalid = |reason: String| ConfigError::Variable {
+) -> Result<Layer, ConfigError> {
+    let text = value.to_str().ok_or_else(|| "not UTF-8".to_owned());
+    let table = text.and_then(|text| spelt::<T>(key, text));
+    let table = table.map_err(|reason| ConfigError::Variable {
         name: name.to_owned(),
         reason,
-    };
-    let text = value
-        .to_str()
-        .ok_or_else(|| invalid("not UTF-8".to_owned()))?;
+    })?;
+    let source = Source::Variable(name.to_owned());
+    Ok(Layer { table, source })
+}
+
+/// An option as the TOML value that `text` spells, or else as that text.
+fn spelt<T: DeserializeOwned>(key: &str, text: &str) -> Result<Table, String> {
     let spelt = format!("value = {text}")
         .parse::<Table>()
         .ok()
@@ -277,7 +338,7 @@ fn variable<T: DeserializeOwned>(
         }
     }
     let refused = refused.map(|error| hint::explain(error.message()));
-    Err(invalid(refused.unwrap_or_default()))
+    Err(refused.unwrap_or_default())
 }
 
 fn nest(key: &str, value: Value) -> Table {

@@ -1,6 +1,6 @@
 use std::{fmt, time::Duration};
 
-use serde::{Deserialize, Deserializer, de};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 /// A span of time: a number of seconds (`2`, `0.5`), or a text with a unit (`"500ms"`, `"2s"`,
 /// `"5min"`).
@@ -36,6 +36,16 @@ impl Seconds {
             .parse()
             .map_err(|_| format!("{text:?} is not a time span"))?;
         Self::from_f64(number * factor)
+    }
+}
+
+/// As a number: whole where it is.
+impl Serialize for Seconds {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.0.subsec_nanos() {
+            0 => serializer.serialize_u64(self.0.as_secs()),
+            _ => serializer.serialize_f64(self.0.as_secs_f64()),
+        }
     }
 }
 

@@ -1,8 +1,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
-use serde::de::DeserializeOwned;
+use serde::{Serialize, de::DeserializeOwned};
 use troth_daemon::config::{
-    self, Component, Place,
+    self, Component, Place, ShownOption,
     keylime::{Keylime, Meaning},
 };
 
@@ -45,18 +45,19 @@ pub fn assert_complete(table: &Keylime) {
 /// When it has not.
 pub fn assert_documented<C>(component: &Component)
 where
-    C: DeserializeOwned + Default + std::fmt::Debug,
+    C: DeserializeOwned + Serialize + Default + std::fmt::Debug,
 {
     let directory = tempfile::tempdir().expect("a directory");
     let file = directory.path().join("a.toml");
-    let load = |text: &str| {
+    let place = |text: &str| {
         std::fs::write(&file, text).expect("a file");
-        let place = Place {
+        Place {
             file: Some(file.clone()),
             root: None,
-        };
-        config::load::<C>(component, &place)
+        }
     };
+    let load = |text: &str| config::load::<C>(component, &place(text));
+    let show = |text: &str| config::show::<C>(component, &place(text)).expect("good defaults");
     let chapter = chapter(&format!("## {}.toml", component.name));
     let rows: Vec<[&str; 4]> = chapter.lines().filter_map(row).collect();
 
@@ -76,6 +77,21 @@ where
     }
     let documented = load(&defaults).expect("good defaults").report();
     assert_eq!(format!("{documented:#?}"), format!("{:#?}", C::default()));
+
+    // What is shown is all of that, under the same names, and no secret.
+    let value = |option: &ShownOption| (option.name.clone(), option.value.clone());
+    let shown: BTreeMap<_, _> = show(&defaults).options.iter().map(value).collect();
+    let default: BTreeMap<_, _> = show("").options.iter().map(value).collect();
+    assert_eq!(shown, default);
+    let names: BTreeSet<_> = rows
+        .iter()
+        .map(|[option, ..]| (*option).to_owned())
+        .collect();
+    assert_eq!(shown.into_keys().collect::<BTreeSet<_>>(), names);
+    for name in names {
+        let hidden = name.ends_with("password") || name.ends_with("_url");
+        assert_eq!(component.secrets.contains(&&*name), hidden, "{name}");
+    }
 
     for table in component.keylime {
         for theirs in table.options {

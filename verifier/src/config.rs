@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use serde::{Deserialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 pub use tls::{CaSubject, CertificateFiles, TlsOptions};
 use troth_core::{
     appraise::Tomtou,
@@ -24,7 +24,7 @@ mod keylime;
 mod tls;
 
 /// The configuration of one of the two programs.
-pub trait ServerConfig: DeserializeOwned + 'static {
+pub trait ServerConfig: DeserializeOwned + Serialize + 'static {
     /// What it is called.
     const COMPONENT: Component;
 
@@ -36,7 +36,7 @@ pub trait ServerConfig: DeserializeOwned + 'static {
 }
 
 /// `registrar.toml`.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RegistrarConfig {
     /// Where the CA and the database are unless said otherwise.
@@ -98,7 +98,7 @@ pub struct RegistrarConfig {
 
 /// What a registration must have to tell a device from others. An EK it must have in any case: the
 /// challenge is encrypted to it.
-#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TpmIdentity {
     /// The EK, or IAK and IDevID.
@@ -112,7 +112,7 @@ pub enum TpmIdentity {
 }
 
 /// What to do about a certificate that is not strict DER.
-#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum MalformedCertAction {
     /// Take it, and say so in the log.
@@ -209,7 +209,7 @@ impl RegistrarConfig {
 }
 
 /// `verifier.toml`.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct VerifierConfig {
     /// Where the CA and the database are unless said otherwise.
@@ -324,7 +324,7 @@ pub struct VerifierConfig {
 }
 
 /// When a boot log is judged.
-#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Evaluate {
     /// When it, the quoted PCRs or the policy are not what was judged good last.
@@ -335,7 +335,7 @@ pub enum Evaluate {
 }
 
 /// Who says whose signature of a runtime policy counts.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PolicySigners {
     /// Whoever sends the policy.

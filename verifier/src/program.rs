@@ -9,7 +9,7 @@ use clap::{CommandFactory, FromArgMatches, Parser};
 use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::runtime::Builder;
 use troth_daemon::{
-    config::{self, Place},
+    config::{self, EX_CONFIG, Place},
     logging,
     reload::Reload,
     shutdown::Shutdown,
@@ -21,16 +21,13 @@ use crate::{
     server::StartError,
 };
 
-/// sysexits(3): the configuration cannot be used.
-const EX_CONFIG: u8 = 78;
-
 /// sqlx warns of a malformed line in PGPASSFILE by showing it, password and all; and each start
 /// finds that the table of migrations is there already.
 const QUIET: &str = "sqlx_postgres::options=error,sqlx::postgres::notice=warn";
 
 const EXIT_STATUS: &str = "\
 Exit status:
-  0   stopped by SIGTERM or SIGINT, or all certificates are there
+  0   stopped by SIGTERM or SIGINT, all certificates are there, or the configuration is shown
   1   an error; the last line of the log says which
   2   wrong use of the command line
   78  the configuration cannot work";
@@ -49,6 +46,10 @@ struct Arguments {
     /// the names that the configuration has; then end.
     #[arg(long, value_name = "DIRECTORY")]
     init_ca: Option<PathBuf>,
+    /// Print all options with their values and where these come from, as JSON, and end; `trothctl
+    /// config show` is for people.
+    #[arg(long, conflicts_with = "init_ca")]
+    show_config: bool,
 }
 
 /// Runs the program `name` until it is asked to stop, on what `runtime` makes.
@@ -64,6 +65,9 @@ pub fn run<C: ServerConfig>(
         file: arguments.config,
         root: arguments.root,
     };
+    if arguments.show_config {
+        return config::print::<C>(&C::COMPONENT, &place);
+    }
     let loaded = config::load::<C>(&C::COMPONENT, &place);
     let level = loaded.as_ref().ok().and_then(|l| levels(&l.config));
     logging::init(level.as_deref(), &format!("info,{QUIET}"));

@@ -116,6 +116,19 @@ pub(super) const EXAMPLES: &[(&str, &[Example])] = &[
         ],
     ),
     (
+        "trothctl config show",
+        &[
+            (
+                "What does the agent of this host go by, and who said so?",
+                "trothctl config show agent",
+            ),
+            (
+                "What will it go by in an image that is mounted?",
+                "trothctl config show verifier --root /mnt",
+            ),
+        ],
+    ),
+    (
         "trothctl registrar list",
         &[("Who has registered?", "trothctl registrar list")],
     ),

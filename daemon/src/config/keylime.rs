@@ -11,12 +11,12 @@ use std::{
 
 use serde::de::DeserializeOwned;
 pub use sources::Format;
-use sources::{Setting, Sources};
+use sources::{Place, Setting, Sources};
 use toml::Table;
 pub use toml::Value;
 pub use value::Kind;
 
-use super::{ConfigError, Environment, Note, files::below, nest, overlay};
+use super::{ConfigError, Environment, Note, Origin, files::below, nest, overlay};
 
 /// INI files as Python's configparser reads them.
 pub(crate) mod ini;
@@ -152,14 +152,24 @@ pub struct Base {
     pub tls_dir: PathBuf,
 }
 
+/// What was read.
+pub(super) struct Read {
+    /// As options of ours.
+    pub(super) table: Table,
+    /// Who set each of them; of one that is named twice, the last.
+    pub(super) origins: Vec<(String, Origin)>,
+    pub(super) notes: Vec<Note>,
+}
+
 /// Keylime's configuration of `components`, as options of ours. Empty when the first of them, which
 /// is the program itself, has neither file nor variable.
 pub(super) fn read<T: DeserializeOwned>(
     components: &[&Keylime],
     root: Option<&Path>,
     environment: &Environment,
-) -> Result<(Table, Vec<Note>), ConfigError> {
+) -> Result<Read, ConfigError> {
     let mut merged = Table::new();
+    let mut origins = Vec::new();
     let mut notes = Vec::new();
     for (index, keylime) in components.iter().enumerate() {
         let sources = match sources::collect(keylime, root, environment) {
@@ -196,6 +206,7 @@ pub(super) fn read<T: DeserializeOwned>(
                 Meaning::Option(ours, kind) => {
                     if let Some(table) = convert::<T>(option, set, ours, kind, &base)? {
                         overlay(&mut merged, table);
+                        origins.push(((*ours).to_owned(), origin(option, set)));
                     }
                 }
                 Meaning::Directory => {}
@@ -220,7 +231,26 @@ pub(super) fn read<T: DeserializeOwned>(
             told.push(note);
         }
     }
-    Ok((merged, told))
+    Ok(Read {
+        table: merged,
+        origins,
+        notes: told,
+    })
+}
+
+/// Who set an option of ours.
+fn origin(option: &KeylimeOption, set: Option<&Setting>) -> Origin {
+    let (file, line, variable) = match set.map(|set| &set.origin) {
+        None => (None, None, None),
+        Some(Place::Line(path, line)) => (Some(path.display().to_string()), Some(*line), None),
+        Some(Place::Variable(name)) => (None, None, Some(name.clone())),
+    };
+    Origin::Keylime {
+        option: option.name.to_owned(),
+        file,
+        line,
+        variable,
+    }
 }
 
 /// An option of ours with the value that is set, or with Keylime's default.

@@ -1,6 +1,6 @@
-use std::{fs, os::unix::fs::PermissionsExt};
+use std::{collections::BTreeMap, fs, os::unix::fs::PermissionsExt};
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::{
     keylime::{Format, KeylimeOption as O, Kind, SingleFile},
@@ -40,7 +40,7 @@ static THEIRS: Keylime = Keylime {
     },
 };
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 struct Sample {
     port: u16,
@@ -49,7 +49,7 @@ struct Sample {
     tls: Tls,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 struct Tls {
     enabled: bool,
@@ -104,6 +104,22 @@ impl Machine {
 
     fn error(&self) -> String {
         self.load().unwrap_err().to_string()
+    }
+
+    /// Value and origin of each option; files are named from the machine's root.
+    fn shown(&self) -> BTreeMap<String, (String, String)> {
+        let place = Place {
+            file: None,
+            root: Some(self.root.path().to_owned()),
+        };
+        let environment = self.environment.iter().cloned();
+        let shown = show::show_with::<Sample>(&COMPONENT, &place, environment).unwrap();
+        let root = self.root.path().to_str().unwrap();
+        let options = shown.options.into_iter().map(|option| {
+            let origin = option.origin.to_string().replace(root, "");
+            (option.name, (option.value.to_string(), origin))
+        });
+        options.collect()
     }
 }
 
@@ -231,6 +247,80 @@ fn a_broken_line_is_named_and_not_shown() {
         assert!(text.contains("line 2"), "{text}");
         assert!(!text.contains("s3cret"), "{text}");
     }
+}
+
+#[test]
+fn a_credential_sets_any_option_of_the_program_and_no_other() {
+    let machine = Machine::new(&[("etc/troth/agent.toml", "port = 1\ntls.enabled = false")])
+        .credential("troth.agent.port", "7\n", 0o444)
+        .credential("troth.agent.name", "7", 0o400)
+        .credential("troth.agent.tls.enabled", "true", 0o400);
+    let sample = machine.load().unwrap();
+    assert_eq!((sample.port, sample.name.as_str()), (7, "7"));
+    assert!(sample.tls.enabled);
+    let machine = machine.credential("troth.agent.prot", "7", 0o400);
+    let error = machine.error();
+    assert!(
+        error.contains("troth.agent.prot: unknown option `prot`; did you mean"),
+        "{error}"
+    );
+}
+
+#[test]
+fn each_option_is_shown_with_who_set_it() {
+    let machine = Machine::new(&[
+        ("usr/lib/troth/agent.toml", "port = 1\nname = 'vendor'"),
+        (
+            "etc/troth/agent.toml",
+            "# ours\n\nname = \"main\"\npassword = 'hunter2'",
+        ),
+        (
+            "etc/troth/agent.toml.d/10-a.toml",
+            "port = 2\n[tls]\nenabled = true",
+        ),
+    ]);
+    let shown = machine.shown();
+    let expected = [
+        ("name", "\"main\"", "/etc/troth/agent.toml: line 3"),
+        ("password", "null", "/etc/troth/agent.toml: line 4"),
+        ("port", "2", "/etc/troth/agent.toml.d/10-a.toml: line 1"),
+        (
+            "tls.enabled",
+            "true",
+            "/etc/troth/agent.toml.d/10-a.toml: line 3",
+        ),
+        ("tls.roots", "[]", "default"),
+    ];
+    let expected = expected
+        .map(|(name, value, origin)| (name.to_owned(), (value.to_owned(), origin.to_owned())));
+    assert_eq!(shown, BTreeMap::from(expected));
+
+    let machine = machine
+        .variable("TROTH_AGENT_PORT", "3")
+        .variable("TROTH_AGENT_TLS__ROOTS", "['/a']")
+        .credential("troth.agent.password", "hunter2", 0o400);
+    let shown = machine.shown();
+    assert_eq!(shown["port"], ("3".into(), "$TROTH_AGENT_PORT".into()));
+    let roots = ("[\"/a\"]".to_owned(), "$TROTH_AGENT_TLS__ROOTS".to_owned());
+    assert_eq!(shown["tls.roots"], roots);
+    let credential = "credential /credentials/troth.agent.password";
+    assert_eq!(shown["password"], ("null".into(), credential.into()));
+}
+
+#[test]
+fn what_keylimes_files_set_is_shown_under_our_names() {
+    let text = "[cloud_verifier]\ncloudverifier_port = 7\n";
+    let machine = Machine::new(&[("etc/keylime.conf", text)]);
+    let shown = machine.variable("KEYLIME_VERIFIER_TLS", "True").shown();
+    let port = ("7".into(), "/etc/keylime.conf: line 2 (bind_port)".into());
+    assert_eq!(shown["port"], port);
+    let name = ("\"d432fbb3\"".into(), "Keylime's default of id".into());
+    assert_eq!(shown["name"], name);
+    assert_eq!(
+        shown["tls.enabled"],
+        ("true".into(), "$KEYLIME_VERIFIER_TLS".into())
+    );
+    assert_eq!(shown["tls.roots"], ("[]".into(), "default".into()));
 }
 
 #[test]

@@ -131,3 +131,129 @@ fn a_site_with_keylimes_files_alone_reaches_a_trusted_node() {
         std::thread::sleep(std::time::Duration::from_millis(100));
     }
 }
+
+#[test]
+fn every_option_is_shown_with_who_set_it_and_no_secret_is() {
+    let programs = Programs::beside_this().unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path();
+    write(
+        root,
+        "usr/lib/troth/agent.toml",
+        "port = 1\nlog = \"debug\"\n",
+    );
+    write(
+        root,
+        "etc/troth/agent.toml.d/10-site.toml",
+        "# Ours.\nport = 9102\ntpm_ownerpassword = \"hunter2\"\n",
+    );
+    write(
+        root,
+        "etc/troth/verifier.toml",
+        "database_url = \"postgres://troth:hunter2@db/troth\"\n[ca]\ncert_state = \"BY\"\n",
+    );
+    write(root, "etc/troth/registrar.toml", "\nprot = 1\n");
+    let show = |program: &str, more: &[&str]| {
+        let mut command = programs.command("trothctl").unwrap();
+        command
+            .args(["config", "show", program, "--root"])
+            .arg(root);
+        command.args(more).output().unwrap()
+    };
+    let options = |program: &str| {
+        let output = show(program, &["--json"]);
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(!text.contains("hunter2"), "{text}");
+        let shown: Value = serde_json::from_str(&text).unwrap();
+        let options = shown["options"].as_array().unwrap().clone();
+        move |name: &str| {
+            options
+                .iter()
+                .find(|option| option["name"] == name)
+                .unwrap()
+                .clone()
+        }
+    };
+    let file = |name: &str, line: usize| {
+        let file = root.join(name);
+        serde_json::json!({ "kind": "file", "file": file, "line": line })
+    };
+
+    let agent = options("agent");
+    let site = "etc/troth/agent.toml.d/10-site.toml";
+    assert_eq!(agent("port")["value"], 9102);
+    assert_eq!(agent("port")["origin"], file(site, 2));
+    assert_eq!(agent("log")["origin"], file("usr/lib/troth/agent.toml", 2));
+    assert_eq!(agent("uuid")["value"], "hash_ek");
+    assert_eq!(
+        agent("uuid")["origin"],
+        serde_json::json!({ "kind": "default" })
+    );
+    let password = agent("tpm_ownerpassword");
+    assert_eq!(
+        (&password["value"], &password["secret"]),
+        (&Value::Null, &Value::Bool(true))
+    );
+    assert_eq!(password["origin"], file(site, 3));
+
+    let verifier = options("verifier");
+    assert_eq!(
+        verifier("database_url")["origin"],
+        file("etc/troth/verifier.toml", 1)
+    );
+    assert_eq!(verifier("ca.cert_state")["value"], "BY");
+    assert_eq!(verifier("quote_interval")["value"], 2);
+
+    let text = String::from_utf8(show("agent", &[]).stdout).unwrap();
+    let words = |name: &str| {
+        let line = text.lines().find(|line| line.starts_with(name)).unwrap();
+        line.split_whitespace()
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+            .join(" ")
+    };
+    let path = root.join(site).display().to_string();
+    assert_eq!(words("port "), format!("port 9102 {path}: line 2"));
+    let password = format!("tpm_ownerpassword (not shown) {path}: line 3");
+    assert_eq!(words("tpm_ownerpassword"), password);
+    assert_eq!(words("tcti"), "tcti - default");
+
+    let wrong = show("registrar", &[]);
+    let error = String::from_utf8(wrong.stderr).unwrap();
+    assert_eq!(wrong.status.code(), Some(1));
+    let expected = "registrar.toml: line 2: unknown option `prot`; did you mean `port`?";
+    assert!(error.contains(expected), "{error}");
+}
+
+#[test]
+fn a_host_without_a_daemon_is_told_which_one_is_missing() {
+    let programs = Programs::beside_this().unwrap();
+    let directory = tempfile::tempdir_in(programs.directory()).unwrap();
+    let alone = directory.path().join("trothctl");
+    fs::hard_link(programs.directory().join("trothctl"), &alone).unwrap();
+    let show = |program: &str| {
+        let mut command = std::process::Command::new(&alone);
+        command
+            .args(["config", "show", program])
+            .env("PATH", directory.path());
+        command
+            .env("TROTH_VERIFIER", "v.example:1")
+            .output()
+            .unwrap()
+    };
+    let output = show("agent");
+    assert_eq!(output.status.code(), Some(1));
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        error.contains("troth-agent is not installed here"),
+        "{error}"
+    );
+
+    let text = String::from_utf8(show("ctl").stdout).unwrap();
+    let line = text
+        .lines()
+        .find(|line| line.starts_with("verifier_ip"))
+        .unwrap();
+    assert!(line.contains("\"v.example\""), "{line}");
+    assert!(line.ends_with("--verifier or $TROTH_VERIFIER"), "{line}");
+}

@@ -4,6 +4,8 @@
 
 /// A host attested by the units of another.
 mod attestation;
+/// What services are configured by.
+mod configuration;
 /// firewalld's services.
 mod firewall;
 /// What the journal tells.

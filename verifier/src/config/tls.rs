@@ -1,10 +1,10 @@
 use std::path::PathBuf;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use troth_daemon::config::Secret;
 
 /// `[ca]` of either file: how a CA that is made here is called, and how long it lives.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct CaSubject {
     /// Common name.

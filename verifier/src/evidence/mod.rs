@@ -14,13 +14,13 @@ pub(crate) use keeper::{Job, Keeper};
 
 use std::{path::PathBuf, time::Duration};
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use troth_core::bundle::Word;
 
 use crate::config::VerifierConfig;
 
 /// Which answers are kept.
-#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Keep {
     /// Those that failed.

@@ -37,16 +37,16 @@ pub(super) struct Setting {
     section: String,
     pub(super) name: String,
     pub(super) value: Zeroizing<String>,
-    pub(super) origin: Origin,
+    pub(super) origin: Place,
 }
 
-/// Who set it.
-pub(super) enum Origin {
+/// Where somebody set it.
+pub(super) enum Place {
     Line(PathBuf, usize),
     Variable(String),
 }
 
-impl fmt::Display for Origin {
+impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Line(path, line) => write!(f, "{}: line {line}", path.display()),
@@ -140,7 +140,7 @@ fn from_toml(keylime: &Keylime, path: &Path, text: &str) -> Result<Vec<Setting>,
     let setting = |(name, value): (String, Spanned<Value>)| Setting {
         section: keylime.component.to_owned(),
         name,
-        origin: Origin::Line(path.to_owned(), line_at(text, Some(value.span()))),
+        origin: Place::Line(path.to_owned(), line_at(text, Some(value.span()))),
         value: Zeroizing::new(value::text(value.into_inner())),
     };
     Ok(options.into_iter().map(setting).collect())
@@ -158,7 +158,7 @@ fn from_ini(path: &Path, text: &str) -> Result<Vec<Setting>, ConfigError> {
         name: entry.name,
         // As all of Keylime's Python programs do.
         value: Zeroizing::new(entry.value.trim_matches(['"', ' ']).to_owned()),
-        origin: Origin::Line(path.to_owned(), entry.line),
+        origin: Place::Line(path.to_owned(), entry.line),
     };
     Ok(entries.into_iter().map(setting).collect())
 }
@@ -180,7 +180,7 @@ fn from_variable(keylime: &Keylime, prefix: &str, variable: &str, value: &str) -
         section,
         name,
         value: Zeroizing::new(value.to_owned()),
-        origin: Origin::Variable(variable.to_owned()),
+        origin: Place::Variable(variable.to_owned()),
     }
 }
 
@@ -203,7 +203,7 @@ impl Sources {
     }
 
     fn means(&self, keylime: &Keylime, setting: &Setting, option: &KeylimeOption) -> bool {
-        if self.single_file && matches!(setting.origin, Origin::Line(..)) {
+        if self.single_file && matches!(setting.origin, Place::Line(..)) {
             let known = &keylime.single_file;
             if self.why_gone(keylime, setting).is_some() {
                 return false;
@@ -224,7 +224,7 @@ impl Sources {
     pub(super) fn unknown(&self, keylime: &Keylime) -> impl Iterator<Item = &Setting> {
         self.settings.iter().filter(move |setting| {
             let foreign = self.single_file
-                && matches!(setting.origin, Origin::Line(..))
+                && matches!(setting.origin, Place::Line(..))
                 && ![keylime.single_file.section, "general"].contains(&&*setting.section);
             let known = |option| self.means(keylime, setting, option);
             !foreign
