@@ -2,7 +2,7 @@ use std::{convert::Infallible, io, net::SocketAddr, path::Path, sync::Arc, time:
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use tokio::net::TcpListener;
-use troth_core::{identity::AgentId, wire::Registration};
+use troth_core::wire::Registration;
 use troth_daemon::{
     client::Client,
     descriptors::Descriptors,
@@ -11,6 +11,7 @@ use troth_daemon::{
     shutdown::Shutdown,
     tls::{self, ClientAuth, RevocationFiles, ServedIdentity, ServerTls, ServerTrust, TlsError},
 };
+use troth_ipc::agent::State;
 
 use crate::{
     config::{Config, InvalidConfig},
@@ -25,8 +26,10 @@ use crate::{
         mtls::{self, Files, MtlsError},
         transport::{self, TransportError, TransportKey},
     },
-    registration::{Backoff, Registrar, RegistrationError, wait_after},
+    local::{Host, LocalAgent, Reporter},
+    registration::{self, Attempts, Backoff, Registrar, RegistrationError, Requests, wait_after},
     renewal::Renewal,
+    secure_mount,
     tpm::{
         Actor, AkTemplate, Tpm, TpmError, TpmHandle,
         actor::Opener,
@@ -126,30 +129,46 @@ impl AgentError {
 /// Runs the agent on the TPM that the configuration names, until `shutdown`. What the service manager
 /// has opened goes before the paths of the configuration's defaults.
 pub async fn run(
-    config: Config,
+    mut config: Config,
     descriptors: Descriptors,
     shutdown: Shutdown,
 ) -> Result<(), AgentError> {
     let tcti = choose_tcti(config.tcti.as_deref());
     tracing::info!("TPM at {tcti}");
+    config.tcti = Some(tcti.clone());
     let endorsement = config.endorsement()?;
     let open: Opener = Box::new(move || {
         let tpm = EsysTpm::open_with(&tcti, &endorsement)?;
         Ok(Box::new(tpm) as Box<dyn Tpm>)
     });
-    run_with(config, descriptors, open, shutdown).await
+    run_with(config, descriptors, open, local_doors, shutdown).await
 }
 
-/// Runs the agent on any TPM, until `shutdown`. Whatever happens, the TPM is left clean.
-pub async fn run_with(
+/// The front doors for callers of this host.
+async fn local_doors(_agent: LocalAgent) -> Infallible {
+    std::future::pending().await
+}
+
+/// Runs the agent on any TPM, until `shutdown`. Whatever happens, the TPM is left clean. `doors` let
+/// local callers in, from the beginning on.
+pub async fn run_with<D: Future<Output = Infallible>>(
     config: Config,
     descriptors: Descriptors,
     open: Opener,
+    doors: impl FnOnce(LocalAgent) -> D,
     shutdown: Shutdown,
 ) -> Result<(), AgentError> {
     let files = HostFiles::new(&config, descriptors);
+    let secure_mount = secure_mount::find(&config.state_dir);
+    let reporter = Reporter::new(&config, secure_mount);
+    let (registrar, requests) = registration::requests();
+    let local = LocalAgent::new(reporter, registrar);
     let actor = Actor::start(open)?;
-    let result = start_and_serve(&config, files, &actor.handle(), &shutdown).await;
+    let tpm = actor.handle();
+    let result = tokio::select! {
+        result = start_and_serve(&config, files, &tpm, &local, requests, &shutdown) => result,
+        never = doors(local.clone()) => match never {},
+    };
     notify::stopping();
     actor.stop();
     result
@@ -159,33 +178,37 @@ async fn start_and_serve(
     config: &Config,
     files: HostFiles,
     tpm: &TpmHandle,
+    local: &LocalAgent,
+    requests: Requests,
     shutdown: &Shutdown,
 ) -> Result<(), AgentError> {
     let service = tokio::select! {
-        service = prepare(config, files, tpm) => service?,
+        service = prepare(config, files, tpm, local) => service?,
         () = shutdown.wait() => return Ok(()),
     };
-    let registering = format!("Registering with {}", config.registrar_ip);
+    let reporter = local.reporter();
+    let id = service.registrar.id.clone();
+    let mut attempts = Attempts::new(service.registrar, tpm.clone(), requests);
     tokio::select! {
-        registered = register(config, &service.registrar, tpm, &registering) => registered?,
-        never = watch_tpm(tpm, &registering) => match never {},
+        registered = register(config, &mut attempts, reporter) => registered?,
+        never = watch_tpm(tpm, reporter) => match never {},
         () = shutdown.wait() => return Ok(()),
     }
     let address = service.listener.local_addr()?;
     tracing::info!("listening on {address}");
     resident::release_start_up_code();
-    let serving = format!("Attesting as {} on {address}", service.id);
     // Without mTLS there is nothing to renew.
     let renewal = service.shown.map(|shown| Renewal {
+        id: id.clone(),
         files: shown.files,
         served: shown.served,
         contact: shown.contact,
-        registrar: service.registrar,
-        tpm: tpm.clone(),
+        shown: shown.certificate,
+        registrar: local.registrar().clone(),
         waits: config.backoff(),
     });
     let revocation = follow_revocation(service.revocation, service.tls.clone());
-    notify::ready(&serving);
+    reporter.ready(State::Attesting, format!("Attesting as {id} on {address}"));
     tokio::select! {
         () = server::serve(
             service.listener,
@@ -194,7 +217,8 @@ async fn start_and_serve(
             service.api,
             shutdown.clone(),
         ) => Ok(()),
-        never = watch_tpm(tpm, &serving) => match never {},
+        never = watch_tpm(tpm, reporter) => match never {},
+        never = attempts.on_request() => match never {},
         never = keep_certificate(renewal) => match never {},
         never = revocation => match never {},
     }
@@ -202,7 +226,6 @@ async fn start_and_serve(
 
 /// An agent that can be asked as soon as it is registered.
 struct Service {
-    id: AgentId,
     listener: TcpListener,
     tls: Option<ServerTls>,
     revocation: RevocationFiles,
@@ -217,12 +240,15 @@ struct Shown {
     files: Files,
     served: ServedIdentity,
     contact: String,
+    /// PEM.
+    certificate: String,
 }
 
 async fn prepare(
     config: &Config,
     host_files: HostFiles,
     tpm: &TpmHandle,
+    local: &LocalAgent,
 ) -> Result<Service, AgentError> {
     // What only the configuration can spoil comes first: it is told before the TPM is touched.
     let template = config.ak_template()?;
@@ -233,12 +259,13 @@ async fn prepare(
     let device = device.map(DevicePlan::read).transpose()?;
     let client = registrar_client(config)?;
 
-    notify::status("Waiting for the TPM");
+    let reporter = local.reporter();
+    reporter.enter(State::Starting, "Waiting for the TPM".to_owned());
     let Provisioned {
         keys,
         certificates,
         device,
-    } = provision(config, tpm, template, device).await?;
+    } = provision(config, tpm, template, device, reporter).await?;
     let id = id::agent_id(&config.uuid, &keys.ek, &host_files.product_uuid)?;
     tracing::info!(
         "agent {id}, AK {template} {}",
@@ -297,7 +324,7 @@ async fn prepare(
             aik_tpm: Some(STANDARD.encode(keys.ak.to_tpm2b())),
             ip: Some(contact.clone()),
             port: Some(port),
-            mtls_cert: Some(mtls_cert),
+            mtls_cert: Some(mtls_cert.clone()),
             idevid_tpm: key(idevid),
             idevid_cert: certificate(idevid),
             iak_tpm: key(iak),
@@ -306,22 +333,28 @@ async fn prepare(
         },
         iak: device.as_ref().map(|device| device.iak_key.clone()),
     };
-    let collector = Collector::new(
+    let collector = Arc::new(Collector::new(
         tpm.clone(),
-        template.hash,
+        template,
         transport,
         ImaList::new(host_files.ima_list),
         BootLog::new(host_files.boot_log),
         UserspaceLog::new(host_files.userspace_log),
-    );
-    let api = Api::new(id.clone(), template, versions, collector);
+        reporter.clone(),
+    ));
+    let api = Api::new(id.clone(), versions, Arc::clone(&collector));
+    local.identified(Host {
+        id,
+        ak: keys.ak,
+        collector,
+    });
     let shown = served.map(|served| Shown {
         files,
         served,
         contact,
+        certificate: mtls_cert,
     });
     Ok(Service {
-        id,
         listener,
         tls,
         revocation,
@@ -396,17 +429,20 @@ async fn provision(
     tpm: &TpmHandle,
     template: AkTemplate,
     device: Option<DevicePlan>,
+    reporter: &Reporter,
 ) -> Result<Provisioned, AgentError> {
     let path = config.state_dir.join(ak::FILE);
     let agent_data = config.agent_data_files();
     let mut backoff = Backoff::new(PROVISION_RETRY, PROVISION_RETRY * 8);
     loop {
         let (path, agent_data) = (path.clone(), agent_data.clone());
-        let device = device.clone();
+        let (device, told) = (device.clone(), reporter.clone());
         // The outer result is the TPM thread's, the inner one the keys'.
         let result = tpm
             .call("EK and AK", PROVISION_DEADLINE, move |tpm| {
-                tracing::info!("TPM: {}", tpm.describe()?);
+                let about = tpm.describe()?;
+                tracing::info!("TPM: {about}");
+                told.tpm_is(about);
                 match find_keys(tpm, template, &path, &agent_data, device.as_ref()) {
                     Err(
                         AgentError::Tpm(error)
@@ -431,7 +467,7 @@ async fn provision(
         }
         let delay = backoff.next_delay();
         tracing::warn!("{error}; trying again in {:.1} s", delay.as_secs_f64());
-        notify::status(&format!("Waiting for the TPM: {error}"));
+        reporter.enter(State::Starting, format!("Waiting for the TPM: {error}"));
         tokio::time::sleep(delay).await;
     }
 }
@@ -458,20 +494,18 @@ fn find_keys(
 /// without its registrar.
 async fn register(
     config: &Config,
-    registrar: &Registrar,
-    tpm: &TpmHandle,
-    status: &str,
+    attempts: &mut Attempts,
+    reporter: &Reporter,
 ) -> Result<(), RegistrationError> {
     let (initial, longest) = config.backoff();
     let mut backoff = Backoff::new(initial, longest);
     loop {
-        notify::status(status);
-        let error = match registrar.register(tpm).await {
+        let detail = format!("Registering with {}", config.registrar_ip);
+        reporter.enter(State::Registering, detail);
+        let error = match attempts.attempt().await {
             Ok(version) => {
-                tracing::info!(
-                    "registered and activated as {} (API {version})",
-                    registrar.id
-                );
+                let id = attempts.id();
+                tracing::info!("registered and activated as {id} (API {version})");
                 return Ok(());
             }
             Err(error) => error,
@@ -482,13 +516,14 @@ async fn register(
         if error.is_final() || spent {
             return Err(error);
         }
-        let delay = wait_after(&error, &mut backoff);
+        let delay = wait_after(&(&error).into(), &mut backoff);
         let wait = delay.as_secs_f64();
         tracing::warn!("not registered: {error}; trying again in {wait:.1} s");
-        notify::ready(&format!(
-            "Not registered, trying again in {wait:.0} s: {error}"
-        ));
-        tokio::time::sleep(delay).await;
+        reporter.ready(
+            State::Unregistered,
+            format!("Not registered, trying again in {wait:.0} s: {error}"),
+        );
+        attempts.pause(delay).await;
     }
 }
 
@@ -508,23 +543,18 @@ async fn follow_revocation(files: RevocationFiles, tls: Option<ServerTls>) -> In
 
 /// Tells the service manager whether the TPM answers. The watchdog is fed by nothing else: an agent
 /// whose TPM hangs has to be restarted, however well it serves `/version`.
-async fn watch_tpm(tpm: &TpmHandle, serving: &str) -> Infallible {
+async fn watch_tpm(tpm: &TpmHandle, reporter: &Reporter) -> Infallible {
     notify::until_ready().await;
     let interval = notify::watchdog_interval().unwrap_or(TPM_CHECK_INTERVAL);
-    let mut answers = true;
     loop {
         match tpm.ping().await {
             Ok(()) => {
                 notify::watchdog();
-                if !answers {
-                    notify::status(serving);
-                }
-                answers = true;
+                reporter.tpm(None);
             }
             Err(error) => {
                 tracing::warn!("watchdog not fed: {error}");
-                notify::status(&format!("No quotes, the TPM does not answer: {error}"));
-                answers = false;
+                reporter.tpm(Some(error.to_string()));
             }
         }
         tokio::time::sleep(interval).await;

@@ -1,8 +1,8 @@
 //! The attestation agent: evidence from this host's TPM, served to verifiers over mTLS.
 //!
 //! One state, thin front doors: [`tpm`] talks to the TPM, [`identity`] keeps who this host is,
-//! [`evidence`] turns a nonce into one consistent snapshot, [`http`] serves it, [`registration`]
-//! makes it known. The agent judges nothing.
+//! [`evidence`] turns a nonce into one consistent snapshot, [`http`] serves it to verifiers and
+//! [`local`] to this host, [`registration`] makes it known. The agent judges nothing.
 
 /// Start, registration, service, stop: the order of the agent's life.
 pub mod agent;
@@ -16,6 +16,8 @@ pub mod host_files;
 pub mod http;
 /// The agent id and the keys that belong to it.
 pub mod identity;
+/// What the agent tells and does for its own host.
+pub mod local;
 /// The payload key, from two shares.
 pub mod payload;
 /// PEM text of keys and certificates.
@@ -24,5 +26,7 @@ pub mod pem;
 pub mod registration;
 /// The TLS certificate while the agent serves.
 mod renewal;
+/// The tmpfs for secrets, as the kernel shows it.
+mod secure_mount;
 /// The TPM: a trait, the thread that owns it, its real and its simulated implementation.
 pub mod tpm;

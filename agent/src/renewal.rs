@@ -9,12 +9,12 @@ use std::{
 };
 
 use tokio::time::{Instant, sleep};
+use troth_core::identity::AgentId;
 use troth_daemon::tls::ServedIdentity;
 
 use crate::{
     identity::mtls::{self, Files, Maker, MtlsError, Term},
-    registration::{Backoff, Registrar, wait_after},
-    tpm::TpmHandle,
+    registration::{Backoff, RegistrarHandle, wait_after},
 };
 
 /// How often the files are looked at.
@@ -36,10 +36,12 @@ pub(crate) struct Renewal {
     pub served: ServedIdentity,
     /// The address that a new certificate is for.
     pub contact: String,
-    /// Who is told of a new certificate; its body has the one that it knows.
-    pub registrar: Registrar,
-    /// For the proof that the registrar asks for.
-    pub tpm: TpmHandle,
+    /// Whom a new certificate is for.
+    pub id: AgentId,
+    /// The certificate that the listener shows, PEM.
+    pub shown: String,
+    /// Who is told of a new one.
+    pub registrar: RegistrarHandle,
     /// First and longest wait between two tries to announce a certificate.
     pub waits: (Duration, Duration),
 }
@@ -104,13 +106,12 @@ impl Renewal {
 
     /// Reads the certificate, renews it if it is time, and shows it if it is another than before.
     fn check(&mut self) -> Result<Checked, MtlsError> {
-        let found = mtls::load(&self.files, &self.registrar.id, &self.contact)?;
-        let announced = &mut self.registrar.body.mtls_cert;
-        let changed = announced.as_deref() != Some(found.certificate_pem.as_str());
+        let found = mtls::load(&self.files, &self.id, &self.contact)?;
+        let changed = self.shown != found.certificate_pem;
         if changed {
             self.served.replace(found.tls);
             tracing::info!("new connections see the new TLS certificate");
-            *announced = Some(found.certificate_pem);
+            self.shown = found.certificate_pem;
         }
         let now = SystemTime::now();
         let wait = found.term.map_or(CHECK, |term| {
@@ -149,11 +150,16 @@ impl Renewal {
     /// Registers again. Only what was activated is known to the registrar; what was not comes
     /// back, to be tried later.
     async fn announce(&self, mut announcement: Announcement) -> Option<Announcement> {
-        let Err(error) = self.registrar.register(&self.tpm).await else {
-            tracing::info!("the registrar shows the new TLS certificate");
-            return None;
+        let error = match self.registrar.register(Some(self.shown.clone())).await {
+            Some(Err(error)) => error,
+            Some(Ok(_)) => {
+                tracing::info!("the registrar shows the new TLS certificate");
+                return None;
+            }
+            // The agent stops.
+            None => return None,
         };
-        let wait = if error.is_final() {
+        let wait = if error.is_final {
             CHECK
         } else {
             wait_after(&error, &mut announcement.backoff)

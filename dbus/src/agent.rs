@@ -19,10 +19,11 @@ pub trait Agent: Send + Sync + 'static {
     ) -> impl Future<Output = Result<Quote, OperationError>> + Send;
 
     /// An evidence bundle of this instant, as `trothctl appraise` reads it: a sealed memfd, at its
-    /// beginning.
+    /// beginning. Its nonce is text, as that of verifiers is: at most 64 printable characters of
+    /// ASCII, or a random one where it is empty.
     fn collect_evidence(
         &self,
-        nonce: Vec<u8>,
+        nonce: String,
     ) -> impl Future<Output = Result<OwnedFd, OperationError>> + Send;
 
     /// Registers again, at once.
@@ -52,7 +53,7 @@ pub struct Status {
     pub registrar: String,
     /// The way to the TPM, as tpm2-tss writes it.
     pub tcti: String,
-    /// TPM2_PT_VENDOR_STRING or the manufacturer; empty until the TPM has answered.
+    /// Manufacturer and vendor string, such as `IFX SLB9670`; empty until the TPM has answered.
     pub tpm_vendor: String,
     /// TPM2_PT_FIRMWARE_VERSION_1, empty until the TPM has answered.
     pub tpm_firmware: String,
@@ -62,7 +63,7 @@ pub struct Status {
     pub last_quote_usec: u64,
     /// Quotes since the start.
     pub quote_count: u64,
-    /// Entries of the IMA list, as of the last quote.
+    /// Entries of the IMA list, as it was read last.
     pub ima_entries: u64,
     /// What became of the verifier's payload.
     pub payload_state: PayloadState,
@@ -82,7 +83,7 @@ pub enum State {
     Unregistered,
     /// It is registered, and answers verifiers.
     Attesting,
-    /// It is registered, and its TPM does not answer.
+    /// Its TPM does not answer any more.
     TpmUnavailable,
 }
 
@@ -156,7 +157,7 @@ pub enum Event {
     QuoteServed {
         /// Who asked: the address of a verifier, or `local`.
         client: String,
-        /// Entries of the IMA list that went with it.
+        /// Entries of the IMA list that went with it, 0 without the list.
         ima_entries: u64,
     },
 }
@@ -177,7 +178,7 @@ pub enum OperationError {
     /// An argument cannot be used.
     #[error("{argument}: {reason}")]
     InvalidArgument {
-        /// Its name, as D-Bus and varlink have it (without case and underscores).
+        /// Its name as D-Bus has it, `pcr_mask`; varlink's is `pcrMask`.
         argument: &'static str,
         /// What is wrong.
         reason: String,

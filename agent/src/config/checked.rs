@@ -189,6 +189,15 @@ impl Config {
             .unwrap_or(if self.registrar_tls { 8891 } else { 8890 })
     }
 
+    /// The registrar, `host:port`.
+    pub fn registrar(&self) -> String {
+        let (host, port) = (&self.registrar_ip, self.registrar_port());
+        match host.contains(':') && !host.starts_with('[') {
+            true => format!("[{host}]:{port}"),
+            false => format!("{host}:{port}"),
+        }
+    }
+
     /// The first and the longest wait between registration attempts.
     pub fn backoff(&self) -> (Duration, Duration) {
         (
@@ -514,5 +523,8 @@ mod tests {
             c.registrar_port = Some(1);
         });
         assert_eq!(config.registrar_port(), 1);
+        assert_eq!(config.registrar(), "127.0.0.1:1");
+        let config = with(|c| c.registrar_ip = "2001:db8::1".into());
+        assert_eq!(config.registrar(), "[2001:db8::1]:8890");
     }
 }

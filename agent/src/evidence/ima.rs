@@ -245,6 +245,16 @@ impl Reader {
         self.first
     }
 
+    /// The list that is read.
+    pub fn list(&self) -> &ImaList {
+        &self.list
+    }
+
+    /// Entries from the list's beginning to the end of what was read so far.
+    pub fn entries(&self) -> u64 {
+        self.position.entry
+    }
+
     /// The next whole entries, each with its LF, some 64 KiB of them; `None` at the end. An entry
     /// that is still being written is left for the next reader.
     pub fn next_entries(&mut self) -> io::Result<Option<Vec<u8>>> {

@@ -1,8 +1,12 @@
 //! From a nonce to one consistent snapshot: quote first, then the logs, so that the logs never lack
 //! an entry that the quote has.
 
+/// Evidence as text, whose logs are read as it is sent.
+mod answer;
 /// The firmware's event log.
 pub mod bootlog;
+/// Text as it stands in a JSON string.
+mod escape;
 /// The kernel's IMA list, read from where the last reader stopped.
 pub mod ima;
 /// systemd's log of what user space measured.
@@ -11,17 +15,21 @@ pub mod userspace;
 use std::{fs, io, sync::Arc, time::SystemTime};
 
 use bytes::Bytes;
-use troth_core::tpm::{HashAlgorithm, PcrMask};
+use troth_core::{tpm::PcrMask, wire::QuoteResponse};
 
 use crate::{
+    http::ApiVersion,
     identity::transport::TransportKey,
-    tpm::{QuoteRequest, TpmError, TpmHandle},
+    local::Reporter,
+    tpm::{AkTemplate, BoundQuote, QuoteRequest, TpmError, TpmHandle},
 };
+pub(crate) use answer::envelope;
+pub use answer::{Answer, Pieces};
 use bootlog::BootLog;
 use ima::{ImaList, Reader};
 use userspace::UserspaceLog;
 
-/// What a verifier asks for.
+/// What is asked for.
 #[derive(Clone, Debug)]
 pub struct Request {
     /// The nonce's bytes, as they came.
@@ -39,8 +47,8 @@ pub struct Request {
 /// One quote and the logs that explain it.
 #[derive(Debug)]
 pub struct Snapshot {
-    /// Keylime's quote string.
-    pub quote: String,
+    /// The quote.
+    pub quote: BoundQuote,
     /// The transport key, PEM.
     pub pubkey: Option<String>,
     /// The IMA list, to be streamed.
@@ -71,40 +79,56 @@ pub enum EvidenceError {
     /// The reading thread ended.
     #[error("reading the logs was interrupted")]
     Interrupted,
+    /// It cannot be written as JSON.
+    #[error("cannot be written: {0}")]
+    Encode(serde_json::Error),
 }
 
 /// Collects evidence; one for all front doors.
 #[derive(Debug)]
 pub struct Collector {
     tpm: TpmHandle,
-    bank: HashAlgorithm,
+    template: AkTemplate,
     transport: Arc<TransportKey>,
     ima: Arc<ImaList>,
     boot_log: Arc<BootLog>,
     userspace_log: Arc<UserspaceLog>,
     boottime: Option<u64>,
+    reporter: Reporter,
 }
 
 impl Collector {
-    /// A collector over the TPM's PCR bank `bank`.
+    /// A collector with the AK that was made from `template`. Each quote is told to `reporter`.
     pub fn new(
         tpm: TpmHandle,
-        bank: HashAlgorithm,
+        template: AkTemplate,
         transport: Arc<TransportKey>,
         ima: ImaList,
         boot_log: BootLog,
         userspace_log: UserspaceLog,
+        reporter: Reporter,
     ) -> Self {
         let boottime = boot_time();
         Self {
             tpm,
-            bank,
+            template,
             transport,
             ima: Arc::new(ima),
             boot_log: Arc::new(boot_log),
             userspace_log: Arc::new(userspace_log),
             boottime,
+            reporter,
         }
+    }
+
+    /// What the AK was made from.
+    pub fn template(&self) -> &AkTemplate {
+        &self.template
+    }
+
+    /// Whom quotes are told to.
+    pub fn reporter(&self) -> &Reporter {
+        &self.reporter
     }
 
     /// The transport key.
@@ -118,13 +142,14 @@ impl Collector {
             .tpm
             .quote(QuoteRequest {
                 nonce: request.nonce,
-                bank: self.bank,
+                bank: self.template.hash,
                 mask: request.mask,
-                binding: self.transport.binding(self.bank),
+                binding: self.transport.binding(self.template.hash),
             })
             .await?;
+        self.reporter.quote_was_made();
         let mut snapshot = Snapshot {
-            quote: quoted.encode(),
+            quote: quoted,
             pubkey: request
                 .with_key
                 .then(|| self.transport.public_pem().to_owned()),
@@ -157,6 +182,28 @@ impl Collector {
             snapshot.boottime = self.boottime;
         }
         Ok(snapshot)
+    }
+
+    /// The same as an answer of the API's version. `client` is who asked.
+    pub async fn answer(
+        &self,
+        request: Request,
+        version: ApiVersion,
+        client: String,
+    ) -> Result<Answer, EvidenceError> {
+        let snapshot = self.collect(request).await?;
+        let head = QuoteResponse {
+            quote: snapshot.quote.encode(),
+            hash_alg: self.template.hash.name().to_owned(),
+            enc_alg: version.key_name(self.template.kind).to_owned(),
+            sign_alg: self.template.scheme.name().to_owned(),
+            pubkey: snapshot.pubkey,
+            userspace_measurement_list: snapshot.userspace_log,
+            boottime: snapshot.boottime,
+            ..QuoteResponse::default()
+        };
+        let receipt = self.reporter.receipt(client);
+        answer::answer(&head, snapshot.ima, snapshot.boot_log, receipt).await
     }
 }
 

@@ -70,7 +70,7 @@ pub(super) async fn take_u(
                 other => other.to_string(),
             })
     });
-    answer(taken)
+    answer(agent, taken)
 }
 
 pub(super) async fn take_v(
@@ -85,7 +85,7 @@ pub(super) async fn take_v(
             .add_v(share)
             .map_err(|error| format!("Decrypted key is invalid: {error}"))
     });
-    answer(taken)
+    answer(agent, taken)
 }
 
 /// Accepted, as the verifier expects it, and not acted upon.
@@ -144,11 +144,12 @@ fn decrypt(agent: &Shared, encrypted: &str) -> Result<Zeroizing<Vec<u8>>, Refusa
 }
 
 /// A share that was stored is answered alike whether its other half is there or not.
-fn answer(taken: Result<bool, Refusal>) -> Response<Body> {
+fn answer(agent: &Shared, taken: Result<bool, Refusal>) -> Response<Body> {
     match taken {
         Ok(complete) => {
             if complete {
                 tracing::info!("the payload key is complete");
+                agent.collector.reporter().payload_key_is_complete();
             }
             done()
         }

@@ -1,9 +1,7 @@
 //! The pull API: Keylime's agent REST interface, versions 2.1 to 2.6 from one table of routes.
 
-/// Answers: the envelope, and evidence whose logs are streamed.
+/// Answers, as HTTP has them.
 mod answer;
-/// Text as it stands in a JSON string.
-mod escape;
 /// The payload key's shares.
 mod keys;
 /// Query parameters and their checks.
@@ -18,20 +16,15 @@ use std::{future::Future, sync::Arc};
 use bytes::Bytes;
 use hyper::{Request, Response, StatusCode, body::Incoming, header, http::request};
 use serde_json::json;
-use troth_core::{
-    identity::AgentId,
-    tpm::PcrMask,
-    wire::{AgentVersion, QuoteResponse},
-};
-use troth_daemon::server::{Body, BodyError, Handler, read_body};
+use troth_core::{identity::AgentId, tpm::PcrMask, wire::AgentVersion};
+use troth_daemon::server::{Body, BodyError, Handler, Peer, read_body};
 
 use crate::{
     evidence::{self, Collector},
     payload::Shares,
-    tpm::AkTemplate,
 };
-use answer::{error, evidence_body, success};
-use query::Query;
+use answer::{error, success};
+use query::{Query, QueryError};
 use routes::{Endpoint, Lookup};
 pub use version::ApiVersion;
 
@@ -45,24 +38,17 @@ pub struct Api(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     id: AgentId,
-    ak: AkTemplate,
     versions: Vec<ApiVersion>,
-    collector: Collector,
+    collector: Arc<Collector>,
     shares: Shares,
 }
 
 impl Api {
     /// Serves evidence of agent `id` in the API versions `versions` (ascending, at least one).
-    pub fn new(
-        id: AgentId,
-        ak: AkTemplate,
-        versions: Vec<ApiVersion>,
-        collector: Collector,
-    ) -> Self {
+    pub fn new(id: AgentId, versions: Vec<ApiVersion>, collector: Arc<Collector>) -> Self {
         let shares = Shares::new(id.clone());
         Self(Arc::new(Shared {
             id,
-            ak,
             versions,
             collector,
             shares,
@@ -86,8 +72,8 @@ impl Api {
             Endpoint::PublicKey => {
                 success(&json!({ "pubkey": self.0.collector.transport().public_pem() }))
             }
-            Endpoint::IdentityQuote => self.identity(version, query).await,
-            Endpoint::IntegrityQuote => self.integrity(version, query).await,
+            Endpoint::IdentityQuote => self.quote(version, identity(query), head).await,
+            Endpoint::IntegrityQuote => self.quote(version, integrity(query), head).await,
             Endpoint::VerifyKey => keys::verify(&self.0.shares, query),
             Endpoint::UShare => keys::take_u(&self.0, &head.headers, body).await,
             Endpoint::VShare => keys::take_v(&self.0, &head.headers, body).await,
@@ -105,72 +91,59 @@ impl Api {
     }
 
     fn info(&self, version: ApiVersion) -> Response<Body> {
+        let ak = self.0.collector.template();
         success(&json!({
             "agent_uuid": self.0.id.as_str(),
-            "tpm_hash_alg": self.0.ak.hash.name(),
-            "tpm_enc_alg": version.key_name(self.0.ak.kind),
-            "tpm_sign_alg": self.0.ak.scheme.name(),
+            "tpm_hash_alg": ak.hash.name(),
+            "tpm_enc_alg": version.key_name(ak.kind),
+            "tpm_sign_alg": ak.scheme.name(),
             "ak_handle": AK_HANDLE,
         }))
     }
 
-    async fn identity(&self, version: ApiVersion, query: Option<&str>) -> Response<Body> {
-        let nonce = match Query::parse(query).and_then(|query| query.only_nonce()) {
-            Ok(nonce) => nonce,
+    async fn quote(
+        &self,
+        version: ApiVersion,
+        request: Result<evidence::Request, QueryError>,
+        head: &request::Parts,
+    ) -> Response<Body> {
+        let request = match request {
+            Ok(request) => request,
             Err(reason) => return error(StatusCode::BAD_REQUEST, &reason.to_string()),
         };
-        let mask = PcrMask::default();
-        self.quote(
-            version,
-            evidence::Request {
-                nonce,
-                mask,
-                with_key: true,
-                logs_from: None,
-                with_userspace_log: false,
-            },
-        )
-        .await
-    }
-
-    async fn integrity(&self, version: ApiVersion, query: Option<&str>) -> Response<Body> {
-        let request = Query::parse(query).and_then(|query| {
-            Ok(evidence::Request {
-                nonce: query.nonce()?,
-                mask: query.mask()?,
-                with_key: !query.partial()?,
-                logs_from: Some(query.ima_entry()),
-                with_userspace_log: query.userspace_log(),
-            })
-        });
-        match request {
-            Ok(request) => self.quote(version, request).await,
-            Err(reason) => error(StatusCode::BAD_REQUEST, &reason.to_string()),
-        }
-    }
-
-    async fn quote(&self, version: ApiVersion, request: evidence::Request) -> Response<Body> {
-        let snapshot = match self.0.collector.collect(request).await {
-            Ok(snapshot) => snapshot,
+        let peer = head.extensions.get::<Peer>();
+        let client = peer.map_or_else(String::new, |peer| peer.address.ip().to_string());
+        match self.0.collector.answer(request, version, client).await {
+            Ok(answer) => answer::evidence(answer),
             Err(reason) => {
                 // 500 means "later" to a verifier; anything else would fail this host for good.
                 tracing::warn!("no quote: {reason}");
                 let reason = format!("Unable to retrieve quote: {reason}");
-                return error(StatusCode::INTERNAL_SERVER_ERROR, &reason);
+                error(StatusCode::INTERNAL_SERVER_ERROR, &reason)
             }
-        };
-        let head = QuoteResponse {
-            quote: snapshot.quote,
-            hash_alg: self.0.ak.hash.name().to_owned(),
-            enc_alg: version.key_name(self.0.ak.kind).to_owned(),
-            sign_alg: self.0.ak.scheme.name().to_owned(),
-            pubkey: snapshot.pubkey,
-            userspace_measurement_list: snapshot.userspace_log,
-            boottime: snapshot.boottime,
-            ..QuoteResponse::default()
-        };
-        evidence_body(&head, snapshot.ima, snapshot.boot_log).await
+        }
     }
+}
+
+fn identity(query: Option<&str>) -> Result<evidence::Request, QueryError> {
+    Ok(evidence::Request {
+        nonce: Query::parse(query)?.only_nonce()?,
+        mask: PcrMask::default(),
+        with_key: true,
+        logs_from: None,
+        with_userspace_log: false,
+    })
+}
+
+fn integrity(query: Option<&str>) -> Result<evidence::Request, QueryError> {
+    let query = Query::parse(query)?;
+    Ok(evidence::Request {
+        nonce: query.nonce()?,
+        mask: query.mask()?,
+        with_key: !query.partial()?,
+        logs_from: Some(query.ima_entry()),
+        with_userspace_log: query.userspace_log(),
+    })
 }
 
 /// Reported for the AK. Peers make nothing of it; the first transient handle is what a TPM without

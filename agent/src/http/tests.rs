@@ -14,10 +14,12 @@ use troth_daemon::config::Secret;
 
 use super::*;
 use crate::{
+    config::Config,
     evidence::{bootlog::BootLog, ima::ImaList, userspace::UserspaceLog},
     identity::{ak, transport::TransportKey},
+    local::Reporter,
     tpm::{
-        Actor, KeyKind,
+        Actor, AkTemplate, KeyKind,
         sim::{Chip, Faults},
     },
 };
@@ -57,14 +59,15 @@ async fn agent() -> Agent {
     let ima = directory.path().join("ima");
     let collector = Collector::new(
         actor.handle(),
-        BANK,
+        template,
         Arc::new(transport),
         ImaList::new(ima.clone()),
         BootLog::new(directory.path().join("boot")),
         UserspaceLog::new(directory.path().join("userspace")),
+        Reporter::new(&Config::default(), None),
     );
     let id = AgentId::new("d432fbb3-d2f1-4a97-9ef7-75bd81c00000").unwrap();
-    let api = Api::new(id, template, ApiVersion::ALL.to_vec(), collector);
+    let api = Api::new(id, ApiVersion::ALL.to_vec(), Arc::new(collector));
     Agent {
         api,
         ak: keys.ak,

@@ -3,6 +3,8 @@
 //! Activation proves that AK and EK are in the same TPM: only that TPM can decrypt the registrar's
 //! challenge (TPM 2.0 Part 1, 24 "Credential protection").
 
+/// Registrations of an agent that runs, when somebody asks for one.
+mod on_request;
 /// Waits between tries.
 mod retry;
 
@@ -24,6 +26,7 @@ use crate::{
     identity::device::qualifying_data,
     tpm::{DeviceKey, KeyKind, Tpm, TpmError, TpmHandle},
 };
+pub use on_request::{Attempts, NotRegistered, Outcome, RegistrarHandle, Requests, requests};
 pub use retry::Backoff;
 use retry::spread;
 
@@ -140,9 +143,9 @@ impl RegistrationError {
 }
 
 /// The wait before the next try: what the registrar asked for, else the next of `backoff`.
-pub fn wait_after(error: &RegistrationError, backoff: &mut Backoff) -> Duration {
+pub fn wait_after(error: &NotRegistered, backoff: &mut Backoff) -> Duration {
     let delay = backoff.next_delay();
-    error.retry_after().map_or(delay, spread)
+    error.retry_after.map_or(delay, spread)
 }
 
 impl Registrar {

@@ -101,8 +101,34 @@ pub trait Tpm {
     fn nv_read(&mut self, index: u32) -> Result<Vec<u8>, TpmError>;
     /// A command that costs next to nothing and proves that the TPM answers.
     fn ping(&mut self) -> Result<(), TpmError>;
-    /// Manufacturer and firmware, for people.
-    fn describe(&mut self) -> Result<String, TpmError>;
+    /// What kind of chip this is.
+    fn describe(&mut self) -> Result<Description, TpmError>;
+}
+
+/// What a TPM says of itself, for people.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Description {
+    /// Manufacturer and vendor string.
+    pub vendor: String,
+    /// TPM2_PT_FIRMWARE_VERSION_1, as two numbers.
+    pub firmware: String,
+    /// Names of the PCR banks that have PCRs.
+    pub banks: Vec<String>,
+}
+
+impl std::fmt::Display for Description {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self {
+            vendor,
+            firmware,
+            banks,
+        } = self;
+        write!(
+            f,
+            "{vendor} firmware {firmware}, PCR banks {}",
+            banks.join(", ")
+        )
+    }
 }
 
 /// Why a TPM request failed, and whether asking again may help.

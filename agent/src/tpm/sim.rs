@@ -22,7 +22,9 @@ use troth_core::tpm::{
 };
 use zeroize::Zeroizing;
 
-use super::{AkTemplate, DeviceKey, KeyBlobs, KeyKind, Signed, Tpm, TpmError, templates::sized};
+use super::{
+    AkTemplate, Description, DeviceKey, KeyBlobs, KeyKind, Signed, Tpm, TpmError, templates::sized,
+};
 
 const HASH: HashAlgorithm = HashAlgorithm::Sha256;
 const BANKS: [HashAlgorithm; 2] = [HashAlgorithm::Sha1, HASH];
@@ -377,8 +379,12 @@ impl Tpm for SimTpm {
         Ok(())
     }
 
-    fn describe(&mut self) -> Result<String, TpmError> {
-        Ok("simulated".into())
+    fn describe(&mut self) -> Result<Description, TpmError> {
+        Ok(Description {
+            vendor: "simulated".into(),
+            firmware: "1.0".into(),
+            banks: BANKS.map(|bank| bank.name().to_owned()).into(),
+        })
     }
 }
 

@@ -187,6 +187,34 @@ impl<'a> Bundle<'a> {
     }
 }
 
+impl Head {
+    /// The first line, newline included, of a bundle with an answer of `bytes` bytes and nothing else.
+    /// It is equally long for each size: whoever writes an answer as it comes leaves room for the
+    /// line, and fills it in when the size is known. A newline ends the answer.
+    ///
+    /// # Errors
+    /// None that is known: all of it is plain text and numbers.
+    pub fn line_of_answer(&self, bytes: usize) -> Result<Vec<u8>, BundleError> {
+        let line = |bytes| {
+            let section = Section {
+                kind: Kind::Answer,
+                bytes,
+            };
+            let first = FirstLine {
+                troth_evidence: VERSION,
+                head: self,
+                sections: vec![section],
+            };
+            serde_json::to_vec(&first).map_err(BundleError::Encode)
+        };
+        let longest = line(usize::MAX)?.len();
+        let mut line = line(bytes)?;
+        line.resize(longest, b' ');
+        line.push(b'\n');
+        Ok(line)
+    }
+}
+
 /// Hex SHA-256 of a policy's text, by which verifiers know it.
 pub fn policy_digest(text: &[u8]) -> String {
     HashAlgorithm::Sha256.digest(&[text]).to_string()

@@ -321,6 +321,20 @@ fn a_node_that_makes_its_own_bundle_is_judged_by_who_reads_it() {
     assert!(matches!(appraisal.verdict, Verdict::Failed(_)));
 }
 
+#[test]
+fn a_bundle_whose_answer_was_written_first_is_the_same_but_for_spaces() {
+    let mut node = Node::new(10);
+    let kept = node.attest();
+    let mut bundle = Bundle::parse(&kept).unwrap();
+    (bundle.outcome, bundle.runtime_policy, bundle.boot_policy) = (None, None, None);
+    let room = bundle.head.line_of_answer(0).unwrap();
+    let mut bytes = bundle.head.line_of_answer(bundle.answer.len()).unwrap();
+    assert_eq!(bytes.len(), room.len());
+    bytes.extend_from_slice(bundle.answer);
+    bytes.push(b'\n');
+    assert_eq!(Bundle::parse(&bytes).unwrap(), bundle);
+}
+
 /// An answer with other evidence in it.
 fn judge_changed(node: &Node, bundle: &Bundle<'_>, evidence: QuoteResponse) -> Word {
     let answer = body(evidence);

@@ -29,6 +29,21 @@ pub(super) fn hashing(hash: HashAlgorithm) -> HashingAlgorithm {
     }
 }
 
+/// The name of a PCR bank; `None`: one that nobody here knows.
+pub(super) fn bank_name(hash: HashingAlgorithm) -> Option<&'static str> {
+    Some(match hash {
+        HashingAlgorithm::Sha1 => "sha1",
+        HashingAlgorithm::Sha256 => "sha256",
+        HashingAlgorithm::Sha384 => "sha384",
+        HashingAlgorithm::Sha512 => "sha512",
+        HashingAlgorithm::Sm3_256 => "sm3_256",
+        HashingAlgorithm::Sha3_256 => "sha3_256",
+        HashingAlgorithm::Sha3_384 => "sha3_384",
+        HashingAlgorithm::Sha3_512 => "sha3_512",
+        HashingAlgorithm::Null => return None,
+    })
+}
+
 pub(super) fn selection(kind: KeyKind) -> AsymmetricAlgorithmSelection {
     use AsymmetricAlgorithmSelection as Selection;
     match kind {

@@ -28,10 +28,24 @@ use tss_esapi::{
 };
 use zeroize::Zeroizing;
 
-use super::{AkTemplate, DeviceKey, Endorsement, KeyBlobs, KeyKind, Signed, Tpm, TpmError};
-use convert::{ak_public, hashing, marshal, pcr_handle, pcr_number, pcr_selection, selection};
+use super::{
+    AkTemplate, Description, DeviceKey, Endorsement, KeyBlobs, KeyKind, Signed, Tpm, TpmError,
+};
+use convert::{
+    ak_public, bank_name, hashing, marshal, pcr_handle, pcr_number, pcr_selection, selection,
+};
 use error::{CERTIFY, CREATE_PRIMARY, LOAD, POLICY_SECRET, classify, refuses_auth, text};
 use keys::check_persistent_ek;
+
+const GET_CAPABILITY: &str = "TPM2_GetCapability";
+
+/// The name that the vendor gave the chip, four characters each.
+const VENDOR_STRING: [PropertyTag; 4] = [
+    PropertyTag::VendorString1,
+    PropertyTag::VendorString2,
+    PropertyTag::VendorString3,
+    PropertyTag::VendorString4,
+];
 
 /// The kernel's resource manager: shared use, transient objects flushed when the file is closed.
 const RESOURCE_MANAGER: &str = "/dev/tpmrm0";
@@ -376,7 +390,7 @@ impl Tpm for EsysTpm {
 
     fn nv_indices(&mut self, first: u32, last: u32) -> Result<Vec<u32>, TpmError> {
         let count = last.saturating_sub(first).saturating_add(1);
-        let (data, _) = self.bare("TPM2_GetCapability", |context| {
+        let (data, _) = self.bare(GET_CAPABILITY, |context| {
             context.get_capability(CapabilityType::Handles, first, count)
         })?;
         // The TPM lists from `first` on, without regard to where the range ends.
@@ -402,7 +416,7 @@ impl Tpm for EsysTpm {
     }
 
     fn ping(&mut self) -> Result<(), TpmError> {
-        self.bare("TPM2_GetCapability", |context| {
+        self.bare(GET_CAPABILITY, |context| {
             context.get_capability(
                 CapabilityType::TpmProperties,
                 PropertyTag::FirmwareVersion1.into(),
@@ -412,31 +426,58 @@ impl Tpm for EsysTpm {
         Ok(())
     }
 
-    fn describe(&mut self) -> Result<String, TpmError> {
+    fn describe(&mut self) -> Result<Description, TpmError> {
         let mut property = |tag| {
-            self.bare("TPM2_GetCapability", |context| {
-                context.get_tpm_property(tag)
-            })
-            .map(Option::unwrap_or_default)
+            self.bare(GET_CAPABILITY, |context| context.get_tpm_property(tag))
+                .map(Option::unwrap_or_default)
         };
-        let manufacturer = property(PropertyTag::Manufacturer)?.to_be_bytes();
+        let manufacturer = property(PropertyTag::Manufacturer)?;
+        let mut name = Vec::new();
+        for tag in VENDOR_STRING {
+            name.extend(property(tag)?.to_be_bytes());
+        }
         let firmware = property(PropertyTag::FirmwareVersion1)?;
-        let manufacturer: String = manufacturer
-            .iter()
-            .filter(|byte| byte.is_ascii_graphic())
-            .map(|&byte| char::from(byte))
-            .collect();
-        Ok(format!(
-            "{manufacturer} firmware {}.{}",
-            firmware >> 16,
-            firmware & 0xFFFF
-        ))
+        let vendor = [words(&manufacturer.to_be_bytes()), words(&name)].join(" ");
+        let (banks, _) = self.bare(GET_CAPABILITY, |context| {
+            context.get_capability(CapabilityType::AssignedPcr, 0, 1)
+        })?;
+        let banks = match &banks {
+            CapabilityData::AssignedPcr(banks) => banks.get_selections(),
+            _ => &[],
+        };
+        Ok(Description {
+            vendor: vendor.trim_end().to_owned(),
+            firmware: format!("{}.{}", firmware >> 16, firmware & 0xFFFF),
+            banks: banks
+                .iter()
+                .filter(|bank| !bank.is_empty())
+                .filter_map(|bank| bank_name(bank.hashing_algorithm()))
+                .map(str::to_owned)
+                .collect(),
+        })
     }
+}
+
+/// Printable characters, with one space between words: vendors pad with spaces and zeros.
+fn words(text: &[u8]) -> String {
+    let printable = text.iter().map(|&byte| match byte.is_ascii_graphic() {
+        true => char::from(byte),
+        false => ' ',
+    });
+    let text: String = printable.collect();
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn padded_names_of_chips_are_readable() {
+        assert_eq!(words(b"SW   TPM\0\0\0\0\0\0\0\0"), "SW TPM");
+        assert_eq!(words(b"NTC\0"), "NTC");
+        assert_eq!(words(b"\0\xFF\x1B["), "[");
+    }
 
     #[test]
     fn the_configured_tcti_comes_before_the_resource_manager_and_that_before_tabrmd() {
