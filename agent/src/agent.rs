@@ -10,6 +10,7 @@ use troth_daemon::{
     server::{self, Limits},
     shutdown::Shutdown,
     tls::{self, ClientAuth, RevocationFiles, ServedIdentity, ServerTls, ServerTrust, TlsError},
+    watch,
 };
 use troth_ipc::agent::State;
 
@@ -542,7 +543,8 @@ async fn follow_revocation(files: RevocationFiles, tls: Option<ServerTls>) -> In
 }
 
 /// Tells the service manager whether the TPM answers. The watchdog is fed by nothing else: an agent
-/// whose TPM hangs has to be restarted, however well it serves `/version`.
+/// whose TPM hangs has to be restarted, however well it serves `/version`. An agent that is not asked
+/// anything wakes up for this alone.
 async fn watch_tpm(tpm: &TpmHandle, reporter: &Reporter) -> Infallible {
     notify::until_ready().await;
     let interval = notify::watchdog_interval().unwrap_or(TPM_CHECK_INTERVAL);
@@ -557,6 +559,7 @@ async fn watch_tpm(tpm: &TpmHandle, reporter: &Reporter) -> Infallible {
                 reporter.tpm(Some(error.to_string()));
             }
         }
+        watch::look_again();
         tokio::time::sleep(interval).await;
     }
 }

@@ -3,22 +3,20 @@
 
 use std::{
     convert::Infallible,
-    fs,
-    path::Path,
     time::{Duration, SystemTime},
 };
 
 use tokio::time::{Instant, sleep};
 use troth_core::identity::AgentId;
-use troth_daemon::tls::ServedIdentity;
+use troth_daemon::{
+    tls::ServedIdentity,
+    watch::{Watch, stamp},
+};
 
 use crate::{
     identity::mtls::{self, Files, Maker, MtlsError, Term},
     registration::{Backoff, RegistrarHandle, wait_after},
 };
-
-/// How often the files are looked at.
-const LOOK: Duration = Duration::from_secs(5);
 
 /// How often a certificate is judged whose files have not changed, and how often its administrator
 /// is warned.
@@ -62,23 +60,18 @@ struct Checked {
     wait: Duration,
 }
 
-/// What changes with a file's content.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-struct Stamp {
-    modified: SystemTime,
-    length: u64,
-}
-
 impl Renewal {
     /// Goes on for as long as the agent serves.
     pub(crate) async fn keep(mut self) -> Infallible {
+        let files = [self.files.certificate.clone(), self.files.key.clone()];
+        let mut watch = Watch::new(files.clone());
         let mut seen = None;
-        let mut check_at = Instant::now();
+        let mut check = Check::now();
         let mut announcement: Option<Announcement> = None;
         loop {
             // What is seen before it is read cannot change unseen.
-            let stamps = [&self.files.certificate, &self.files.key].map(|path| stamp(path));
-            if seen != Some(stamps) || Instant::now() >= check_at {
+            let stamps = files.each_ref().map(|path| stamp(path));
+            if seen != Some(stamps) || check.wait().is_zero() {
                 seen = Some(stamps);
                 let wait = match self.check() {
                     Ok(checked) => {
@@ -92,15 +85,20 @@ impl Renewal {
                         RETRY
                     }
                 };
-                check_at = Instant::now() + wait;
+                check = Check::after(wait);
             }
             if let Some(due) = announcement.take_if(|a| Instant::now() >= a.next_try) {
                 announcement = self.announce(due).await;
             }
-            let now = Instant::now();
-            let next_try = announcement.as_ref().map_or(check_at, |a| a.next_try);
-            let next = check_at.min(next_try).saturating_duration_since(now);
-            sleep(next.min(LOOK)).await;
+            let next_try = announcement
+                .as_ref()
+                .map(|a| a.next_try.saturating_duration_since(Instant::now()));
+            let wait = check.wait();
+            let wait = next_try.map_or(wait, |next_try| next_try.min(wait));
+            tokio::select! {
+                () = sleep(wait) => {}
+                () = watch.changed() => {}
+            }
         }
     }
 
@@ -174,10 +172,33 @@ impl Renewal {
     }
 }
 
-fn stamp(path: &Path) -> Option<Stamp> {
-    let about = fs::metadata(path).ok()?;
-    Some(Stamp {
-        modified: about.modified().ok()?,
-        length: about.len(),
-    })
+/// When a certificate is judged again. Its end is a date, so the clock decides: one that was set
+/// while the agent slept is seen the next time that it wakes up.
+#[derive(Debug)]
+struct Check {
+    decided: SystemTime,
+    due: SystemTime,
+}
+
+impl Check {
+    fn now() -> Self {
+        Self::after(Duration::ZERO)
+    }
+
+    fn after(wait: Duration) -> Self {
+        let decided = SystemTime::now();
+        Self {
+            decided,
+            due: decided + wait,
+        }
+    }
+
+    /// What is left until then; nothing when the clock was set back behind the decision.
+    fn wait(&self) -> Duration {
+        let now = SystemTime::now();
+        if now < self.decided {
+            return Duration::ZERO;
+        }
+        self.due.duration_since(now).unwrap_or_default()
+    }
 }

@@ -29,3 +29,5 @@ pub mod server;
 pub mod shutdown;
 /// rustls configurations for both sides.
 pub mod tls;
+/// Files that may be replaced at any time.
+pub mod watch;

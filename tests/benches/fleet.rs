@@ -18,7 +18,7 @@ use troth_tests::{
     fleet::{Agent, AgentOptions, Fleet, Programs},
     keylime::{Keylime, KeylimeAgent},
     process::{Process, output_of, stable_port},
-    usage::{Usage, children_cpu},
+    usage::{Usage, children_cpu, wake_ups},
 };
 
 /// Nodes of ours under each measurement of CPU time, and how often each is asked.
@@ -47,6 +47,7 @@ const QUOTES: u32 = 200;
 const THEIR_ID: &str = "d432fbb3-d2f1-4a97-9ef7-75bd81c00001";
 /// Until a server that has just started needs no more memory.
 const SETTLE: Duration = Duration::from_secs(3);
+const MINUTE: Duration = Duration::from_secs(60);
 
 fn main() -> Result<()> {
     // `cargo xtask bench` builds the programs and says where they are.
@@ -217,9 +218,24 @@ impl Bench {
         let our_cost = AgentCost::measure(&fleet, "ours", port, pid)?;
         let (port, pid) = (theirs.address().port(), theirs.process().id());
         let their_cost = AgentCost::measure(&fleet, THEIR_ID, port, pid)?;
+        sleep(SETTLE);
+        let pids = [ours.process().id(), theirs.process().id()];
+        let woken = |of: usize| Ok::<_, anyhow::Error>(wake_ups(pids[of])? as f64);
+        let before = [woken(0)?, woken(1)?];
+        sleep(MINUTE);
+        let in_a_minute = [woken(0)? - before[0], woken(1)? - before[1]];
         let ours = our_cost.idle.resident as f64 / 1e6;
         let theirs = their_cost.idle.proportional as f64 / 1e6;
         self.row("agent, idle memory", ours, Some(theirs), "MB", "<= 8 MB");
+        let [ours, theirs] = in_a_minute;
+        let what = "agent, wake-ups of all threads in an idle minute";
+        self.row(
+            what,
+            ours,
+            Some(theirs),
+            "",
+            "none but to look after its TPM",
+        );
         let (ours, theirs) = (our_cost.quote, Some(their_cost.quote));
         let what = "agent, CPU per identity quote";
         self.row(what, ours, theirs, "ms", "<= 0.4 ms");

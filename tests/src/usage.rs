@@ -47,6 +47,21 @@ impl Usage {
     }
 }
 
+/// How often the threads of process `pid` have gone to sleep so far, and so been woken up:
+/// `voluntary_ctxt_switches` of proc_pid_status(5).
+pub fn wake_ups(pid: u32) -> Result<u64> {
+    let mut total = 0;
+    for task in fs::read_dir(format!("/proc/{pid}/task"))? {
+        // A thread may end while it is looked at.
+        let text = fs::read_to_string(task?.path().join("status")).unwrap_or_default();
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+        total += line.map_or(Ok(0), |count| count.trim().parse::<u64>())?;
+    }
+    Ok(total)
+}
+
 /// CPU time of all children of this process that have ended.
 pub fn children_cpu() -> Result<Duration> {
     let [_, children] = own_and_childrens(std::process::id())?;

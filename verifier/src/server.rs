@@ -14,6 +14,7 @@ use troth_daemon::{
     server::{Limits, serve},
     shutdown::Shutdown,
     tls::{RevocationError, RevocationFiles, ServerTls, TlsError},
+    watch,
 };
 
 use crate::{
@@ -31,6 +32,8 @@ use crate::{
 const STATUS_INTERVAL: Duration = Duration::from_secs(10);
 /// How often a verifier looks whether another one has replaced policies: a row is read.
 const POLICY_INTERVAL: Duration = Duration::from_secs(2);
+/// How often the database is asked for a sign of life in a unit without watchdog.
+const DATABASE_INTERVAL: Duration = Duration::from_secs(30);
 /// How often a server looks whether the certificates that it loaded end soon.
 const CERTIFICATE_INTERVAL: Duration = Duration::from_secs(86_400);
 
@@ -232,12 +235,11 @@ async fn watch_certificates(certificates: Vec<InUse>) {
 
 /// Tells the service manager that the server is alive for as long as its database answers.
 async fn watchdog(store: Store) {
-    let Some(interval) = notify::watchdog_interval() else {
-        return;
-    };
+    let interval = notify::watchdog_interval().unwrap_or(DATABASE_INTERVAL);
     let mut ticks = tokio::time::interval(interval);
     loop {
         ticks.tick().await;
+        watch::look_again();
         match tokio::time::timeout(interval, store.ping()).await {
             Ok(Ok(())) => notify::watchdog(),
             Ok(Err(error)) => tracing::error!(%error, "the database does not answer"),

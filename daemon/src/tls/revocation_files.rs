@@ -1,16 +1,14 @@
 use std::{
     fmt::Display,
-    fs,
-    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use rustls::pki_types::UnixTime;
-use tokio::time::MissedTickBehavior;
 
 use super::{Clients, RevocationError, RevocationLists, ServerTls};
+use crate::watch::{Stamp, Watch, stamp};
 
 /// `MESSAGE_ID=` of a list of revoked client certificates that is out of date, or could not be read
 /// again.
@@ -18,8 +16,6 @@ pub const REVOCATION_LIST: &str = "54740f8fc86949b49523e7c141173edc";
 
 /// Keylime's names of the list in a CA directory.
 const DEFAULT: [&str; 2] = ["cacrl.pem", "cacrl.der"];
-/// How often they are looked at, and read when they have changed.
-const INTERVAL: Duration = Duration::from_secs(2);
 /// How often a list that its CA should have renewed is told of.
 const REMINDER: Duration = Duration::from_secs(86_400);
 
@@ -35,10 +31,6 @@ pub struct RevocationFiles {
     lists: RevocationLists,
     reminded: Option<Instant>,
 }
-
-/// What changes when a file is written or replaced: device, inode, size, and the time of the
-/// change in seconds and nanoseconds.
-type Stamp = (u64, u64, u64, i64, i64);
 
 impl RevocationFiles {
     /// Those that are configured, which must exist; else those of the CA directories, if there are
@@ -73,11 +65,13 @@ impl RevocationFiles {
 
     /// Takes over those that are replaced while a server runs, for as long as it does.
     pub async fn follow(mut self, tls: ServerTls) {
-        let mut ticks = tokio::time::interval(INTERVAL);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        while let Some(clients) = tls.clients() {
-            ticks.tick().await;
+        let Some(clients) = tls.clients() else {
+            return;
+        };
+        let mut watch = Watch::new(self.paths.iter().cloned());
+        loop {
             self.look(clients).await;
+            watch.changed().await;
         }
     }
 
@@ -146,19 +140,10 @@ fn read(paths: &[PathBuf], clients: &Clients) -> Result<RevocationLists, Revocat
     Ok(lists)
 }
 
-fn stamp(path: &Path) -> Option<Stamp> {
-    let file = fs::metadata(path).ok()?;
-    Some((
-        file.dev(),
-        file.ino(),
-        file.len(),
-        file.ctime(),
-        file.ctime_nsec(),
-    ))
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use rcgen::{
         BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer,
         IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SerialNumber,
