@@ -5,3 +5,9 @@
 
 /// State, operations, errors and events of an agent, as every front door offers them.
 pub mod agent;
+/// Clients of the varlink interfaces.
+pub mod client;
+/// Entry points that take arbitrary bytes.
+pub mod fuzz;
+/// Interfaces over varlink.
+pub mod varlink;

@@ -15,7 +15,8 @@ fn fuzz() -> PathBuf {
 fn targets() -> impl Iterator<Item = troth_core::fuzz::Target> {
     let targets = troth_core::fuzz::TARGETS.iter();
     let targets = targets.chain(troth_archive::fuzz::TARGETS);
-    targets.chain(troth_daemon::fuzz::TARGETS).copied()
+    let targets = targets.chain(troth_daemon::fuzz::TARGETS);
+    targets.chain(troth_ipc::fuzz::TARGETS).copied()
 }
 
 fn names(directory: &Path) -> BTreeSet<String> {
