@@ -40,9 +40,14 @@ impl Descriptors {
         Ok(Self(found))
     }
 
+    /// The descriptor of this name, if there is one.
+    pub fn take(&mut self, name: &str) -> Option<OwnedFd> {
+        self.0.remove(name)
+    }
+
     /// The file of this name, if there is one.
     pub fn take_file(&mut self, name: &str) -> Option<File> {
-        self.0.remove(name).map(File::from)
+        self.take(name).map(File::from)
     }
 }
 

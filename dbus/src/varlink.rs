@@ -37,6 +37,12 @@ pub struct Interface {
     pub description: &'static str,
 }
 
+/// `org.troth.Actions`, which troth-actiond serves.
+pub const ACTIONS: Interface = Interface {
+    name: "org.troth.Actions",
+    description: include_str!("../org.troth.Actions.varlink"),
+};
+
 /// What is handed on of a stream that is read in parts of `step` bytes: for fuzzing.
 pub(crate) fn cut_messages(stream: &[u8], step: usize) -> Vec<u8> {
     let mut cutter = socket::Cutter::default();

@@ -4,10 +4,8 @@ use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 use zlink_idl::{CustomType, Interface as Idl, Type};
 
-use super::{AGENT, metrics::METRICS, wire::*};
+use super::{ACTIONS, AGENT, metrics::METRICS, wire::*};
 use crate::agent::{self, Mode, PayloadState, State};
-
-const ACTIONS: &str = include_str!("../../org.troth.Actions.varlink");
 
 fn idl(text: &'static str) -> Idl<'static> {
     Idl::try_from(text).unwrap()
@@ -35,12 +33,9 @@ fn check(idl: &Idl<'_>, r#type: &Type<'_>, value: &Value, place: &str) {
                     check_object(idl, fields, value, place);
                     true
                 }
-                CustomType::Enum(choice) => {
-                    let known = choice
-                        .variants()
-                        .any(|v| Some(v.name().as_str()) == value.as_str());
-                    known
-                }
+                CustomType::Enum(choice) => choice
+                    .variants()
+                    .any(|v| Some(v.name().as_str()) == value.as_str()),
             }
         }
         Type::Bool => value.is_boolean(),
@@ -179,7 +174,7 @@ fn replies_of_the_agent_are_what_its_interface_says() {
 
 #[test]
 fn replies_of_the_broker_and_metrics_are_what_their_interfaces_say() {
-    let actions = idl(ACTIONS);
+    let actions = idl(ACTIONS.description);
     for sandbox in [Sandbox::Strict, Sandbox::System, Sandbox::Host] {
         let list = ActionList {
             actions: vec![ActionFile {
@@ -251,7 +246,7 @@ fn every_state_is_one_of_the_interface() {
 fn everything_in_an_interface_is_described() {
     let texts = [
         AGENT.description,
-        ACTIONS,
+        ACTIONS.description,
         METRICS.description,
         super::service::SERVICE.description,
         super::server::SERVICE.description,
