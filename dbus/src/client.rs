@@ -208,8 +208,8 @@ impl AgentClient {
         self.once("Quote", parameters).await
     }
 
-    /// A bundle over `nonce` (Base64): a file to be read from its beginning.
-    pub async fn evidence(&mut self, nonce: &str) -> Result<OwnedFd, ClientError> {
+    /// A bundle over `nonce`, or a random one: a file to be read from its beginning.
+    pub async fn evidence(&mut self, nonce: Option<&str>) -> Result<OwnedFd, ClientError> {
         let parameters = json!({ "nonce": nonce, "allowInteractiveAuthentication": true });
         let method = "org.troth.Agent.CollectEvidence";
         let called = self.0.call::<wire::Evidence>(method, parameters).await?;

@@ -61,9 +61,9 @@ impl Agent for Told {
         })
     }
 
-    async fn collect_evidence(&self, nonce: Vec<u8>) -> Result<OwnedFd, OperationError> {
+    async fn collect_evidence(&self, nonce: String) -> Result<OwnedFd, OperationError> {
         let mut file = tempfile::tempfile().unwrap();
-        file.write_all(&nonce).unwrap();
+        file.write_all(nonce.as_bytes()).unwrap();
         file.rewind().unwrap();
         Ok(file.into())
     }
@@ -436,9 +436,9 @@ fn evidence_comes_as_a_file() {
     served(|site| async move {
         let mut client = AgentClient::connect(&site.socket).await.unwrap();
         let mut content = Vec::new();
-        let bundle = client.evidence("AQID").await.unwrap();
+        let bundle = client.evidence(Some("fresh")).await.unwrap();
         File::from(bundle).read_to_end(&mut content).unwrap();
-        assert_eq!(content, [1, 2, 3]);
+        assert_eq!(content, b"fresh");
         let refused = client.register().await.unwrap_err();
         let ClientError::Refused { fault, .. } = refused else {
             panic!("{refused}");

@@ -73,9 +73,8 @@ fn read(file: Found, path: &str) -> Result<Option<ActionFile>, String> {
         ));
     }
     let document: Document = toml::from_str(&text).map_err(|error| {
-        let line = error
-            .span()
-            .map(|span| text[..span.start].lines().count().max(1));
+        let before = error.span().and_then(|span| text.get(..span.start));
+        let line = before.map(|before| before.matches('\n').count() + 1);
         let line = line.map_or_else(String::new, |line| format!("line {line}: "));
         format!("{line}{}", error.message())
     })?;

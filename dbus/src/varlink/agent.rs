@@ -122,9 +122,10 @@ impl<A: Agent, P: Authority, C: Process> AgentService<A, P, C> {
                 reply(shown(&quote))
             }
             "CollectEvidence" => {
-                let nonce = nonce(&mut call.parameters)?;
+                let nonce: Option<String> = call.parameters.optional("nonce")?;
                 self.guard(Guarded::Evidence, call).await?;
-                let bundle = self.agent.collect_evidence(nonce).await.map_err(fault)?;
+                let collected = self.agent.collect_evidence(nonce.unwrap_or_default());
+                let bundle = collected.await.map_err(fault)?;
                 let parameters = value(wire::Evidence {
                     bundle_file_descriptor: 0,
                 })?;
@@ -267,7 +268,10 @@ fn fault(error: OperationError) -> Fault {
         }
         OperationError::Host(reason) => ("org.troth.Agent.HostFailed", reason),
         OperationError::InvalidArgument { argument, .. } => {
-            return Fault::invalid_parameter(argument);
+            return Fault::invalid_parameter(match argument {
+                "pcr_mask" => "pcrs",
+                other => other,
+            });
         }
         OperationError::NoSuchAction(name) => {
             return Fault::with("org.troth.Agent.NoSuchAction", json!({ "name": name }));
