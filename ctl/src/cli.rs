@@ -1,5 +1,7 @@
 /// `trothctl agent ...`.
 mod agent;
+/// `trothctl node ...`.
+mod node;
 /// `trothctl policy ...`.
 mod policy;
 /// `trothctl policy ...` for policies of files and of the verifier alike.
@@ -16,6 +18,7 @@ pub(crate) use self::{
         AcceptArgs, AddArgs, AgentCommand, ContactArgs, EkArgs, EvidenceArgs, ExplainArgs,
         PolicyArgs, RemoveArgs, Until, UpdateArgs, WatchArgs,
     },
+    node::{NodeArgs, NodeCommand, NodeEvidenceArgs, NodeQuoteArgs},
     policy::{
         BootFormat, CreateBootArgs, ImageArgs, ImportCommand, Kind, ListArgs, PolicyCommand,
         PolicyCreateCommand, RuntimeArgs, TreeArgs,
@@ -94,6 +97,9 @@ pub(crate) enum Command {
     /// evidence
     #[command(subcommand, arg_required_else_help = true)]
     Agent(AgentCommand),
+    /// This host: what its agent does, evidence of its state, and whether it can be attested at all
+    #[command(arg_required_else_help = true)]
+    Node(NodeArgs),
     /// Nodes known to the registrar: their keys and contact address
     #[command(subcommand, arg_required_else_help = true)]
     Registrar(RegistrarCommand),

@@ -16,7 +16,9 @@ use troth_daemon::{
     cert_store::CertStoreError, client::ClientError, config::ConfigError, tls::TlsError,
 };
 
-use crate::output::clean;
+use troth_ipc::client::ClientError as LocalError;
+
+use crate::{node, output::clean};
 
 /// The exit statuses, as `--help` and trothctl(1) document them; clap itself ends wrong use of the
 /// command line with 2.
@@ -142,6 +144,9 @@ pub(crate) enum Error {
         what: &'static str,
         source: IdentityError,
     },
+    /// The agent of this host gave no answer, or refused.
+    #[error("agent of this host: {source}")]
+    LocalAgent { source: LocalError },
     /// A node's policy that its verifier does not name.
     #[error("agent {id} has a {kind} policy, and the verifier does not say under which name")]
     KeptPolicyUnknown { id: String, kind: &'static str },
@@ -350,7 +355,10 @@ impl Error {
     /// The exit status that belongs to it.
     pub(crate) fn exit(&self) -> Exit {
         match self {
-            Self::Unreachable { .. } => Exit::ServiceUnreachable,
+            Self::Unreachable { .. }
+            | Self::LocalAgent {
+                source: LocalError::Connect { .. },
+            } => Exit::ServiceUnreachable,
             Self::NotFound { .. } | Self::NoSuchFinding { .. } | Self::NoSuchPolicy { .. } => {
                 Exit::NotFound
             }
@@ -394,6 +402,7 @@ impl Error {
     pub(crate) fn advice(&self) -> Option<String> {
         Some(match self {
             Self::NotCompared(source) => return source.advice(),
+            Self::LocalAgent { source } => return node::advice(source),
             Self::AlreadyEnrolled { id, .. } => format!(
                 "see it with `trothctl agent status {id}`; other policies: `trothctl agent update {id}`"
             ),

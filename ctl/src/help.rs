@@ -188,6 +188,29 @@ that of `agent status`.
 
 Keylime's verifier tells no more than the id of its last event, which is explained.";
 
+pub(crate) const NODE_QUOTE: &str = "\
+Have this host's TPM quote its PCRs, and check the quote.
+
+The quote is over a nonce of yours or a random one, and is checked as a verifier does it: the AK's \
+signature, the nonce, the PCRs and their digest. That the AK is this host's, only the registrar can \
+say: compare its name with `trothctl registrar show`. Who may do this is polkit's to say \
+(org.troth.agent1.quote), by default root.";
+
+pub(crate) const NODE_EVIDENCE: &str = "\
+Save evidence of this host's state now, for `trothctl appraise`.
+
+The bundle has a quote, PCRs, the IMA list and the boot logs. It tells which programs ran here: the \
+file is for its owner alone, and who may do this is polkit's to say (org.troth.agent1.evidence), by \
+default root.";
+
+pub(crate) const NODE_CHECK: &str = "\
+Say whether this host can be attested, and what to switch on; needs no agent.
+
+Looked at are the TPM (2.0, 1.2 or none), its maker and PCR banks, the way to it, the boot log, \
+systemd's log of user space, Secure Boot, and the kernel's IMA with its policy. A host is attested \
+by its TPM; what else is lacking makes the evidence say less. Any user may do it; what only root may \
+read is said.";
+
 pub(crate) const EXPLAIN: &str = "\
 Say what a finding means and what to do about it, by its id as logs have it.
 
@@ -220,23 +243,24 @@ const SECTIONS: [(&str, &str); 5] = [
 ];
 
 const EXIT_STATUS: &str = "\
-0  done; agent status, agent explain, appraise: trusted
+0  done; agent status, agent explain, appraise: trusted; node status: it is attested
 1  an error without a status of its own (appraise: a policy is missing); policy diff: the policies
-   differ
+   differ; node check: this host cannot be attested
 2  wrong use of the command line, such as a source of a policy with nothing in it; policy diff: a
    policy cannot be read
 3  not to be trusted: a node or a bundle failed attestation; a quote, log, identity or signature
    failed its check; registrar compare: an id with other keys
-4  agent status, agent explain: the node is unreachable, or its last verdict is too old to count
+4  agent status, agent explain: the node is unreachable, or its last verdict is too old to count;
+   node status: the TPM does not answer
 5  no such node, policy or finding
 6  agent status, agent explain: no verdict (not attested yet, stopped, being removed); appraise:
-   the host had booted again
+   the host had booted again; node status: not registered (yet)
 7  verifier, registrar or agent cannot be reached
 8  agent watch: --timeout ended the wait";
 
 const JSON: &str = "\
-With --json a result is one JSON object on standard output (agent watch: one object a line), and
-an error is one on standard error: {\"error\": {\"message\", \"advice\", \"exit_status\", \"findings\",
+With --json a result is one JSON object on standard output (agent watch, node watch: one object a
+line), and an error is one on standard error: {\"error\": {\"message\", \"advice\", \"exit_status\", \"findings\",
 \"files\"}}; files are those that could not be read or labelled, and why.
 Members may be added; those named here stay.
 
@@ -264,6 +288,19 @@ appraise        {\"verdict\", \"complete\", \"not_proved\", \"bundles\": [{\"fil
                 \"runtime_policy\", \"boot_policy\", \"tpm_policy\", \"rules\": {\"boot_engine\",
                 \"tomtou\", \"ima_keys\", \"accept\"}, \"outcome\", \"recorded_verdict\",
                 \"same_as_recorded\", \"boot_quirks\"}]}; verdict is trusted, failed or rebooted
+node status     STATUS: {\"state\", \"detail\", \"agent_id\", \"version\", \"mode\", \"registrar\",
+                \"tcti\", \"tpm_vendor\", \"tpm_firmware\", \"hash_algorithms\", \"last_quote_ms\",
+                \"quote_count\", \"ima_entries\", \"payload_state\", \"secure_mount\"}; state is
+                starting, registering, unregistered, attesting or tpm_unavailable
+node watch      {\"time_ms\", \"status\": STATUS, \"quote\": {\"client\", \"ima_entries\"}}, null where
+                there is no news
+node quote      {\"nonce_hex\", \"quote\", \"ak\", \"ak_name\", \"hash_algorithm\", \"pcrs\"}; quote is
+                what inspect quote reads
+node evidence   {\"file\", \"bytes\"}
+node register   {\"agent_id\", \"api_version\"}
+node actions    {\"actions\": [{\"name\", \"description\", \"sandbox\"}]}
+node check      {\"attestable\", \"checks\": [{\"check\", \"state\", \"found\", \"to_do\"}]}; state is
+                good, lacking (less is attested), missing (nothing is) or unknown
 registrar list  {\"agents\": [ID]}
 registrar show  {\"id\", \"address\", \"port\", \"regcount\", \"ek\", \"ak\", \"ek_certificate\",
                 \"ek_certificate_matches\", \"mtls_certificate\", \"tls_disabled\"}

@@ -24,6 +24,8 @@ mod explain;
 mod help;
 /// `trothctl inspect ...`: read a quote, a boot log or an IMA list without any server.
 mod inspect;
+/// `trothctl node ...`: this host and its agent.
+mod node;
 /// Terminal and JSON output.
 mod output;
 /// `trothctl policy ...`: make policies, and keep them at the verifier.
@@ -64,6 +66,7 @@ fn main() -> ExitCode {
 fn run(cli: &Cli, out: &Output) -> Result<Exit, Error> {
     match &cli.command {
         Command::Agent(command) => network(agent::run(&cli.global, command, out)),
+        Command::Node(args) => network(node::run(args, out)),
         Command::Registrar(command) => network(registrar::run(&cli.global, command, out)),
         Command::Inspect(InspectCommand::Quote(args)) => inspect::quote(args, out),
         Command::Inspect(InspectCommand::Eventlog(args)) => inspect::eventlog(args, out),

@@ -374,7 +374,7 @@ pub(crate) fn place(place: &Place) -> String {
 }
 
 /// `PCR 7 (secure-boot-policy)`.
-fn named_pcr(pcr: u8) -> String {
+pub(crate) fn named_pcr(pcr: u8) -> String {
     pcr_name(pcr).map_or_else(
         || format!("PCR {pcr}"),
         |name| format!("PCR {pcr} ({name})"),

@@ -89,6 +89,7 @@ fn dependency_rules_hold() {
         ("troth-archive", &["troth_daemon", "tokio"]),
         ("troth-daemon", &["troth_archive", "troth_core"]),
         ("troth-agent", &["troth_verifier", "trothctl"]),
+        ("troth-actiond", &["troth_agent", "troth_core", "tss_esapi"]),
         ("troth-verifier", &["troth_agent", "trothctl"]),
         ("troth-ctl", &["troth_agent", "troth_verifier"]),
     ] {

@@ -10,8 +10,9 @@ use clap::Args;
 use crate::workspace::{cargo, display, root, run};
 
 /// What a host runs.
-const PROGRAMS: [&str; 4] = [
+const PROGRAMS: [&str; 5] = [
     "troth-agent",
+    "troth-actiond",
     "troth-registrar",
     "troth-verifier",
     "trothctl",
@@ -53,13 +54,13 @@ pub(crate) fn run_install(options: &Options) -> Result<()> {
         }
     };
     let usr = options.root.join("usr");
-    let count = lay_down(&root().join("units"), &root().join("docs"), &programs, &usr)?;
+    let count = lay_down(root(), &programs, &usr)?;
     println!("{count} files are in {}", usr.display());
     Ok(())
 }
 
-/// Writes the install tree below `usr`, and returns how many files it has.
-fn lay_down(units: &Path, docs: &Path, programs: &Path, usr: &Path) -> Result<usize> {
+/// Writes the install tree of a checkout below `usr`, and returns how many files it has.
+fn lay_down(checkout: &Path, programs: &Path, usr: &Path) -> Result<usize> {
     let mut tree = Tree { usr, count: 0 };
     for name in PROGRAMS {
         let from = programs.join(name);
@@ -67,12 +68,21 @@ fn lay_down(units: &Path, docs: &Path, programs: &Path, usr: &Path) -> Result<us
             .with_context(|| format!("{}: build it, or name another directory", from.display()))?;
         tree.write(&format!("bin/{name}"), &content, PROGRAM)?;
     }
-    for path in files_below(units)? {
-        let name = path.strip_prefix(units)?.to_string_lossy().into_owned();
+    let units = checkout.join("units");
+    for path in files_below(&units)? {
+        let name = path.strip_prefix(&units)?.to_string_lossy().into_owned();
         tree.write(&name, &fs::read(&path)?, FILE)?;
     }
-    for path in files_below(docs)? {
-        let name = path.strip_prefix(docs)?.display();
+    for path in files_below(&checkout.join("dbus"))? {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        // Those of systemd and varlink are not ours to install.
+        if name.starts_with("org.troth.") && name.ends_with(".varlink") {
+            tree.write(&format!("share/varlink/{name}"), &fs::read(&path)?, FILE)?;
+        }
+    }
+    let docs = checkout.join("docs");
+    for path in files_below(&docs)? {
+        let name = path.strip_prefix(&docs)?.display();
         tree.write(&format!("share/doc/troth/{name}"), &fs::read(&path)?, FILE)?;
     }
     let trothctl = programs.join("trothctl");
@@ -209,7 +219,7 @@ mod tests {
         let names: Vec<_> = first.iter().map(|(name, ..)| name.as_str()).collect();
         let documents = files_below(&root().join("docs")).unwrap().len();
         let there = |prefix: &str| names.iter().filter(|n| n.starts_with(prefix)).count();
-        assert_eq!(there("usr/share/doc/troth/"), documents + 3, "{names:?}");
+        assert_eq!(there("usr/share/doc/troth/"), documents + 4, "{names:?}");
         let without_documents: Vec<_> = names
             .iter()
             .filter(|name| !name.ends_with(".md"))
@@ -250,7 +260,8 @@ mod tests {
     }
 
     /// Each of these is a promise to packages and administrators.
-    const TREE: [&str; 27] = [
+    const TREE: [&str; 35] = [
+        "usr/bin/troth-actiond",
         "usr/bin/troth-agent",
         "usr/bin/troth-registrar",
         "usr/bin/troth-verifier",
@@ -260,7 +271,11 @@ mod tests {
         "usr/lib/firewalld/services/troth-registrar.xml",
         "usr/lib/firewalld/services/troth-verifier.xml",
         "usr/lib/systemd/catalog/troth.catalog",
+        "usr/lib/systemd/system/troth-actiond.service",
+        "usr/lib/systemd/system/troth-actiond.socket",
+        "usr/lib/systemd/system/troth-actions.slice",
         "usr/lib/systemd/system/troth-agent.service",
+        "usr/lib/systemd/system/troth-agent.socket",
         "usr/lib/systemd/system/troth-ca-init.service",
         "usr/lib/systemd/system/troth-ca-init.service.d/10-registrar.conf",
         "usr/lib/systemd/system/troth-ca-init.service.d/10-verifier.conf",
@@ -275,8 +290,11 @@ mod tests {
         "usr/share/doc/troth/examples/troth-agent.service.d/any-tpm.conf",
         "usr/share/doc/troth/examples/troth-agent.service.d/systemd-252.conf",
         "usr/share/doc/troth/examples/troth-agent.service.d/tpm2-abrmd.conf",
+        "usr/share/doc/troth/examples/troth-agent.socket.d/any-tpm.conf",
         "usr/share/fish/vendor_completions.d/trothctl.fish",
         "usr/share/man/man1/trothctl.1",
+        "usr/share/varlink/org.troth.Actions.varlink",
+        "usr/share/varlink/org.troth.Agent.varlink",
         "usr/share/zsh/site-functions/_trothctl",
     ];
 }

@@ -129,6 +129,52 @@ pub(super) const EXAMPLES: &[(&str, &[Example])] = &[
         ],
     ),
     (
+        "trothctl node status",
+        &[("Is this host attested?", "trothctl node status")],
+    ),
+    (
+        "trothctl node watch",
+        &[(
+            "See verifiers ask, for a program",
+            "trothctl --json node watch",
+        )],
+    ),
+    (
+        "trothctl node quote",
+        &[
+            (
+                "What was measured by Secure Boot and IMA",
+                "trothctl node quote --pcrs 7,10",
+            ),
+            (
+                "A quote to be checked elsewhere",
+                "trothctl --json node quote --nonce for-you | jq -r .quote",
+            ),
+        ],
+    ),
+    (
+        "trothctl node evidence",
+        &[(
+            "Keep what this host looks like now",
+            "trothctl node evidence -o now.evidence",
+        )],
+    ),
+    (
+        "trothctl node register",
+        &[("The registrar has lost this host", "trothctl node register")],
+    ),
+    (
+        "trothctl node actions",
+        &[(
+            "What may this host be told to run?",
+            "trothctl node actions",
+        )],
+    ),
+    (
+        "trothctl node check",
+        &[("Before the agent is installed", "trothctl node check")],
+    ),
+    (
         "trothctl registrar list",
         &[("Who has registered?", "trothctl registrar list")],
     ),

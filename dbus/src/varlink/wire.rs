@@ -6,7 +6,7 @@ use serde_json::Value;
 use crate::agent;
 
 /// `Context` of `org.troth.Agent`: what the agent was told by its configuration.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Context {
     /// Who opens the conversation with the verifier.

@@ -10,7 +10,8 @@ use crate::fleet::Programs;
 use crate::process::output_of;
 
 /// The programs that the tree holds, and the one that lays it.
-const PROGRAMS: [&str; 5] = [
+const PROGRAMS: [&str; 6] = [
+    "troth-actiond",
     "troth-agent",
     "troth-registrar",
     "troth-verifier",
@@ -29,7 +30,7 @@ pub fn install_tree(programs: &Programs) -> Result<PathBuf> {
         let state = (about.size(), about.mtime(), about.mtime_nsec());
         hasher.update(format!("{name} {state:?}\n").as_bytes());
     }
-    for directory in ["units", "docs"] {
+    for directory in ["units", "docs", "dbus"] {
         add_files(&checkout().join(directory), &mut hasher)?;
     }
     let name = hex::encode(&hasher.finish().as_ref()[..8]);
