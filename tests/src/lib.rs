@@ -1,5 +1,6 @@
-//! The stage of the loopback and node tiers: real daemons, a TPM in software, a boot replayed into
-//! it; for the node tier also the operating system around them.
+//! The stage of the loopback, node and vm tiers: real daemons, a TPM in software, a boot replayed
+//! into it; for the node tier also the operating system around them, for the vm tier a whole machine
+//! that boots.
 //!
 //! Everything started here is stopped by its process id when its value is dropped, listens on
 //! loopback or in a network namespace of its own, and writes into a temporary directory of its own,
@@ -11,6 +12,8 @@ pub mod api;
 pub mod boot;
 /// A private D-Bus system bus with tpm2-abrmd on it.
 pub mod bus;
+/// Directories that are made once and used by many.
+pub(crate) mod cached;
 /// What configuration is documented, here and at Keylime.
 pub mod configuration;
 /// IDevID and IAK with certificates, as a manufacturer makes them.
@@ -50,3 +53,5 @@ pub mod tpm;
 mod units;
 /// CPU time and memory of a process.
 pub mod usage;
+/// Hosts that are virtual machines: firmware, a TPM and a kernel of their own.
+pub mod vm;

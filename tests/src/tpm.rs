@@ -73,54 +73,7 @@ pub struct Swtpm {
 impl Swtpm {
     /// Manufactures a TPM with SHA-1 and SHA-256 banks in `directory` and switches it on.
     pub fn manufacture(directory: &Path) -> Result<Self> {
-        let state = directory.join("state");
-        let authority = directory.join("ek-ca");
-        for made in [directory, &state, &authority] {
-            fs::create_dir_all(made)?;
-        }
-        let localca = crate::process::find_program("swtpm_localca")
-            .context("swtpm_localca is missing: run `cargo xtask setup`")?;
-        let (conf, options, setup) = (
-            directory.join("localca.conf"),
-            directory.join("localca.options"),
-            directory.join("setup.conf"),
-        );
-        let ca = authority.display();
-        fs::write(
-            &conf,
-            format!(
-                "statedir = {ca}\nsigningkey = {ca}/signkey.pem\n\
-                 issuercert = {ca}/issuercert.pem\ncertserial = {ca}/certserial\n"
-            ),
-        )?;
-        fs::write(
-            &options,
-            "--platform-manufacturer Troth\n--platform-version 1\n--platform-model test\n",
-        )?;
-        fs::write(
-            &setup,
-            format!(
-                "create_certs_tool = {}\ncreate_certs_tool_config = {}\n\
-                 create_certs_tool_options = {}\nactive_pcr_banks = sha1,sha256\n",
-                localca.display(),
-                conf.display(),
-                options.display()
-            ),
-        )?;
-        output_of(
-            Command::new("swtpm_setup")
-                .args([
-                    "--tpm2",
-                    "--create-ek-cert",
-                    "--pcr-banks",
-                    "sha1,sha256",
-                    "--tpmstate",
-                ])
-                .arg(&state)
-                .arg("--config")
-                .arg(&setup),
-        )
-        .context("swtpm_setup could not make a TPM")?;
+        manufacture(directory)?;
         let mux = TpmMux::before(&directory.join("tpm.sock"))?;
         let mut tpm = Self {
             directory: directory.to_owned(),
@@ -213,6 +166,60 @@ impl Swtpm {
         self.process = Some(process);
         Ok(())
     }
+}
+
+/// Makes a TPM with SHA-1 and SHA-256 banks, switched off: what it keeps in `directory/state`, the
+/// authority that certified its EK in `directory/ek-ca`.
+pub(crate) fn manufacture(directory: &Path) -> Result<()> {
+    let state = directory.join("state");
+    let authority = directory.join("ek-ca");
+    for made in [directory, &state, &authority] {
+        fs::create_dir_all(made)?;
+    }
+    let localca = crate::process::find_program("swtpm_localca")
+        .context("swtpm_localca is missing: run `cargo xtask setup`")?;
+    let (conf, options, setup) = (
+        directory.join("localca.conf"),
+        directory.join("localca.options"),
+        directory.join("setup.conf"),
+    );
+    let ca = authority.display();
+    fs::write(
+        &conf,
+        format!(
+            "statedir = {ca}\nsigningkey = {ca}/signkey.pem\n\
+             issuercert = {ca}/issuercert.pem\ncertserial = {ca}/certserial\n"
+        ),
+    )?;
+    fs::write(
+        &options,
+        "--platform-manufacturer Troth\n--platform-version 1\n--platform-model test\n",
+    )?;
+    fs::write(
+        &setup,
+        format!(
+            "create_certs_tool = {}\ncreate_certs_tool_config = {}\n\
+             create_certs_tool_options = {}\nactive_pcr_banks = sha1,sha256\n",
+            localca.display(),
+            conf.display(),
+            options.display()
+        ),
+    )?;
+    output_of(
+        Command::new("swtpm_setup")
+            .args([
+                "--tpm2",
+                "--create-ek-cert",
+                "--pcr-banks",
+                "sha1,sha256",
+                "--tpmstate",
+            ])
+            .arg(&state)
+            .arg("--config")
+            .arg(&setup),
+    )
+    .context("swtpm_setup could not make a TPM")
+    .map(drop)
 }
 
 /// What is wrong with a TPM.

@@ -6,9 +6,8 @@ use anyhow::{Context, Result, bail};
 use troth_tests::keylime::{
     AGENT_VERSION as KEYLIME_AGENT, VERSION as KEYLIME, agent_place, installation_place,
 };
-use troth_tests::node;
-use troth_tests::postgres;
 use troth_tests::process::{cache, find_program};
+use troth_tests::{node, postgres, vm};
 
 use crate::workspace::{display, in_ci, run};
 
@@ -41,6 +40,8 @@ pub(crate) enum Scope {
     Test,
     /// Run the node tier.
     Node,
+    /// Run the vm tier.
+    Vm,
     /// All that `.ci/run` does.
     Everything,
 }
@@ -52,6 +53,8 @@ impl Scope {
             Self::Build => other == Self::Build,
             Self::Demo => matches!(other, Self::Build | Self::Demo),
             Self::Test | Self::Node => other == self || Self::Demo.holds(other),
+            // Its machines stand on the node tier's root.
+            Self::Vm => other == self || Self::Node.holds(other),
             Self::Everything => true,
         }
     }
@@ -66,6 +69,7 @@ enum Probe {
     PkgConfig(&'static [&'static str]),
     PythonVenv,
     PostgreSql,
+    Firmware,
 }
 
 /// Something a package manager provides, with its package's name in each.
@@ -215,6 +219,27 @@ const SYSTEM_NEEDS: &[SystemNeed] = &[
         zypper: "iproute2",
         dnf: "iproute",
     },
+    SystemNeed {
+        scope: Scope::Vm,
+        probe: Probe::Program("qemu-system-x86_64"),
+        apt: "qemu-system-x86",
+        zypper: "qemu-x86",
+        dnf: "qemu-system-x86-core",
+    },
+    SystemNeed {
+        scope: Scope::Vm,
+        probe: Probe::Firmware,
+        apt: "ovmf",
+        zypper: "qemu-ovmf-x86_64",
+        dnf: "edk2-ovmf",
+    },
+    SystemNeed {
+        scope: Scope::Vm,
+        probe: Probe::Program("strip"),
+        apt: "binutils",
+        zypper: "binutils",
+        dnf: "binutils",
+    },
 ];
 
 impl Probe {
@@ -229,6 +254,7 @@ impl Probe {
                 succeeds(Command::new("python3").args(["-c", "import ensurepip, venv"]))
             }
             Self::PostgreSql => postgres::programs().is_some(),
+            Self::Firmware => vm::has_firmware(),
         }
     }
 
@@ -238,6 +264,7 @@ impl Probe {
             Self::PkgConfig(modules) => format!("headers of {}", modules.join(", ")),
             Self::PythonVenv => "python3 with venv".to_owned(),
             Self::PostgreSql => "PostgreSQL's server".to_owned(),
+            Self::Firmware => "UEFI firmware for QEMU".to_owned(),
         }
     }
 }
@@ -363,6 +390,9 @@ fn missing(scope: Scope) -> Result<Vec<Missing>> {
     }
     if scope == Scope::Node {
         found.extend(node::obstacles().into_iter().map(Missing::Ability));
+    }
+    if scope == Scope::Vm {
+        found.extend(vm::obstacles().into_iter().map(Missing::Ability));
     }
     Ok(found)
 }

@@ -5,7 +5,7 @@ use std::process::{ExitCode, Stdio};
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 use serde_json::Value;
-use troth_tests::node;
+use troth_tests::{node, vm};
 
 use crate::setup::{self, Scope};
 use crate::workspace::{cargo, display, in_ci, run};
@@ -13,8 +13,9 @@ use crate::workspace::{cargo, display, in_ci, run};
 /// The package whose integration tests run real processes.
 const TESTS_PACKAGE: &str = "troth-tests";
 
-/// The one of its integration tests that is the node tier; the others are the loopback tier.
+/// Those of its integration tests that are tiers of their own; the others are the loopback tier.
 const NODE_TARGET: &str = "node";
+const VM_TARGET: &str = "vm";
 
 /// Integration tests of other packages that belong to the loopback tier as well: they talk to a TPM
 /// or to PostgreSQL.
@@ -29,15 +30,19 @@ pub(crate) enum Tier {
     Loopback,
     /// systemd as PID 1 in containers: the installed tree, its units, firewalld; needs root
     Node,
+    /// Machines with firmware, a TPM and a kernel of their own, in QEMU without KVM; making their
+    /// image needs root
+    Vm,
 }
 
 impl Tier {
-    const ALL: [Self; 3] = [Self::Unit, Self::Loopback, Self::Node];
+    const ALL: [Self; 4] = [Self::Unit, Self::Loopback, Self::Node, Self::Vm];
 
     /// The tier of an integration test.
     fn of(package: &str, target: &str) -> Self {
         match (package, target) {
             (TESTS_PACKAGE, NODE_TARGET) => Self::Node,
+            (TESTS_PACKAGE, VM_TARGET) => Self::Vm,
             (TESTS_PACKAGE, _) => Self::Loopback,
             (_, target) if LOOPBACK_TARGETS.contains(&target) => Self::Loopback,
             _ => Self::Unit,
@@ -49,6 +54,7 @@ impl Tier {
             Self::Unit => "unit",
             Self::Loopback => "loopback",
             Self::Node => "node",
+            Self::Vm => "vm",
         }
     }
 
@@ -57,6 +63,7 @@ impl Tier {
             Self::Unit => Scope::Build,
             Self::Loopback => Scope::Test,
             Self::Node => Scope::Node,
+            Self::Vm => Scope::Vm,
         }
     }
 
@@ -64,7 +71,7 @@ impl Tier {
     fn targets(self) -> Result<Vec<String>> {
         let mut targets: Vec<_> = match self {
             Self::Unit => ["--lib", "--bins"].map(str::to_owned).into(),
-            Self::Loopback | Self::Node => Vec::new(),
+            Self::Loopback | Self::Node | Self::Vm => Vec::new(),
         };
         let output = cargo()
             .args(["metadata", "--no-deps", "--offline"])
@@ -89,6 +96,7 @@ impl Tier {
         match self {
             Self::Unit | Self::Loopback => Ok(()),
             Self::Node => node::trixie().map(drop),
+            Self::Vm => vm::prepare(),
         }
     }
 }

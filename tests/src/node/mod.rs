@@ -1,5 +1,3 @@
-/// Directories that are made once and used by many.
-mod cached;
 /// A container with systemd as its PID 1.
 mod container;
 /// Network namespaces, and cables between them.
@@ -18,6 +16,7 @@ use anyhow::Result;
 pub use self::container::{Container, Setup};
 pub use self::network::Network;
 pub use self::root::trixie;
+pub(crate) use self::root::{trixie_key, way_to_the_archive};
 pub use self::tree::{example, install_tree};
 use crate::boot::Machine;
 use crate::fleet::Programs;

@@ -2,9 +2,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
-use aws_lc_rs::digest::{SHA256, digest};
 
-use super::cached::made_once;
+use crate::cached::{key_of, made_once};
 use crate::process::{cache, output_of};
 
 /// The release of Debian: the first with systemd 257.
@@ -48,10 +47,13 @@ const HOOKS: &[&str] = &[
 /// The root of Debian trixie that containers stand on. The first caller builds it into the cache,
 /// which takes minutes and needs Debian's archive.
 pub fn trixie() -> Result<PathBuf> {
+    made_once(&cache()?.join("roots"), &trixie_key(), build)
+}
+
+/// The name of that root, which tells what it was made of.
+pub(crate) fn trixie_key() -> String {
     let recipe = [&[SUITE][..], PACKAGES, LEFT_OUT, HOOKS].concat();
-    let digest = digest(&SHA256, recipe.join("\n").as_bytes());
-    let name = format!("{SUITE}-{}", hex::encode(&digest.as_ref()[..8]));
-    made_once(&cache()?.join("roots"), &name, build)
+    format!("{SUITE}-{}", key_of(&recipe.join("\n")))
 }
 
 fn build(place: &Path) -> Result<()> {
@@ -82,7 +84,7 @@ fn build(place: &Path) -> Result<()> {
 }
 
 /// How this machine's apt reaches the archive and what it checks there, where it has an apt.
-fn way_to_the_archive() -> Result<Vec<String>> {
+pub(crate) fn way_to_the_archive() -> Result<Vec<String>> {
     if crate::process::find_program("apt-config").is_none() {
         return Ok(Vec::new());
     }

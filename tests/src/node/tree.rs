@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use aws_lc_rs::digest::{Context as Hasher, SHA256};
 
-use super::cached::made_once;
+use crate::cached::{made_once, remove_old};
 use crate::fleet::Programs;
 use crate::process::output_of;
 
@@ -36,7 +36,8 @@ pub fn install_tree(programs: &Programs) -> Result<PathBuf> {
     let name = hex::encode(&hasher.finish().as_ref()[..8]);
     let place = programs.directory().join("install-trees");
     made_once(&place, &name, |tree| {
-        remove_others(&place, tree)?;
+        // Earlier programs are gone, and a tree of them is a few hundred MB.
+        remove_old(&place, |other| !tree.ends_with(other))?;
         let mut command = programs.command("xtask")?;
         command.args(["install", "--root"]).arg(tree);
         command.arg("--programs").arg(programs.directory());
@@ -67,17 +68,6 @@ fn add_files(directory: &Path, hasher: &mut Hasher) -> Result<()> {
             add_files(&path, hasher)?;
         } else {
             hasher.update(&fs::read(path)?);
-        }
-    }
-    Ok(())
-}
-
-/// Earlier programs are gone, and a tree of them is a few hundred MB.
-fn remove_others(place: &Path, tree: &Path) -> Result<()> {
-    for entry in fs::read_dir(place)? {
-        let path = entry?.path();
-        if path.is_dir() && path != tree {
-            fs::remove_dir_all(path)?;
         }
     }
     Ok(())

@@ -1,11 +1,15 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context, Result};
+use aws_lc_rs::digest::{SHA256, digest};
+
+use crate::process::output_of;
 
 /// The directory `name` in `place`, which `make` makes unless it is there. Whoever asks meanwhile
 /// waits; what a broken attempt left is not used.
-pub(super) fn made_once(
+pub(crate) fn made_once(
     place: &Path,
     name: &str,
     make: impl FnOnce(&Path) -> Result<()>,
@@ -28,6 +32,29 @@ pub(super) fn made_once(
     make(&beside)?;
     fs::rename(&beside, &made)?;
     Ok(made)
+}
+
+/// Removes the directories in `place` that `is_old` says so of, by their names.
+pub(crate) fn remove_old(place: &Path, is_old: impl Fn(&str) -> bool) -> Result<()> {
+    for entry in fs::read_dir(place)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() && is_old(&entry.file_name().to_string_lossy()) {
+            fs::remove_dir_all(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// A short name for what `recipe` describes.
+pub(crate) fn key_of(recipe: &str) -> String {
+    hex::encode(&digest(&SHA256, recipe.as_bytes()).as_ref()[..8])
+}
+
+/// Copies a file without writing its holes.
+pub(crate) fn copy_sparse(from: &Path, to: &Path) -> Result<()> {
+    let mut command = Command::new("cp");
+    command.args(["--sparse=always", "--reflink=auto"]);
+    output_of(command.arg(from).arg(to)).map(drop)
 }
 
 #[cfg(test)]
