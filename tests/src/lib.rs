@@ -14,6 +14,8 @@ pub mod boot;
 pub mod bus;
 /// Directories that are made once and used by many.
 pub(crate) mod cached;
+/// The time of day, set forth and back.
+pub mod clock;
 /// What configuration is documented, here and at Keylime.
 pub mod configuration;
 /// IDevID and IAK with certificates, as a manufacturer makes them.

@@ -70,7 +70,12 @@ pub enum AkError {
 impl AkError {
     /// May the same call succeed later, without anybody's help?
     pub fn is_transient(&self) -> bool {
-        matches!(self, Self::Tpm(error) if !error.is_final())
+        match self {
+            Self::Tpm(error) => !error.is_final(),
+            // A full disk; the AK was not used yet.
+            Self::State(error) => matches!(error, StateError::Write { .. }),
+            Self::Public { .. } | Self::Saved(_) => false,
+        }
     }
 }
 

@@ -86,20 +86,23 @@ pub enum Maker {
     Administrator,
 }
 
-/// How long a certificate lives, and who renews it.
+/// When a certificate is good, and who renews it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Term {
     /// Who made it.
     pub maker: Maker,
+    not_before: SystemTime,
     not_after: SystemTime,
     life: Duration,
 }
 
 impl Term {
     /// Time until the agent renews the certificate: 30 days, or a third of its life if that is
-    /// shorter, before the end of its own; the end of Keylime's. `None`: it never does.
+    /// shorter, before the end of its own, and at once if it was made while the clock was ahead;
+    /// the end of Keylime's. `None`: it never does.
     pub fn renewal_due_in(&self, now: SystemTime) -> Option<Duration> {
         let before = match self.maker {
+            Maker::Us if now < self.not_before => return Some(Duration::ZERO),
             Maker::Us => RENEW_BEFORE.min(self.life / 3),
             Maker::Keylime => Duration::ZERO,
             Maker::Administrator => return None,
@@ -171,7 +174,11 @@ pub fn load_or_create(
         let key_pem = Zeroizing::new(pair.serialize_pem().into_bytes());
         let text = issue(&pair, id, contact)?;
         state::write(&files.key, &key_pem)?;
-        state::write(&files.certificate, text.as_bytes())?;
+        if let Err(error) = state::write(&files.certificate, text.as_bytes()) {
+            // Nobody knows the key yet, and alone it would look like half of a lost pair.
+            let _ = std::fs::remove_file(&files.key);
+            return Err(error.into());
+        }
     }
     load(files, id, contact)
 }
@@ -272,8 +279,9 @@ fn parse(text: &str) -> Option<Certificate> {
 fn term(certificate: &Certificate) -> Term {
     let body = certificate.tbs_certificate();
     let validity = body.validity();
+    let not_before = validity.not_before.to_system_time();
     let not_after = validity.not_after.to_system_time();
-    let life = not_after.duration_since(validity.not_before.to_system_time());
+    let life = not_after.duration_since(not_before);
     // What an agent makes is self-issued to a commonName alone, for the host itself besides its
     // contact address. Keylime's has no extension but those names.
     let subject = body.subject();
@@ -292,6 +300,7 @@ fn term(certificate: &Certificate) -> Term {
     };
     Term {
         maker,
+        not_before,
         not_after,
         life: life.unwrap_or_default(),
     }
@@ -417,6 +426,23 @@ mod tests {
         files.password = "correct".into();
         let opened = load_or_create(&files, &id, "192.0.2.1").unwrap();
         assert_eq!(opened.certificate_pem, supplied);
+    }
+
+    #[test]
+    fn one_that_is_not_valid_yet_is_replaced() {
+        let directory = tempfile::tempdir().unwrap();
+        let files = files(directory.path());
+        let key = KeyPair::generate().unwrap();
+        std::fs::write(&files.key, key.serialize_pem()).unwrap();
+        let ahead = certificate(&key, Duration::ZERO, DAY * 365, |params| {
+            params.not_before += DAY;
+            params.not_after += DAY;
+        });
+        std::fs::write(&files.certificate, &ahead).unwrap();
+        let now = make(directory.path(), "agent", "192.0.2.1");
+        assert_ne!(now.certificate_pem, ahead);
+        let term = now.term.unwrap();
+        assert!(term.renewal_due_in(SystemTime::now()) > Some(Duration::ZERO));
     }
 
     #[test]

@@ -69,9 +69,15 @@ fn write_new(path: &Path, content: &[u8]) -> io::Result<()> {
         .create_new(true)
         .mode(0o600)
         .open(&temporary)?;
-    file.write_all(content)?;
-    file.sync_all()?;
-    fs::rename(&temporary, path)?;
+    let written = file
+        .write_all(content)
+        .and_then(|()| file.sync_all())
+        .and_then(|()| fs::rename(&temporary, path));
+    if written.is_err() {
+        // On a full disk, half a file takes room that somebody needs.
+        let _ = fs::remove_file(&temporary);
+    }
+    written?;
     File::open(directory)?.sync_all()
 }
 

@@ -1,10 +1,7 @@
-use std::fs;
-use std::path::PathBuf;
-use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use tempfile::TempDir;
+use troth_tests::clock::Clock;
 use troth_tests::fleet::{DaemonOptions, Extra};
 
 use crate::forge::Reply;
@@ -15,54 +12,16 @@ const ID: &str = "timed";
 /// Seconds.
 const DAY: i64 = 86_400;
 
-/// The time of day as registrar and verifier see it.
-struct Clock {
-    directory: TempDir,
-}
-
-impl Clock {
-    /// Compiles the shim: where Rust links, a C compiler is.
-    fn new() -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let this = Self { directory };
-        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/adversary/clock.c");
-        let mut compiler = Command::new("cc");
-        compiler.args(["-shared", "-fPIC", "-Wall", "-Werror", source, "-o"]);
-        let compiled = compiler.arg(this.file("clock.so")).status().unwrap();
-        assert!(compiled.success());
-        this.jump(0);
-        this
-    }
-
-    fn file(&self, name: &str) -> PathBuf {
-        self.directory.path().join(name)
-    }
-
-    /// From now on it is `seconds` later than it is.
-    fn jump(&self, seconds: i64) {
-        let (new, file) = (self.file("new"), self.file("offset"));
-        fs::write(&new, seconds.to_string()).unwrap();
-        fs::rename(new, file).unwrap();
-    }
-
-    /// A fleet with this clock, and these lines in its configuration files.
-    fn stage(&self, verifier: &str, registrar: &str) -> Stage {
-        let variable = |name: &str, file| {
-            let value = self.file(file).to_str().unwrap().to_owned();
-            (name.to_owned(), value)
-        };
-        Stage::with(&Extra {
-            verifier: verifier.to_owned(),
-            registrar: registrar.to_owned(),
-            daemon: DaemonOptions {
-                environment: vec![
-                    variable("LD_PRELOAD", "clock.so"),
-                    variable("CLOCK_OFFSET_FILE", "offset"),
-                ],
-                ..DaemonOptions::default()
-            },
-        })
-    }
+/// A fleet with this clock, and these lines in its configuration files.
+fn stage(clock: &Clock, verifier: &str, registrar: &str) -> Stage {
+    Stage::with(&Extra {
+        verifier: verifier.to_owned(),
+        registrar: registrar.to_owned(),
+        daemon: DaemonOptions {
+            environment: clock.environment(),
+            ..DaemonOptions::default()
+        },
+    })
 }
 
 /// The clock jumps by a day, both ways, while hosts are asked and enrolled: hosts are attested
@@ -71,8 +30,8 @@ impl Clock {
 /// Check: `verifier/src/poll/state.rs`: `.min(timing.interval);`
 #[test]
 fn a_day_forward_and_back_under_load() {
-    let clock = Arc::new(Clock::new());
-    let stage = clock.stage("", "");
+    let clock = Arc::new(Clock::new().unwrap());
+    let stage = stage(&clock, "", "");
     let bad = stage.trusted("bad");
     bad.run("/usr/bin/miner");
     stage.operator.wait_for_state("bad", "failed");
@@ -87,7 +46,7 @@ fn a_day_forward_and_back_under_load() {
         });
     };
     for (round, offset) in [DAY, 0, -DAY, 0].into_iter().enumerate() {
-        clock.jump(offset);
+        clock.jump(offset).unwrap();
         hosts.iter().for_each(|(id, _)| judged_in(id));
         stage.trusted(&format!("fresh-{round}"));
         assert_eq!(stage.operator.status("bad")["troth"]["state"], "failed");
@@ -96,7 +55,7 @@ fn a_day_forward_and_back_under_load() {
     let (jumping, jumps) = (Arc::clone(&clock), AtomicUsize::new(0));
     hosts[0].1.lie(move |_, evidence| {
         let jump = jumps.fetch_add(1, Ordering::Relaxed) + 1;
-        jumping.jump(-DAY * i64::try_from(jump).unwrap());
+        jumping.jump(-DAY * i64::try_from(jump).unwrap()).unwrap();
         Reply::Evidence(evidence)
     });
     hosts.iter().for_each(|(id, _)| judged_in(id));
@@ -110,19 +69,19 @@ fn a_day_forward_and_back_under_load() {
 /// Check: `verifier/src/poll/state.rs`: `now.abs_diff(`
 #[test]
 fn a_verdict_from_the_future() {
-    let clock = Clock::new();
-    let stage = clock.stage("quote_interval = 3600", "");
+    let clock = Clock::new().unwrap();
+    let stage = stage(&clock, "quote_interval = 3600", "");
     let _liar = stage.trusted(ID);
-    clock.jump(-DAY);
+    clock.jump(-DAY).unwrap();
     let node = stage.operator.status(ID);
     assert_eq!(node["troth"]["state"], "stale", "{node:#}");
     assert_ne!(node["attestation_status"], "PASS", "{node:#}");
     assert!(reason(&node).contains("set back"), "{node:#}");
-    clock.jump(DAY);
+    clock.jump(DAY).unwrap();
     let node = stage.operator.status(ID);
     assert_eq!(node["troth"]["state"], "stale", "{node:#}");
     assert!(reason(&node).contains("attested 864"), "{node:#}");
-    clock.jump(0);
+    clock.jump(0).unwrap();
     assert_eq!(stage.operator.status(ID)["troth"]["state"], "trusted");
 }
 
@@ -132,12 +91,12 @@ fn a_verdict_from_the_future() {
 /// Check: `verifier/src/registrar/exchange.rs`: `.abs_diff(pending.created_at)`
 #[test]
 fn a_challenge_of_another_time() {
-    let clock = Clock::new();
-    let registrar = Registrar::of(clock.stage("", ""));
+    let clock = Clock::new().unwrap();
+    let registrar = Registrar::of(stage(&clock, "", ""));
     let tpm = Tpm::new();
     for offset in [-DAY, DAY] {
         let challenge = registrar.register(ID, &tpm.registration());
-        clock.jump(offset);
+        clock.jump(offset).unwrap();
         let reply = registrar.activate(ID, &tpm.tag(ID, &challenge));
         assert_eq!(reply.status, 400, "{reply:?}");
         let status = reply.body["status"].as_str().unwrap();
@@ -151,15 +110,15 @@ fn a_challenge_of_another_time() {
 /// Check: `verifier/src/store/registrar.rs`: `OR created_at > $2`
 #[test]
 fn challenges_of_tomorrow() {
-    let clock = Clock::new();
-    let registrar = Registrar::of(clock.stage("", "max_pending = 2"));
+    let clock = Clock::new().unwrap();
+    let registrar = Registrar::of(stage(&clock, "", "max_pending = 2"));
     let [first, second, third] = [Tpm::new(), Tpm::new(), Tpm::new()];
-    clock.jump(DAY);
+    clock.jump(DAY).unwrap();
     for id in ["tomorrow", "tomorrow-too"] {
         let reply = registrar.register(id, &third.registration());
         assert_eq!(reply.status, 200, "{reply:?}");
     }
-    clock.jump(0);
+    clock.jump(0).unwrap();
     let challenge = registrar.register("first", &first.registration());
     let other = registrar.register("second", &second.registration());
     assert_eq!(other.status, 200, "{other:?}");

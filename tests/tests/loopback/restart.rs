@@ -4,6 +4,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use rcgen::{CertificateParams, DistinguishedName, DnType, IsCa, KeyPair};
 use rustix::process::Signal;
 use serde_json::Value;
+use troth_tests::clock::Clock;
 use troth_tests::fleet::{AgentOptions, Fleet, Programs, QUOTE_INTERVAL};
 use troth_tests::process::stable_port;
 use troth_tests::proxy::LyingAgent;
@@ -78,6 +79,38 @@ fn a_node_stays_trusted_while_its_agent_renews_the_certificate() {
     });
     assert_eq!(after.unwrap()["findings"], serde_json::json!([]));
     assert_eq!(agent.process().id(), process);
+}
+
+/// The clock is set while the agent serves, and set right again: its certificate would have ended,
+/// then it would not be valid yet.
+#[test]
+fn a_clock_that_is_set_finds_a_certificate_that_is_good() {
+    const DAY: i64 = 86_400;
+    let clock = Clock::new().unwrap();
+    let stage = Stage::new();
+    let id = "timed";
+    // The agent looks at the clock when it feeds the watchdog.
+    let often = ("WATCHDOG_USEC".to_owned(), "1000000".to_owned());
+    let mut agent = stage.agent(&AgentOptions {
+        environment: [clock.environment(), vec![often]].concat(),
+        ..AgentOptions::with_id(id)
+    });
+    stage.enrol(id);
+    for days in [340, 0] {
+        let before = stage.fleet.wait_for_state(id, "trusted").unwrap();
+        let log = agent.process().log().len();
+        clock.jump(days * DAY).unwrap();
+        let renewed = |log: &str| {
+            let announced = "the registrar shows the new TLS certificate";
+            log.contains(announced).then_some(())
+        };
+        agent.process().wait_for_log(log, renewed).unwrap();
+        let again = stage.fleet.wait_for(id, "was attested again", |node| {
+            node["state"] == "trusted"
+                && count(node, "attestation_count") > count(&before, "attestation_count") + 1
+        });
+        assert_eq!(again.unwrap()["findings"], serde_json::json!([]));
+    }
 }
 
 /// A certificate as an agent makes it; it ends in `left`, half of its life.
