@@ -1,4 +1,7 @@
-use std::{convert::Infallible, io, net::SocketAddr, path::Path, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible, io, net::SocketAddr, os::fd::OwnedFd, path::Path, sync::Arc,
+    time::Duration,
+};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use tokio::net::TcpListener;
@@ -16,7 +19,7 @@ use troth_ipc::agent::State;
 
 use crate::{
     config::{Config, InvalidConfig},
-    evidence::{Collector, bootlog::BootLog, ima::ImaList, userspace::UserspaceLog},
+    evidence::{Collector, KeptList, bootlog::BootLog, ima::ImaList, userspace::UserspaceLog},
     host_files::HostFiles,
     http::Api,
     identity::{
@@ -27,6 +30,7 @@ use crate::{
         mtls::{self, Files, MtlsError},
         transport::{self, TransportError, TransportKey},
     },
+    listener,
     local::{Host, LocalAgent, Reporter},
     registration::{self, Attempts, Backoff, Registrar, RegistrationError, Requests, wait_after},
     renewal::Renewal,
@@ -154,11 +158,15 @@ async fn local_doors(_agent: LocalAgent) -> Infallible {
 /// local callers in, from the beginning on.
 pub async fn run_with<D: Future<Output = Infallible>>(
     config: Config,
-    descriptors: Descriptors,
+    mut descriptors: Descriptors,
     open: Opener,
     doors: impl FnOnce(LocalAgent) -> D,
     shutdown: Shutdown,
 ) -> Result<(), AgentError> {
+    let kept = Kept {
+        listener: descriptors.take(listener::NAME),
+        ima_list: KeptList::take(&mut descriptors),
+    };
     let files = HostFiles::new(&config, descriptors);
     let secure_mount = secure_mount::find(&config.state_dir);
     let reporter = Reporter::new(&config, secure_mount);
@@ -167,7 +175,7 @@ pub async fn run_with<D: Future<Output = Infallible>>(
     let actor = Actor::start(open)?;
     let tpm = actor.handle();
     let result = tokio::select! {
-        result = start_and_serve(&config, files, &tpm, &local, requests, &shutdown) => result,
+        result = start_and_serve(&config, files, kept, &tpm, &local, requests, &shutdown) => result,
         never = doors(local.clone()) => match never {},
     };
     notify::stopping();
@@ -178,13 +186,14 @@ pub async fn run_with<D: Future<Output = Infallible>>(
 async fn start_and_serve(
     config: &Config,
     files: HostFiles,
+    kept: Kept,
     tpm: &TpmHandle,
     local: &LocalAgent,
     requests: Requests,
     shutdown: &Shutdown,
 ) -> Result<(), AgentError> {
     let service = tokio::select! {
-        service = prepare(config, files, tpm, local) => service?,
+        service = prepare(config, files, kept, tpm, local) => service?,
         () = shutdown.wait() => return Ok(()),
     };
     let reporter = local.reporter();
@@ -192,7 +201,7 @@ async fn start_and_serve(
     let mut attempts = Attempts::new(service.registrar, tpm.clone(), requests);
     tokio::select! {
         registered = register(config, &mut attempts, reporter) => registered?,
-        never = watch_tpm(tpm, reporter) => match never {},
+        lost = watch_tpm(tpm, reporter) => return Err(lost.into()),
         () = shutdown.wait() => return Ok(()),
     }
     let address = service.listener.local_addr()?;
@@ -218,11 +227,17 @@ async fn start_and_serve(
             service.api,
             shutdown.clone(),
         ) => Ok(()),
-        never = watch_tpm(tpm, reporter) => match never {},
+        lost = watch_tpm(tpm, reporter) => Err(lost.into()),
         never = attempts.on_request() => match never {},
         never = keep_certificate(renewal) => match never {},
         never = revocation => match never {},
     }
+}
+
+/// What the service manager kept of an earlier start.
+struct Kept {
+    listener: Option<OwnedFd>,
+    ima_list: KeptList,
 }
 
 /// An agent that can be asked as soon as it is registered.
@@ -248,6 +263,7 @@ struct Shown {
 async fn prepare(
     config: &Config,
     host_files: HostFiles,
+    kept: Kept,
     tpm: &TpmHandle,
     local: &LocalAgent,
 ) -> Result<Service, AgentError> {
@@ -304,7 +320,7 @@ async fn prepare(
     // Bound before it is announced, because port 0 becomes a number here; answered only after
     // activation, because nobody can know this host before.
     let address = SocketAddr::new(config.ip, config.port);
-    let listener = TcpListener::bind(address)
+    let listener = listener::listen(kept.listener, address)
         .await
         .map_err(|source| AgentError::Listen { address, source })?;
     let port = config
@@ -338,7 +354,7 @@ async fn prepare(
         tpm.clone(),
         template,
         transport,
-        ImaList::new(host_files.ima_list),
+        ImaList::continued(host_files.ima_list, kept.ima_list),
         BootLog::new(host_files.boot_log),
         UserspaceLog::new(host_files.userspace_log),
         reporter.clone(),
@@ -545,21 +561,37 @@ async fn follow_revocation(files: RevocationFiles, tls: Option<ServerTls>) -> In
 /// Tells the service manager whether the TPM answers. The watchdog is fed by nothing else: an agent
 /// whose TPM hangs has to be restarted, however well it serves `/version`. An agent that is not asked
 /// anything wakes up for this alone.
-async fn watch_tpm(tpm: &TpmHandle, reporter: &Reporter) -> Infallible {
+///
+/// Returns when the watchdog would end this process because the way to the TPM is gone. Opening it
+/// anew may never work again: libtss2 reaches tpm2-abrmd by GLib's connection to the bus, which the
+/// process has once, and for ever. Who ends by itself is started anew at once, and says why.
+async fn watch_tpm(tpm: &TpmHandle, reporter: &Reporter) -> TpmError {
     notify::until_ready().await;
-    let interval = notify::watchdog_interval().unwrap_or(TPM_CHECK_INTERVAL);
+    let watchdog = notify::watchdog_interval();
+    let interval = watchdog.unwrap_or(TPM_CHECK_INTERVAL);
+    let mut gone = false;
     loop {
+        let mut wait = interval;
         match tpm.ping().await {
             Ok(()) => {
                 notify::watchdog();
                 reporter.tpm(None);
+                gone = false;
             }
             Err(error) => {
                 tracing::warn!("watchdog not fed: {error}");
                 reporter.tpm(Some(error.to_string()));
+                let unreachable = matches!(error, TpmError::Open { .. });
+                if unreachable && gone && watchdog.is_some() {
+                    return error;
+                }
+                if unreachable {
+                    wait /= 2;
+                }
+                gone = unreachable;
             }
         }
         watch::look_again();
-        tokio::time::sleep(interval).await;
+        tokio::time::sleep(wait).await;
     }
 }

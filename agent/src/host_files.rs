@@ -51,6 +51,11 @@ impl HostFile {
         self.handed_over.is_some()
     }
 
+    /// The service manager's file.
+    pub(crate) fn handed_over(&self) -> Option<&File> {
+        self.handed_over.as_deref()
+    }
+
     /// The open file; `None` when there is none. Its position is nobody's: it is shared.
     pub fn open(&self) -> io::Result<Option<Arc<File>>> {
         match &self.handed_over {

@@ -16,6 +16,8 @@ pub mod host_files;
 pub mod http;
 /// The agent id and the keys that belong to it.
 pub mod identity;
+/// Where verifiers connect.
+mod listener;
 /// What the agent tells and does for its own host.
 pub mod local;
 /// The payload key, from two shares.

@@ -1,6 +1,6 @@
 //! sd_notify(3). Outside a service manager these do nothing.
 
-use std::time::Duration;
+use std::{io, os::fd::BorrowedFd, time::Duration};
 
 use sd_notify::NotifyState;
 use tokio::sync::SetOnce;
@@ -49,6 +49,19 @@ pub fn stopping() {
     send(&[NotifyState::Stopping]);
 }
 
+/// FDSTORE=1: the next start of this unit finds a duplicate of `descriptor` among its
+/// [`Descriptors`](crate::descriptors::Descriptors) under this name. A unit without
+/// `FileDescriptorStoreMax=` keeps nothing.
+pub fn keep(name: &str, descriptor: BorrowedFd<'_>) {
+    let states = [NotifyState::FdStore, NotifyState::FdName(name)];
+    told(sd_notify::notify_with_fds(&states, &[descriptor]));
+}
+
+/// FDSTOREREMOVE=1: what was kept under this name is closed.
+pub fn forget(name: &str) {
+    send(&[NotifyState::FdStoreRemove, NotifyState::FdName(name)]);
+}
+
 /// How often to feed the watchdog: half of WATCHDOG_USEC, as sd_watchdog_enabled(3) advises.
 /// `None` when the unit has none.
 pub fn watchdog_interval() -> Option<Duration> {
@@ -61,7 +74,11 @@ pub fn watchdog() {
 }
 
 fn send(states: &[NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(states) {
+    told(sd_notify::notify(states));
+}
+
+fn told(result: io::Result<()>) {
+    if let Err(error) = result {
         tracing::warn!(%error, "cannot notify the service manager");
     }
 }

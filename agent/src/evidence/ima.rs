@@ -8,6 +8,7 @@ use std::{
 
 use memchr::{memchr_iter, memrchr};
 
+use super::kept::{KeptList, Position};
 use crate::host_files::HostFile;
 
 /// Bytes asked for at a time. securityfs gives at most 4 KiB per read, so a block takes several.
@@ -30,6 +31,8 @@ const RECENT: usize = 2 * BLOCK;
 pub struct ImaList {
     source: HostFile,
     state: Mutex<State>,
+    /// For the next start, of a list that was handed over.
+    position: Option<Position>,
 }
 
 #[derive(Debug, Default)]
@@ -86,9 +89,9 @@ struct Open {
 
 /// Entry `entry` begins at byte `offset`.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-struct Mark {
-    entry: u64,
-    offset: u64,
+pub(super) struct Mark {
+    pub(super) entry: u64,
+    pub(super) offset: u64,
 }
 
 /// Reads entries in order from a position. It shares nothing but the file with other readers.
@@ -114,6 +117,46 @@ impl ImaList {
         Self {
             source: source.into(),
             state: Mutex::default(),
+            position: None,
+        }
+    }
+
+    /// The list in `source`. One that was handed over is kept for the next start, and goes on as
+    /// the one of the last start if it was kept.
+    pub fn continued(source: HostFile, kept: KeptList) -> Self {
+        let Some(fresh) = source.handed_over() else {
+            kept.give_up();
+            return Self::new(source);
+        };
+        if let Some((file, position, mark)) = kept.resume(fresh) {
+            tracing::debug!("the IMA list is read on at entry {}", mark.entry);
+            let (device, inode) = (position.device(), position.inode());
+            let source = HostFile::opened(source.path().to_owned(), file);
+            let list = Self::with_position(source, position);
+            if let Ok(Some(file)) = list.source.open() {
+                let mut state = list.state.lock().unwrap_or_else(PoisonError::into_inner);
+                state.file = Some(Open {
+                    file,
+                    device,
+                    inode,
+                });
+                state.marks.push(mark);
+            }
+            return list;
+        }
+        match KeptList::begin(fresh) {
+            Ok(position) => Self::with_position(source, position),
+            Err(error) => {
+                tracing::warn!("the IMA list is counted anew at each start: {error}");
+                Self::new(source)
+            }
+        }
+    }
+
+    pub(super) fn with_position(source: HostFile, position: Position) -> Self {
+        Self {
+            position: Some(position),
+            ..Self::new(source)
         }
     }
 
@@ -227,6 +270,9 @@ impl ImaList {
                 state.marks.pop();
             }
             state.marks.push(mark);
+            if let Some(position) = &self.position {
+                position.write(mark);
+            }
         }
     }
 }

@@ -9,6 +9,8 @@ pub mod bootlog;
 mod escape;
 /// The kernel's IMA list, read from where the last reader stopped.
 pub mod ima;
+/// The IMA list over a restart of the agent.
+mod kept;
 /// systemd's log of what user space measured.
 pub mod userspace;
 
@@ -27,6 +29,7 @@ pub(crate) use answer::envelope;
 pub use answer::{Answer, Pieces};
 use bootlog::BootLog;
 use ima::{ImaList, Reader};
+pub use kept::KeptList;
 use userspace::UserspaceLog;
 
 /// What is asked for.

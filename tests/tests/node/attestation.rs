@@ -1,12 +1,12 @@
 use std::fs;
 
-use troth_tests::node::TCTI;
+use troth_tests::node::{Container, TCTI};
 
 use crate::{ID, MINER, Site, dropin};
 
 /// The resource manager on a TPM in software: Debian's unit requires the kernel's device, which a
 /// drop-in cannot take away.
-fn broker() -> String {
+pub(crate) fn broker() -> String {
     format!(
         "[Unit]\nDescription=TPM2 resource manager on a TPM in software\n\
          [Service]\nType=dbus\nBusName=com.intel.tss2.Tabrmd\nUser=tss\n\
@@ -40,12 +40,25 @@ fn a_host_is_trusted_until_it_runs_what_its_policy_does_not_list() {
     assert!(findings[0].to_string().contains(MINER), "{findings:#?}");
 }
 
+/// The verifier's address and port in its connection to the agent.
+fn connection(os: &Container) -> String {
+    let established = ["state", "established", "sport = :9002"];
+    let command = [
+        &["ss", "--tcp", "--numeric", "--no-header"][..],
+        &established,
+    ]
+    .concat();
+    let lines = os.output(&command).unwrap();
+    lines.split_whitespace().nth(3).unwrap().to_owned()
+}
+
 #[test]
 fn a_host_stays_trusted_over_reloads_and_restarts() {
     let site = Site::trusted(TCTI, &[]);
     let (os, server) = (site.host.os(), site.server.os());
     let process = os.property("troth-agent", "MainPID").unwrap();
     let before = site.wait_for_state("trusted");
+    let connection = connection(os);
     os.output(&["systemctl", "reload", "troth-agent"]).unwrap();
     let units = ["troth-registrar", "troth-verifier"];
     server
@@ -53,6 +66,7 @@ fn a_host_stays_trusted_over_reloads_and_restarts() {
         .unwrap();
     let before = site.wait_for_trust_after(&before);
     assert_eq!(os.property("troth-agent", "MainPID").unwrap(), process);
+    assert_eq!(self::connection(os), connection);
 
     os.output(&["systemctl", "restart", "troth-agent"]).unwrap();
     let before = site.wait_for_trust_after(&before);
@@ -87,6 +101,9 @@ fn a_host_is_attested_over_the_resource_manager() {
     let before = site.wait_for_state("trusted");
     os.output(&["systemctl", "restart", "tpm2-abrmd"]).unwrap();
     site.wait_for_trust_after(&before);
+    assert_eq!(os.property("troth-agent", "MainPID").unwrap(), process);
+    let registered = ["--unit=troth-agent", "--grep=registered and activated"];
+    assert_eq!(os.journal(&registered).unwrap().len(), 1);
 }
 
 #[test]

@@ -6,6 +6,8 @@
 mod attestation;
 /// What services are configured by.
 mod configuration;
+/// Disks, clocks, buses and registrars that fail, and come back.
+mod faults;
 /// firewalld's services.
 mod firewall;
 /// What the journal tells.
@@ -124,16 +126,21 @@ impl Site {
             .os()
             .output(&["systemctl", "start", "troth-agent"])
             .unwrap();
-        site.wait_until_registered();
-        let policy = site.host.machine().unwrap().runtime_policy().unwrap();
-        site.server
+        site.enrol();
+        site
+    }
+
+    /// Waits for the agent's registration and enrols the host.
+    fn enrol(&self) {
+        self.wait_until_registered();
+        let policy = self.host.machine().unwrap().runtime_policy().unwrap();
+        self.server
             .os()
             .write("/root/policy.json", policy.to_string())
             .unwrap();
         let add = ["agent", "add", ID, "--runtime-policy", "/root/policy.json"];
-        site.trothctl(&add).success().unwrap();
-        site.wait_for_state("trusted");
-        site
+        self.trothctl(&add).success().unwrap();
+        self.wait_for_state("trusted");
     }
 
     /// The host runs a program that its policy does not list.

@@ -18,6 +18,13 @@ fn an_agent_whose_tpm_hangs_is_killed_and_trusted_again_when_it_answers() {
         .journal(&["--unit=troth-agent", "--grep=Watchdog timeout"])
         .unwrap();
     assert!(!killed.is_empty());
+    let status = |os: &Container| os.property("troth-agent", "StatusText");
+    let waiting = |text: &String| text == "Waiting for the TPM";
+    os.wait_for("the next one says what it waits for", status, waiting)
+        .unwrap();
+    // Each wait is longer than the last.
+    let next = os.property("troth-agent", "RestartUSecNext").unwrap();
+    assert_ne!(next, os.property("troth-agent", "RestartUSec").unwrap());
     site.wait_for("the host is not shown as trusted", |node| {
         node["state"] != "trusted"
     });
