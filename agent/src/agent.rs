@@ -15,7 +15,7 @@ use troth_daemon::{
     tls::{self, ClientAuth, RevocationFiles, ServedIdentity, ServerTls, ServerTrust, TlsError},
     watch,
 };
-use troth_ipc::agent::State;
+use troth_ipc::{agent::State, bus, polkit::Polkit};
 
 use crate::{
     config::{Config, InvalidConfig},
@@ -31,7 +31,7 @@ use crate::{
         transport::{self, TransportError, TransportKey},
     },
     listener,
-    local::{Host, LocalAgent, Reporter},
+    local::{Host, LocalAgent, ProcessLogs, Reporter},
     registration::{self, Attempts, Backoff, Registrar, RegistrationError, Requests, wait_after},
     renewal::Renewal,
     secure_mount,
@@ -150,8 +150,15 @@ pub async fn run(
 }
 
 /// The front doors for callers of this host.
-async fn local_doors(_agent: LocalAgent) -> Infallible {
-    std::future::pending().await
+async fn local_doors(agent: LocalAgent) -> Infallible {
+    let polkit = Arc::new(Polkit::default());
+    bus::serve(
+        Arc::new(agent),
+        Arc::new(ProcessLogs),
+        polkit,
+        bus::Address::System,
+    )
+    .await
 }
 
 /// Runs the agent on any TPM, until `shutdown`. Whatever happens, the TPM is left clean. `doors` let

@@ -58,6 +58,25 @@ pub fn set_levels(configured: Option<&str>, default: &str) {
     tell(refused);
 }
 
+/// Changes the level of all that is logged, until the configuration is read again.
+pub fn set_level(level: Level) {
+    let levels = Targets::new().with_default(level);
+    if let Some(Err(error)) = LEVELS.get().map(|handle| handle.reload(levels)) {
+        tracing::warn!(%error, "the log goes on at its levels");
+    }
+}
+
+/// The level of what no list of levels names. `None`: nothing of it is logged.
+pub fn level() -> Option<Level> {
+    let level = |levels: &Targets| levels.default_level().and_then(|level| level.into_level());
+    LEVELS.get()?.with_current(level).ok()?
+}
+
+/// Does the log go to the journal, rather than to standard error?
+pub fn is_journal() -> bool {
+    stderr_is_journal()
+}
+
 /// Where a text is no list of levels: where it comes from, and what is wrong with it.
 type Refused = Option<(&'static str, ParseError)>;
 

@@ -5,9 +5,15 @@
 
 /// State, operations, errors and events of an agent, as every front door offers them.
 pub mod agent;
+/// The agent on the system bus.
+pub mod bus;
 /// Clients of the varlink interfaces.
 pub mod client;
 /// Entry points that take arbitrary bytes.
 pub mod fuzz;
+/// Logs that can be turned up.
+pub mod logs;
+/// Who may do what.
+pub mod polkit;
 /// Interfaces over varlink.
 pub mod varlink;

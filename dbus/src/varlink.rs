@@ -22,7 +22,7 @@ mod socket;
 pub mod wire;
 
 pub use self::{
-    agent::{AGENT, AgentService, Authority, Decision, Guarded},
+    agent::{AGENT, AgentService, Authority},
     message::{Fault, Parameters},
     server::{Answer, Call, Caller, Replies, Service, serve},
     service::Process,

@@ -25,7 +25,8 @@ use troth_ipc::{
         State, Status,
     },
     client::{AgentClient, ClientError},
-    varlink::{AgentService, Authority, Caller, Decision, Guarded, Process, serve},
+    polkit::{Decision, Guarded},
+    varlink::{AgentService, Authority, Caller, Process, serve},
 };
 
 const PATIENCE: Duration = Duration::from_secs(30);

@@ -1,5 +1,5 @@
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result};
@@ -7,20 +7,17 @@ use anyhow::{Context, Result};
 use crate::process::{Process, find_program};
 use crate::tpm::Swtpm;
 
-/// tpm2-abrmd as the TPM's resource manager, on a system bus that is nobody else's.
+/// A system bus that is nobody else's.
 #[derive(Debug)]
-pub struct Abrmd {
-    // Dropped in this order: the broker before its bus.
-    _broker: Process,
-    _bus: Process,
-    address: String,
+pub struct Bus {
+    process: Process,
+    directory: PathBuf,
 }
 
-impl Abrmd {
-    /// Starts a bus and a broker for `tpm`, their files in `directory`.
-    pub fn start(directory: &Path, tpm: &Swtpm) -> Result<Self> {
+impl Bus {
+    /// Starts it, its files in `directory`.
+    pub fn start(directory: &Path) -> Result<Self> {
         fs::create_dir_all(directory)?;
-        let socket = directory.join("bus");
         let configuration = directory.join("bus.conf");
         fs::write(
             &configuration,
@@ -39,20 +36,63 @@ impl Abrmd {
   </policy>
 </busconfig>
 "#,
-                socket.display()
+                directory.join(SOCKET).display()
             ),
         )?;
-        let mut bus = Process::start(
-            "dbus-daemon",
-            directory,
-            Command::new("dbus-daemon")
-                .arg("--config-file")
-                .arg(&configuration)
-                .args(["--nofork", "--nopidfile"]),
-        )?;
-        bus.wait_for_log(0, |_| socket.exists().then_some(()))?;
+        Ok(Self {
+            process: launch(directory)?,
+            directory: directory.to_owned(),
+        })
+    }
 
-        let address = format!("unix:path={}", socket.display());
+    /// Its D-Bus address, the same over all restarts.
+    pub fn address(&self) -> String {
+        format!("unix:path={}", self.directory.join(SOCKET).display())
+    }
+
+    /// Ends it, and whoever is connected loses it. Then there is none until [`Bus::start_again`].
+    pub fn stop(&mut self) -> Result<()> {
+        self.process.kill()?;
+        Ok(fs::remove_file(self.directory.join(SOCKET))?)
+    }
+
+    /// After a stop.
+    pub fn start_again(&mut self) -> Result<()> {
+        self.process = launch(&self.directory)?;
+        Ok(())
+    }
+}
+
+/// The bus's socket in its directory.
+const SOCKET: &str = "bus";
+
+fn launch(directory: &Path) -> Result<Process> {
+    let mut process = Process::start(
+        "dbus-daemon",
+        directory,
+        Command::new("dbus-daemon")
+            .arg("--config-file")
+            .arg(directory.join("bus.conf"))
+            .args(["--nofork", "--nopidfile"]),
+    )?;
+    let socket = directory.join(SOCKET);
+    process.wait_for_log(0, |_| socket.exists().then_some(()))?;
+    Ok(process)
+}
+
+/// tpm2-abrmd as the TPM's resource manager, on a system bus that is nobody else's.
+#[derive(Debug)]
+pub struct Abrmd {
+    // Dropped in this order: the broker before its bus.
+    _broker: Process,
+    bus: Bus,
+}
+
+impl Abrmd {
+    /// Starts a bus and a broker for `tpm`, their files in `directory`.
+    pub fn start(directory: &Path, tpm: &Swtpm) -> Result<Self> {
+        let bus = Bus::start(directory)?;
+        let address = bus.address();
         let program =
             find_program("tpm2-abrmd").context("tpm2-abrmd is missing: run `cargo xtask setup`")?;
         // It refuses to run as root unless told otherwise.
@@ -67,8 +107,7 @@ impl Abrmd {
         broker.wait_for_log(0, |_| owns_its_name(&address).then_some(()))?;
         Ok(Self {
             _broker: broker,
-            _bus: bus,
-            address,
+            bus,
         })
     }
 
@@ -79,7 +118,7 @@ impl Abrmd {
 
     /// What brings a client to this bus instead of the machine's.
     pub fn environment(&self) -> (String, String) {
-        ("DBUS_SYSTEM_BUS_ADDRESS".to_owned(), self.address.clone())
+        ("DBUS_SYSTEM_BUS_ADDRESS".to_owned(), self.bus.address())
     }
 }
 

@@ -10,7 +10,7 @@
 pub mod api;
 /// A captured boot, replayed into a TPM; programs that "run" later.
 pub mod boot;
-/// A private D-Bus system bus with tpm2-abrmd on it.
+/// D-Bus system buses that are nobody else's, and tpm2-abrmd on one.
 pub mod bus;
 /// Directories that are made once and used by many.
 pub(crate) mod cached;

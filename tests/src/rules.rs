@@ -88,6 +88,7 @@ fn dependency_rules_hold() {
         ("troth-core", &["troth_daemon"][..]),
         ("troth-archive", &["troth_daemon", "tokio"]),
         ("troth-daemon", &["troth_archive", "troth_core"]),
+        ("troth-ipc", &["troth_core", "troth_daemon", "troth_agent"]),
         ("troth-agent", &["troth_verifier", "trothctl"]),
         ("troth-actiond", &["troth_agent", "troth_core", "tss_esapi"]),
         ("troth-verifier", &["troth_agent", "trothctl"]),
@@ -117,6 +118,19 @@ fn only_the_agents_tpm_module_names_libtss2() {
             if !file.starts_with(&inside) && file != inside.with_extension("rs") {
                 assert_eq!(lines_with(&file, &["tss_esapi"]), Vec::<String>::new());
             }
+        }
+    }
+}
+
+/// No other room shows their types, so that a new version of theirs changes one room.
+#[test]
+fn only_the_room_for_local_callers_names_zbus_and_zlink() {
+    for room in [
+        "agent", "archive", "core", "ctl", "daemon", "verifier", "xtask",
+    ] {
+        for file in sources(&root().join(room)) {
+            let found = lines_with(&file, &["zbus", "zlink"]);
+            assert_eq!(found, Vec::<String>::new());
         }
     }
 }

@@ -25,6 +25,12 @@ const COMPLETIONS: [(&str, &str); 3] = [
     ("zsh", "share/zsh/site-functions/_trothctl"),
 ];
 
+/// Descriptions of our interfaces, by how their names end in `dbus`: where a host has them.
+const INTERFACES: [(&str, &str); 2] = [
+    (".varlink", "share/varlink"),
+    (".xml", "share/dbus-1/interfaces"),
+];
+
 const DIRECTORY: u32 = 0o755;
 const PROGRAM: u32 = 0o755;
 const FILE: u32 = 0o644;
@@ -76,8 +82,9 @@ fn lay_down(checkout: &Path, programs: &Path, usr: &Path) -> Result<usize> {
     for path in files_below(&checkout.join("dbus"))? {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         // Those of systemd and varlink are not ours to install.
-        if name.starts_with("org.troth.") && name.ends_with(".varlink") {
-            tree.write(&format!("share/varlink/{name}"), &fs::read(&path)?, FILE)?;
+        let place = INTERFACES.iter().find(|(end, _)| name.ends_with(end));
+        if let Some((_, place)) = place.filter(|_| name.starts_with("org.troth.")) {
+            tree.write(&format!("{place}/{name}"), &fs::read(&path)?, FILE)?;
         }
     }
     let docs = checkout.join("docs");
@@ -260,7 +267,7 @@ mod tests {
     }
 
     /// Each of these is a promise to packages and administrators.
-    const TREE: [&str; 35] = [
+    const TREE: [&str; 39] = [
         "usr/bin/troth-actiond",
         "usr/bin/troth-agent",
         "usr/bin/troth-registrar",
@@ -287,12 +294,16 @@ mod tests {
         "usr/lib/tmpfiles.d/troth.conf",
         "usr/lib/troth/trothctl.toml",
         "usr/share/bash-completion/completions/trothctl",
+        "usr/share/dbus-1/interfaces/org.troth.Agent1.xml",
+        "usr/share/dbus-1/system-services/org.troth.Agent1.service",
+        "usr/share/dbus-1/system.d/org.troth.Agent1.conf",
         "usr/share/doc/troth/examples/troth-agent.service.d/any-tpm.conf",
         "usr/share/doc/troth/examples/troth-agent.service.d/systemd-252.conf",
         "usr/share/doc/troth/examples/troth-agent.service.d/tpm2-abrmd.conf",
         "usr/share/doc/troth/examples/troth-agent.socket.d/any-tpm.conf",
         "usr/share/fish/vendor_completions.d/trothctl.fish",
         "usr/share/man/man1/trothctl.1",
+        "usr/share/polkit-1/actions/org.troth.agent1.policy",
         "usr/share/varlink/org.troth.Actions.varlink",
         "usr/share/varlink/org.troth.Agent.varlink",
         "usr/share/zsh/site-functions/_trothctl",

@@ -2,9 +2,12 @@
 
 /// An evidence bundle in a sealed memfd.
 mod evidence_file;
+/// The log, as callers may turn it up.
+mod logs;
 /// The status, and who is told of it.
 mod reporter;
 
+pub use logs::ProcessLogs;
 pub use reporter::{Receipt, Reporter};
 
 use std::{

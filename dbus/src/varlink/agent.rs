@@ -13,7 +13,10 @@ use super::{
     service::{self, Process},
     wire,
 };
-use crate::agent::{Agent, Event, OperationError, Quote, QuoteRequest, Status};
+use crate::{
+    agent::{Agent, Event, OperationError, Quote, QuoteRequest, Status},
+    polkit::{Decision, Guarded, Polkit},
+};
 
 /// `org.troth.Agent`.
 pub const AGENT: Interface = Interface {
@@ -24,31 +27,6 @@ pub const AGENT: Interface = Interface {
 /// PCRs that a quote has unless it names some.
 const ALL_PCRS: u32 = 0x00ff_ffff;
 
-/// An operation that not everybody may do. Its polkit action is described in
-/// `/usr/share/polkit-1/actions`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Guarded {
-    /// A quote over the caller's nonce.
-    Quote,
-    /// A bundle with the host's logs.
-    Evidence,
-    /// Registering again.
-    Register,
-    /// Running an action.
-    RunAction,
-}
-
-/// What is said about a caller who wants to do something.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Decision {
-    /// It may.
-    Granted,
-    /// It may not.
-    Denied,
-    /// It may when the user has been asked, which the caller did not allow.
-    Challenge,
-}
-
 /// Decides who may do what.
 pub trait Authority: 'static {
     /// About one operation of one caller; `interactive`: the user may be asked.
@@ -58,6 +36,19 @@ pub trait Authority: 'static {
         caller: &Caller,
         interactive: bool,
     ) -> impl Future<Output = Decision>;
+}
+
+impl Authority for Arc<Polkit> {
+    async fn decide(&self, operation: Guarded, caller: &Caller, interactive: bool) -> Decision {
+        match &caller.process {
+            Some(process) => {
+                let polkit = Polkit::decide(self, operation, process, caller.uid, interactive);
+                polkit.await
+            }
+            // A number may be another process by now.
+            None => Decision::Denied,
+        }
+    }
 }
 
 /// An agent's interfaces: its own, and those that systemd knows of every service.
@@ -167,7 +158,7 @@ impl<A: Agent, P: Authority, C: Process> AgentService<A, P, C> {
         let decision = self.authority.decide(operation, call.caller, interactive);
         match decision.await {
             Decision::Granted => Ok(()),
-            Decision::Denied => Err(Fault::PERMISSION_DENIED),
+            Decision::Denied | Decision::Overloaded => Err(Fault::PERMISSION_DENIED),
             Decision::Challenge => Err(Fault::INTERACTIVE_AUTHENTICATION_REQUIRED),
         }
     }

@@ -1,0 +1,64 @@
+use zbus::{
+    Connection,
+    fdo::DBusProxy,
+    message::{Flags, Header},
+    names::BusName,
+    proxy::CacheProperties,
+};
+
+use super::error::CallError;
+use crate::polkit::{Decision, Guarded, Polkit};
+
+/// May the sender of this call do `operation`? Root and this process's own user may; of others,
+/// polkit decides.
+pub(super) async fn authorise(
+    operation: Guarded,
+    header: &Header<'_>,
+    connection: &Connection,
+    polkit: &Polkit,
+) -> Result<(), CallError> {
+    if is_root_or_self(header, connection).await {
+        return Ok(());
+    }
+    let flags = header.primary().flags();
+    let interactive = flags.contains(Flags::ALLOW_INTERACTIVE_AUTH);
+    match polkit
+        .decide_for_sender(operation, header, interactive)
+        .await
+    {
+        Decision::Granted => Ok(()),
+        Decision::Denied => Err(CallError::standard(
+            "AccessDenied",
+            "polkit does not allow this",
+        )),
+        Decision::Challenge => Err(CallError::standard(
+            "InteractiveAuthorizationRequired",
+            "polkit has to ask the user",
+        )),
+        Decision::Overloaded => Err(CallError::standard(
+            "LimitsExceeded",
+            "too many callers wait for polkit",
+        )),
+    }
+}
+
+/// Is the sender of this call root, or this process's own user? The bus says who it is.
+pub(super) async fn is_root_or_self(header: &Header<'_>, connection: &Connection) -> bool {
+    match user(header, connection).await {
+        Ok(uid) => uid == 0 || uid == rustix::process::geteuid().as_raw(),
+        Err(error) => {
+            tracing::debug!(%error, "a caller whom the bus does not know");
+            false
+        }
+    }
+}
+
+async fn user(header: &Header<'_>, connection: &Connection) -> zbus::Result<u32> {
+    let sender = header.sender().ok_or(zbus::Error::MissingField)?;
+    let bus = DBusProxy::builder(connection)
+        .cache_properties(CacheProperties::No)
+        .build()
+        .await?;
+    let sender = BusName::from(sender.clone());
+    Ok(bus.get_connection_unix_user(sender).await?)
+}
