@@ -127,6 +127,12 @@ fn what_keylimes_wiki_says_works_with_its_names() {
             answer.status.success()
         })
         .unwrap();
+    os.output(&["systemctl", "reload", "keylime_agent"])
+        .unwrap();
+    let told = ["--unit=troth-agent", "--grep=configuration reloaded"];
+    let look = |os: &Container| os.journal(&told);
+    let reloaded = os.wait_for("it is read again", look, |found| !found.is_empty());
+    assert_eq!(reloaded.unwrap()[0]["MESSAGE"], "configuration reloaded");
     let wants = "/etc/systemd/system/multi-user.target.wants/troth-agent.service";
     os.output(&["test", "-e", wants]).unwrap();
 }
