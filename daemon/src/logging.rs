@@ -1,5 +1,6 @@
 //! Structured logs. Under systemd every field of an event becomes a journal field of its own
-//! (`node_id` is `TROTH_NODE_ID=`, `message_id` is `MESSAGE_ID=`); elsewhere lines go to standard error.
+//! (`node_id` is `TROTH_NODE_ID=`, `message_id` is `MESSAGE_ID=`); elsewhere lines go to standard
+//! error.
 
 use std::{
     env,

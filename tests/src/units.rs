@@ -127,6 +127,27 @@ fn the_catalog_names_fields_that_the_messages_have() {
     }
 }
 
+/// Nothing is enabled by an installation: where no preset speaks of a unit, systemd enables it.
+#[test]
+fn the_preset_speaks_of_every_unit_that_can_be_enabled() {
+    let lib = root().join("units/lib/systemd");
+    let preset = fs::read_to_string(lib.join("system-preset/90-troth.preset")).unwrap();
+    let mut units = Vec::new();
+    for entry in fs::read_dir(lib.join("system")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_file() && fs::read_to_string(&path).unwrap().contains("[Install]") {
+            units.push(path.file_name().unwrap().to_str().unwrap().to_owned());
+        }
+    }
+    units.sort();
+    let disabled = preset
+        .lines()
+        .filter_map(|line| line.strip_prefix("disable "));
+    let mut disabled: Vec<_> = disabled.collect();
+    disabled.sort_unstable();
+    assert_eq!(disabled, units);
+}
+
 /// Documentation that a unit points to is installed from `docs`.
 #[test]
 fn units_point_to_documents_that_exist() {
