@@ -173,7 +173,7 @@ const SYSTEM_NEEDS: &[SystemNeed] = &[
         scope: Scope::Test,
         probe: Probe::Program("evmctl"),
         apt: "ima-evm-utils",
-        zypper: "evmctl",
+        zypper: "ima-evm-utils",
         dnf: "ima-evm-utils",
     },
     SystemNeed {

@@ -11,6 +11,8 @@ pub mod device;
 pub mod esys;
 /// EK certificates and their chain in NV.
 pub mod nv;
+/// Devices that are not this user's yet.
+pub(crate) mod permission;
 /// The quote that binds a transport key in PCR 16.
 pub mod quote;
 /// A simulated TPM: software keys, PCR banks, faults on request.

@@ -327,7 +327,9 @@ impl Machine {
             let state = ask("query-migrate", json!({}))?;
             match state["status"].as_str() {
                 Some("completed") => break,
-                Some("failed" | "cancelled") => bail!("the machine cannot be saved: {state}"),
+                Some("failed" | "cancelled") => {
+                    bail!("the machine cannot be saved: {state}\n{}", self.qemu.log())
+                }
                 _ => std::thread::sleep(Duration::from_millis(20)),
             }
         }

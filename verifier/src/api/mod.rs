@@ -27,7 +27,6 @@ use self::{
 use crate::{
     authority::{Principal, find},
     config::VerifierConfig,
-    messages,
     poll::{CommandError, EnrolError, Fleet, RemoveError},
     rest::{self, Empty, Path, Refusal, Reply},
 };
@@ -112,34 +111,19 @@ impl Inner {
                     }
                     _ => Refusal::internal(&error),
                 })?;
-                tracing::info!(
-                    message_id = messages::REMOVED,
-                    node_id = %id,
-                    admin = %who,
-                    "node {id} removed by {who}"
-                );
+                tracing::info!(node_id = %id, admin = %who, "removed");
                 Ok(rest::success(Empty {}))
             }
             Endpoint::Reactivate => {
                 let id = agent_id(parameter)?;
                 told(self.fleet.reactivate(id.as_str()).await)?;
-                tracing::info!(
-                    message_id = messages::REACTIVATED,
-                    node_id = %id,
-                    admin = %who,
-                    "node {id} reactivated by {who}"
-                );
+                tracing::info!(node_id = %id, admin = %who, "reactivated");
                 Ok(rest::success(Empty {}))
             }
             Endpoint::Stop => {
                 let id = agent_id(parameter)?;
                 told(self.fleet.stop(id.as_str()).await)?;
-                tracing::info!(
-                    message_id = messages::STOPPED,
-                    node_id = %id,
-                    admin = %who,
-                    "attestation of node {id} stopped by {who}"
-                );
+                tracing::info!(node_id = %id, admin = %who, "stopped");
                 Ok(rest::success(Empty {}))
             }
             Endpoint::VerifyIdentity => {
@@ -199,12 +183,7 @@ impl Inner {
             Enrolment::from_json(body).map_err(|error| Refusal::bad_request(error.to_string()))?;
         match self.fleet.enrol(id.clone(), enrolment).await {
             Ok(()) => {
-                tracing::info!(
-                    message_id = messages::ENROLLED,
-                    node_id = %id,
-                    admin = %who,
-                    "node {id} enrolled by {who}"
-                );
+                tracing::info!(node_id = %id, admin = %who, "enrolled");
                 Ok(rest::success(Empty {}))
             }
             Err(error) => Err(match &error {

@@ -4,7 +4,6 @@ use troth_daemon::server::read_body;
 
 use crate::{
     authority::Principal,
-    messages,
     poll::{Fleet, PolicyChangeError, PolicyName, SentPolicy},
     rest::{self, Refusal, Reply},
     store::{PolicyKind, PolicySummary, percent_decoded},
@@ -137,15 +136,7 @@ pub(super) async fn serve(
             }));
         }
     };
-    tracing::info!(
-        message_id = messages::POLICY_CHANGED,
-        policy = name.as_str(),
-        kind = %kind,
-        method = %method,
-        admin = %who,
-        "{kind} {} changed ({method}) by {who}",
-        name.as_str()
-    );
+    tracing::info!(policy = name.as_str(), admin = %who, %method, "{kind} changed");
     Ok(reply)
 }
 

@@ -6,10 +6,7 @@ use tokio::{
     time::{Instant, sleep, timeout_at},
 };
 
-use crate::{
-    messages,
-    store::{MAX_UPDATES, RecordUpdate, Store},
-};
+use crate::store::{MAX_UPDATES, RecordUpdate, Store};
 
 /// How long a verdict waits for others to share its transaction.
 const BATCH_TIME: Duration = Duration::from_millis(50);
@@ -81,13 +78,7 @@ async fn run(store: Store, mut queue: mpsc::Receiver<Message>) {
                 }
             }
             Err(error) => {
-                tracing::error!(
-                    message_id = messages::DATABASE_LOST,
-                    %error,
-                    nodes = updates.len(),
-                    "verdicts of {} nodes not written, trying again",
-                    updates.len()
-                );
+                tracing::error!(%error, nodes = updates.len(), "verdicts not written, trying again");
                 if !open {
                     return;
                 }

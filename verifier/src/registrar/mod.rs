@@ -32,7 +32,6 @@ use crate::{
     authority::{ANY, Class, Principal, Route, find},
     config::RegistrarConfig,
     limit::SourceLimit,
-    messages,
     rest::{self, Empty, Path, Refusal, Reply},
     store::Store,
 };
@@ -200,12 +199,7 @@ impl Inner {
         if !deleted {
             return Err(not_registered(id));
         }
-        tracing::info!(
-            message_id = messages::REGISTRATION_REMOVED,
-            node_id = %id,
-            admin = %admin,
-            "registration of {id} removed by {admin}"
-        );
+        tracing::info!(node_id = %id, %admin, "registration removed by an administrator");
         Ok(rest::success(Empty {}))
     }
 }
