@@ -32,6 +32,7 @@ use crate::{
     },
     listener,
     local::{Host, LocalAgent, ProcessLogs, Reporter},
+    messages,
     registration::{self, Attempts, Backoff, Registrar, RegistrationError, Requests, wait_after},
     renewal::Renewal,
     secure_mount,
@@ -296,10 +297,15 @@ async fn prepare(
         device,
     } = provision(config, tpm, template, device, reporter).await?;
     let id = id::agent_id(&config.uuid, &keys.ek, &host_files.product_uuid)?;
-    tracing::info!(
-        "agent {id}, AK {template} {}",
-        if keys.created { "made" } else { "loaded" }
-    );
+    if keys.created {
+        tracing::info!(
+            message_id = messages::AK_MADE,
+            node_id = %id,
+            "agent {id}, AK {template} made"
+        );
+    } else {
+        tracing::info!("agent {id}, AK {template} loaded");
+    }
     let file = config.file(config.payload_key.as_deref(), transport::FILE);
     let transport = Arc::new(TransportKey::load_or_create(
         &file,
@@ -534,7 +540,12 @@ async fn register(
         let error = match attempts.attempt().await {
             Ok(version) => {
                 let id = attempts.id();
-                tracing::info!("registered and activated as {id} (API {version})");
+                tracing::info!(
+                    message_id = messages::HOST_REGISTERED,
+                    node_id = %id,
+                    registrar = config.registrar_ip,
+                    "registered and activated as {id} (API {version})"
+                );
                 return Ok(());
             }
             Err(error) => error,
@@ -542,12 +553,25 @@ async fn register(
         let spent = config
             .exponential_backoff_max_retries
             .is_some_and(|retries| backoff.tries() >= retries);
+        if error.is_final() {
+            tracing::error!(
+                message_id = messages::HOST_REFUSED,
+                node_id = %attempts.id(),
+                registrar = config.registrar_ip,
+                "not registered, and no further try will do: {error}"
+            );
+        }
         if error.is_final() || spent {
             return Err(error);
         }
         let delay = wait_after(&(&error).into(), &mut backoff);
         let wait = delay.as_secs_f64();
-        tracing::warn!("not registered: {error}; trying again in {wait:.1} s");
+        tracing::warn!(
+            message_id = messages::NOT_REGISTERED,
+            node_id = %attempts.id(),
+            registrar = config.registrar_ip,
+            "not registered: {error}; trying again in {wait:.1} s"
+        );
         reporter.ready(
             State::Unregistered,
             format!("Not registered, trying again in {wait:.0} s: {error}"),

@@ -20,6 +20,8 @@ pub mod identity;
 mod listener;
 /// What the agent tells and does for its own host.
 pub mod local;
+/// Journal entries that an operator may want to be alerted of.
+pub mod messages;
 /// The payload key, from two shares.
 pub mod payload;
 /// PEM text of keys and certificates.

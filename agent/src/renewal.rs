@@ -15,6 +15,7 @@ use troth_daemon::{
 
 use crate::{
     identity::mtls::{self, Files, Maker, MtlsError, Term},
+    messages,
     registration::{Backoff, RegistrarHandle, wait_after},
 };
 
@@ -131,6 +132,10 @@ impl Renewal {
         if term.ends_soon(now) {
             let days = term.left(now).as_secs() / (24 * 60 * 60);
             tracing::warn!(
+                message_id = messages::HOST_CERTIFICATE_ENDS,
+                node_id = %self.id,
+                path = %self.files.certificate.display(),
+                days = days,
                 "the TLS certificate {} ends in {days} days; {advice}",
                 self.files.certificate.display()
             );

@@ -214,7 +214,7 @@ read is said.";
 pub(crate) const EXPLAIN: &str = "\
 Say what a finding means and what to do about it, by its id as logs have it.
 
-Needs no server. The ids are those of Troth's journal entries (FINDING=) and of Keylime's events; \
+Needs no server. The ids are those of Troth's journal entries (TROTH_FINDING=) and of Keylime's events; \
 docs/findings.md has all of them.";
 
 pub(crate) const REGISTRAR_COMPARE: &str = "\

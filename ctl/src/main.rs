@@ -34,6 +34,8 @@ mod policy;
 mod registrar;
 /// `trothctl config show`: every option of a program, its value and who set it.
 mod show_config;
+/// `keylime_tenant ...`: Keylime's command line in our words.
+mod tenant;
 
 use std::process::ExitCode;
 
@@ -48,12 +50,14 @@ use crate::{
 };
 
 fn main() -> ExitCode {
-    let matches = help::add_examples(Cli::command(), "trothctl").get_matches();
+    let (words, notes) = tenant::command_line();
+    let matches = help::add_examples(Cli::command(), "trothctl").get_matches_from(words);
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     let out = Output::from_environment(cli.global.json);
     if !cli.global.json {
         logging::init(None, "warn");
     }
+    out.notes(&notes);
     match run(&cli, &out) {
         Ok(exit) => exit.into(),
         Err(error) => {

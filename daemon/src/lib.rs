@@ -11,6 +11,8 @@ pub mod config;
 pub mod descriptors;
 /// Entry points for fuzzing.
 pub mod fuzz;
+/// The journal's native protocol.
+mod journal;
 /// Structured logs: the journal's native protocol, or plain lines.
 pub mod logging;
 /// sd_notify(3): READY, RELOADING, STATUS, WATCHDOG.

@@ -1,5 +1,6 @@
 //! Structured logs. Under systemd every field of an event becomes a journal field of its own
-//! (`node_id` is `NODE_ID=`, `message_id` is `MESSAGE_ID=`); elsewhere lines go to standard error.
+//! (`node_id` is `TROTH_NODE_ID=`, `message_id` is `MESSAGE_ID=`); elsewhere lines go to standard
+//! error.
 
 use std::{
     env,
@@ -16,6 +17,8 @@ use tracing_subscriber::{
     reload::{self, Handle},
 };
 
+use crate::journal::Journal;
+
 /// Environment variable that overrides the level: `debug`, or levels by target as in
 /// `info,troth_verifier=debug`.
 const LEVEL_VARIABLE: &str = "TROTH_LOG";
@@ -28,10 +31,7 @@ static LEVELS: OnceLock<Handle<Targets, Registry>> = OnceLock::new();
 pub fn init(configured: Option<&str>, default: &str) {
     let (levels, refused) = choose(configured, default);
     let (filter, handle) = reload::Layer::new(levels);
-    let journal = stderr_is_journal()
-        .then(|| tracing_journald::layer().ok())
-        .flatten()
-        .map(|layer| layer.with_field_prefix(None));
+    let journal = stderr_is_journal().then(|| Journal::open().ok()).flatten();
     let sink: Box<dyn Layer<Registry> + Send + Sync> = match journal {
         Some(layer) => layer.with_filter(filter).boxed(),
         None => tracing_subscriber::fmt::layer()

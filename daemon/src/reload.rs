@@ -10,6 +10,12 @@ use crate::{
     notify,
 };
 
+/// `MESSAGE_ID=` of options that wait for a restart.
+pub const RESTART_NEEDED: &str = "5379d0c18b304231936f4b31c13a8521";
+
+/// `MESSAGE_ID=` of a new configuration that cannot be used.
+pub const CONFIGURATION_REFUSED: &str = "2cb6972dede748728710eda40bf77f96";
+
 /// Options that take effect without a restart.
 const CHANGEABLE: [&str; 1] = ["log"];
 
@@ -55,7 +61,10 @@ impl Reload {
         let loaded = match config::load::<T>(&self.component, &self.place) {
             Ok(loaded) => loaded,
             Err(error) => {
-                return tracing::error!("configuration not reloaded, all stays as it was: {error}");
+                return tracing::error!(
+                    message_id = CONFIGURATION_REFUSED,
+                    "configuration not reloaded, all stays as it was: {error}"
+                );
             }
         };
         apply(&loaded.config);
@@ -65,7 +74,11 @@ impl Reload {
             tracing::info!("configuration reloaded");
         } else {
             let changed = changed.join(", ");
-            tracing::warn!("configuration reloaded; a restart is needed for {changed}");
+            tracing::warn!(
+                message_id = RESTART_NEEDED,
+                options = changed,
+                "configuration reloaded; a restart is needed for {changed}"
+            );
         }
     }
 }

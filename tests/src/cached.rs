@@ -1,6 +1,7 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
 use aws_lc_rs::digest::{SHA256, digest};
@@ -45,6 +46,26 @@ pub(crate) fn remove_old(place: &Path, is_old: impl Fn(&str) -> bool) -> Result<
     Ok(())
 }
 
+/// Says of a directory that it is used, for [`remove_unused`].
+pub(crate) fn mark_used(made: &Path) -> Result<()> {
+    let marked = File::open(made).and_then(|made| made.set_modified(SystemTime::now()));
+    marked.with_context(|| format!("cannot mark {} as used", made.display()))
+}
+
+/// Removes directories of `place` that nobody has used for so long: other checkouts may use what
+/// this one does not any more.
+pub(crate) fn remove_unused(place: &Path, age: Duration) -> Result<()> {
+    for entry in fs::read_dir(place)? {
+        let entry = entry?;
+        let (path, about) = (entry.path(), entry.metadata()?);
+        if about.is_dir() && about.modified()?.elapsed().is_ok_and(|since| since > age) {
+            fs::remove_dir_all(&path)
+                .with_context(|| format!("cannot remove {}", path.display()))?;
+        }
+    }
+    Ok(())
+}
+
 /// A short name for what `recipe` describes.
 pub(crate) fn key_of(recipe: &str) -> String {
     hex::encode(&digest(&SHA256, recipe.as_bytes()).as_ref()[..8])
@@ -62,6 +83,33 @@ mod tests {
     use std::thread;
 
     use super::*;
+
+    #[test]
+    fn what_nobody_has_used_for_long_is_removed() {
+        let place = tempfile::tempdir().unwrap();
+        let week = Duration::from_secs(7 * 24 * 60 * 60);
+        let old = SystemTime::now() - week * 2;
+        for name in ["used", "unused", "new"] {
+            let path = place.path().join(name);
+            fs::create_dir(&path).unwrap();
+            fs::write(path.join("file"), name).unwrap();
+            let directory = File::open(&path).unwrap();
+            let time = if name == "new" {
+                SystemTime::now()
+            } else {
+                old
+            };
+            directory.set_modified(time).unwrap();
+        }
+        mark_used(&place.path().join("used")).unwrap();
+        remove_unused(place.path(), week).unwrap();
+        let mut left: Vec<_> = fs::read_dir(place.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
+        left.sort();
+        assert_eq!(left, ["new", "used"]);
+    }
 
     #[test]
     fn a_directory_is_made_once_and_only_when_it_is_whole() {

@@ -2,6 +2,17 @@ use std::{collections::BTreeMap, fs, path::PathBuf};
 
 use crate::rules::{root, sources};
 
+/// Rooms of code that is shipped.
+const SHIPPED: [&str; 7] = [
+    "agent",
+    "agent/actiond",
+    "core",
+    "ctl",
+    "daemon",
+    "dbus",
+    "verifier",
+];
+
 /// `MESSAGE_ID=`: 32 hexadecimal digits.
 fn is_id(text: &str) -> bool {
     text.len() == 32
@@ -13,7 +24,7 @@ fn is_id(text: &str) -> bool {
 /// The constants of shipped code that are MESSAGE_IDs, by their values.
 fn ids_of_the_code() -> BTreeMap<String, String> {
     let mut found = BTreeMap::new();
-    for room in ["agent", "core", "ctl", "daemon", "verifier"] {
+    for room in SHIPPED {
         for file in sources(&root().join(room).join("src")) {
             let text = fs::read_to_string(&file).unwrap();
             for line in text.lines() {
@@ -69,10 +80,21 @@ fn every_message_id_has_an_entry_in_the_catalog() {
     }
 }
 
-/// `@NODE_ID@` in the catalog is a field of the journal, which `node_id` in the code becomes.
+/// `docs/units.md` lists all of them.
+#[test]
+fn every_message_id_is_documented() {
+    let text = fs::read_to_string(root().join("docs/units.md")).unwrap();
+    let rows = text.lines().filter(|line| line.starts_with("| "));
+    let ids = rows.filter_map(|row| row.strip_suffix("` |")?.rsplit('`').next());
+    let mut documented: Vec<_> = ids.filter(|id| is_id(id)).collect();
+    documented.sort_unstable();
+    assert_eq!(documented, ids_of_the_code().keys().collect::<Vec<_>>());
+}
+
+/// `@TROTH_NODE_ID@` in the catalog is a field of the journal, which `node_id` in the code becomes.
 #[test]
 fn the_catalog_names_fields_that_the_messages_have() {
-    let code: String = ["daemon", "verifier"]
+    let code: String = SHIPPED
         .iter()
         .flat_map(|room| sources(&root().join(room).join("src")))
         .map(|file| fs::read_to_string(file).unwrap())
@@ -93,7 +115,8 @@ fn the_catalog_names_fields_that_the_messages_have() {
             .collect();
         assert!(!messages.is_empty(), "{constant} is never logged");
         for field in text.split('@').skip(1).step_by(2) {
-            let name = field.to_ascii_lowercase();
+            let ours = field.strip_prefix("TROTH_");
+            let name = ours.expect("a field of ours").to_ascii_lowercase();
             for message in &messages {
                 assert!(
                     message.contains(&format!("{name} = ")),
@@ -102,6 +125,27 @@ fn the_catalog_names_fields_that_the_messages_have() {
             }
         }
     }
+}
+
+/// Nothing is enabled by an installation: where no preset speaks of a unit, systemd enables it.
+#[test]
+fn the_preset_speaks_of_every_unit_that_can_be_enabled() {
+    let lib = root().join("units/lib/systemd");
+    let preset = fs::read_to_string(lib.join("system-preset/90-troth.preset")).unwrap();
+    let mut units = Vec::new();
+    for entry in fs::read_dir(lib.join("system")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_file() && fs::read_to_string(&path).unwrap().contains("[Install]") {
+            units.push(path.file_name().unwrap().to_str().unwrap().to_owned());
+        }
+    }
+    units.sort();
+    let disabled = preset
+        .lines()
+        .filter_map(|line| line.strip_prefix("disable "));
+    let mut disabled: Vec<_> = disabled.collect();
+    disabled.sort_unstable();
+    assert_eq!(disabled, units);
 }
 
 /// Documentation that a unit points to is installed from `docs`.

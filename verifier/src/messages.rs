@@ -19,3 +19,19 @@ pub const CERTIFICATE_ENDS: &str = "abff027369c64f7d9d91a55c79b75968";
 pub use troth_daemon::tls::REVOCATION_LIST;
 /// Evidence is not kept, as its directory cannot be written or not fast enough.
 pub const EVIDENCE_LOST: &str = "464afa0431dd4eed8e523f8464437cdd";
+/// A registration was refused because of what the agent sent.
+pub const REGISTRATION_REFUSED: &str = "efdf6b1a4dc44099aa40a6644bdd1eef";
+/// An operator had the registrar forget an agent.
+pub const REGISTRATION_REMOVED: &str = "4819b264ed1049b2837a3d47083cab93";
+/// An operator enrolled a node: it is attested from now on.
+pub const ENROLLED: &str = "96cb949d90754cccb8f73b1816cfd039";
+/// An operator removed a node: it is not attested any more.
+pub const REMOVED: &str = "e2338bb885cc4840a7e873db247f564a";
+/// An operator had a node attested again.
+pub const REACTIVATED: &str = "95866229d1214de7bf453965a85a0cd5";
+/// An operator stopped the attestation of a node.
+pub const STOPPED: &str = "463758321888457fb4762cb922cea60c";
+/// An operator added, replaced or removed a policy that nodes use by name.
+pub const POLICY_CHANGED: &str = "ef58755780d94048ab377de66c2b743a";
+/// The database does not answer, or takes no verdicts.
+pub const DATABASE_LOST: &str = "0f584daecb9843df881543e2dca4d3ea";

@@ -1,6 +1,7 @@
 //! Starting either server: CA, database, listeners.
 
 use std::{
+    fmt::Display,
     io,
     net::{IpAddr, SocketAddr},
     sync::Arc,
@@ -242,10 +243,18 @@ async fn watchdog(store: Store) {
         watch::look_again();
         match tokio::time::timeout(interval, store.ping()).await {
             Ok(Ok(())) => notify::watchdog(),
-            Ok(Err(error)) => tracing::error!(%error, "the database does not answer"),
-            Err(_) => tracing::error!("the database does not answer in time"),
+            Ok(Err(error)) => database_lost(&error),
+            Err(_) => database_lost(&"no answer in time"),
         }
     }
+}
+
+fn database_lost(error: &dyn Display) {
+    tracing::error!(
+        message_id = messages::DATABASE_LOST,
+        %error,
+        "the database does not answer"
+    );
 }
 
 fn listen_address(ip: &str) -> Result<IpAddr, StartError> {

@@ -1,11 +1,11 @@
 use std::fs::{self, File, Permissions};
 use std::io::Write;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use crate::workspace::{cargo, display, root, run};
 
@@ -45,53 +45,74 @@ pub(crate) struct Options {
     /// they are built
     #[arg(long, value_name = "DIRECTORY")]
     programs: Option<PathBuf>,
+    /// What is laid down; repeat it for more
+    #[arg(long, value_enum, default_value = "host")]
+    set: Vec<Set>,
+}
+
+/// A part of the install tree.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+pub(crate) enum Set {
+    /// Programs, units, documentation
+    Host,
+    /// Keylime's names for units, state directory and tenant
+    KeylimeCompat,
 }
 
 /// `cargo xtask install`: programs, units and all that belongs to them, below `usr`. What is in
 /// `/etc` and `/var` is the administrator's and the services'.
 pub(crate) fn run_install(options: &Options) -> Result<()> {
-    let programs = match &options.programs {
-        Some(programs) => programs.clone(),
-        None => {
-            run(cargo().args(["build", "--release", "--workspace", "--bins"]))?;
-            let this = std::env::current_exe()?;
-            let target = this.parent().and_then(Path::parent);
-            target.context("no target directory")?.join("release")
-        }
-    };
-    let usr = options.root.join("usr");
-    let count = lay_down(root(), &programs, &usr)?;
-    println!("{count} files are in {}", usr.display());
+    let count = lay_sets(&options.set, options.programs.as_deref(), &options.root)?;
+    println!(
+        "{count} files are in {}",
+        options.root.join("usr").display()
+    );
     Ok(())
 }
 
-/// Writes the install tree of a checkout below `usr`, and returns how many files it has.
-fn lay_down(checkout: &Path, programs: &Path, usr: &Path) -> Result<usize> {
-    let mut tree = Tree { usr, count: 0 };
+/// Writes `sets` below `usr` of `host`, and returns how many files they have. Programs are built
+/// where no directory has them.
+pub(crate) fn lay_sets(sets: &[Set], programs: Option<&Path>, host: &Path) -> Result<usize> {
+    let usr = host.join("usr");
+    let mut tree = Tree {
+        usr: &usr,
+        count: 0,
+    };
+    for set in sets {
+        match (set, programs) {
+            (Set::Host, Some(programs)) => lay_host(&mut tree, programs)?,
+            (Set::Host, None) => {
+                run(cargo().args(["build", "--release", "--workspace", "--bins"]))?;
+                let this = std::env::current_exe()?;
+                let target = this.parent().and_then(Path::parent);
+                let target = target.context("no target directory")?;
+                lay_host(&mut tree, &target.join("release"))?;
+            }
+            (Set::KeylimeCompat, _) => tree.copy(&root().join("units/keylime-compat"), "")?,
+        }
+    }
+    Ok(tree.count)
+}
+
+fn lay_host(tree: &mut Tree<'_>, programs: &Path) -> Result<()> {
     for name in PROGRAMS {
         let from = programs.join(name);
         let content = fs::read(&from)
             .with_context(|| format!("{}: build it, or name another directory", from.display()))?;
-        tree.write(&format!("bin/{name}"), &content, PROGRAM)?;
+        tree.write(format!("bin/{name}"), &content, PROGRAM)?;
     }
-    let units = checkout.join("units");
-    for path in files_below(&units)? {
-        let name = path.strip_prefix(&units)?.to_string_lossy().into_owned();
-        tree.write(&name, &fs::read(&path)?, FILE)?;
+    for part in ["lib", "share"] {
+        tree.copy(&root().join("units").join(part), part)?;
     }
-    for path in files_below(&checkout.join("dbus"))? {
+    for path in files_below(&root().join("dbus"))? {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         // Those of systemd and varlink are not ours to install.
         let place = INTERFACES.iter().find(|(end, _)| name.ends_with(end));
         if let Some((_, place)) = place.filter(|_| name.starts_with("org.troth.")) {
-            tree.write(&format!("{place}/{name}"), &fs::read(&path)?, FILE)?;
+            tree.write(format!("{place}/{name}"), &fs::read(&path)?, FILE)?;
         }
     }
-    let docs = checkout.join("docs");
-    for path in files_below(&docs)? {
-        let name = path.strip_prefix(&docs)?.display();
-        tree.write(&format!("share/doc/troth/{name}"), &fs::read(&path)?, FILE)?;
-    }
+    tree.copy(&root().join("docs"), "share/doc/troth")?;
     let trothctl = programs.join("trothctl");
     for (shell, name) in COMPLETIONS {
         let script = output(Command::new(&trothctl).args(["completions", shell]))?;
@@ -99,11 +120,7 @@ fn lay_down(checkout: &Path, programs: &Path, usr: &Path) -> Result<usize> {
     }
     let pages = tempfile::tempdir()?;
     output(Command::new(&trothctl).arg("man").arg(pages.path()))?;
-    for path in files_below(pages.path())? {
-        let name = path.strip_prefix(pages.path())?.display();
-        tree.write(&format!("share/man/man1/{name}"), &fs::read(&path)?, FILE)?;
-    }
-    Ok(tree.count)
+    tree.copy(pages.path(), "share/man/man1")
 }
 
 struct Tree<'a> {
@@ -112,8 +129,36 @@ struct Tree<'a> {
 }
 
 impl Tree<'_> {
+    /// Writes the files and links that are below `directory` below `name`.
+    fn copy(&mut self, directory: &Path, name: &str) -> Result<()> {
+        for path in files_below(directory)? {
+            let to = Path::new(name).join(path.strip_prefix(directory)?);
+            if path.is_symlink() {
+                self.link(&to, &fs::read_link(&path)?)?;
+            } else {
+                self.write(&to, &fs::read(&path)?, FILE)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn link(&mut self, name: &Path, target: &Path) -> Result<()> {
+        let path = self.usr.join(name);
+        let write = || -> Result<()> {
+            let directory = path.parent().context("no directory")?;
+            make_directories(directory)?;
+            let beside = tempfile::tempdir_in(directory)?;
+            let link = beside.path().join("link");
+            symlink(target, &link)?;
+            Ok(fs::rename(&link, &path)?)
+        };
+        write().with_context(|| format!("cannot write {}", path.display()))?;
+        self.count += 1;
+        Ok(())
+    }
+
     /// A file is there whole or as it was before: it may be a program that runs.
-    fn write(&mut self, name: &str, content: &[u8], mode: u32) -> Result<()> {
+    fn write(&mut self, name: impl AsRef<Path>, content: &[u8], mode: u32) -> Result<()> {
         let path = self.usr.join(name);
         let write = || -> Result<()> {
             let directory = path.parent().context("no directory")?;
@@ -145,7 +190,7 @@ fn make_directories(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// All files below `directory`, sorted.
+/// All files and links below `directory`, sorted.
 fn files_below(directory: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     let entries =
@@ -156,7 +201,8 @@ fn files_below(directory: &Path) -> Result<Vec<PathBuf>> {
         if kind.is_dir() {
             found.extend(files_below(&path)?);
         } else {
-            ensure!(kind.is_file(), "{} is not a file", path.display());
+            let known = kind.is_file() || kind.is_symlink();
+            ensure!(known, "{} is neither file nor link", path.display());
             found.push(path);
         }
     }
@@ -220,6 +266,7 @@ mod tests {
         let options = Options {
             root: host.clone(),
             programs: Some(programs.clone()),
+            set: vec![Set::Host],
         };
         run_install(&options).unwrap();
         let first = listed(&host);
@@ -261,10 +308,64 @@ mod tests {
         let options = Options {
             root: directory.path().join("host"),
             programs: Some(directory.path().to_owned()),
+            set: vec![Set::Host],
         };
         let error = run_install(&options).unwrap_err().to_string();
         assert!(error.contains("/troth-agent: build it"), "{error}");
     }
+
+    #[test]
+    fn keylimes_names_lead_to_what_has_ours() {
+        let directory = tempfile::tempdir().unwrap();
+        let options = Options {
+            root: directory.path().to_owned(),
+            programs: None,
+            set: vec![Set::KeylimeCompat],
+        };
+        // The second time over the first.
+        run_install(&options).unwrap();
+        run_install(&options).unwrap();
+        let files = files_below(directory.path()).unwrap();
+        let found: Vec<_> = files
+            .iter()
+            .map(|path| {
+                let name = path
+                    .strip_prefix(directory.path())
+                    .unwrap()
+                    .to_str()
+                    .unwrap();
+                let target = fs::read_link(path).unwrap_or_default();
+                (name, target.to_str().unwrap().to_owned())
+            })
+            .collect();
+        let expected = KEYLIME_COMPAT.map(|(name, target)| (name, target.to_owned()));
+        assert_eq!(found, expected);
+        for (name, target) in KEYLIME_COMPAT {
+            let there = Path::new(name).with_file_name(target);
+            assert!(
+                target.is_empty() || TREE.contains(&there.to_str().unwrap()),
+                "{name}"
+            );
+        }
+    }
+
+    /// Names, and where they lead.
+    const KEYLIME_COMPAT: [(&str, &str); 5] = [
+        ("usr/bin/keylime_tenant", "trothctl"),
+        (
+            "usr/lib/systemd/system/keylime_agent.service",
+            "troth-agent.service",
+        ),
+        (
+            "usr/lib/systemd/system/keylime_registrar.service",
+            "troth-registrar.service",
+        ),
+        (
+            "usr/lib/systemd/system/keylime_verifier.service",
+            "troth-verifier.service",
+        ),
+        ("usr/lib/tmpfiles.d/troth-keylime.conf", ""),
+    ];
 
     /// Each of these is a promise to packages and administrators.
     const TREE: [&str; 39] = [

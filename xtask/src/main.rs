@@ -15,6 +15,8 @@ mod demo;
 mod fuzz;
 /// The install tree: programs, units, documentation.
 mod install;
+/// The install tree as RPM packages.
+mod rpm;
 /// What this project needs from the machine, and how to get it.
 mod setup;
 /// One machine attested for an hour.
@@ -63,6 +65,8 @@ enum Command {
     Fuzz(fuzz::Options),
     /// Lay the programs, units and documentation down below a directory, as a package has them
     Install(install::Options),
+    /// Pack the install tree as RPM packages
+    Rpm(rpm::Options),
     /// Attest one machine every second while it runs new programs, restarts and reboots; or kill the
     /// verifier again and again
     Soak(soak::Options),
@@ -83,6 +87,7 @@ fn main() -> Result<ExitCode> {
         Command::Bench { subject, yes } => bench::run_bench(subject, yes)?,
         Command::Fuzz(options) => fuzz::run_fuzz(&options)?,
         Command::Install(options) => install::run_install(&options)?,
+        Command::Rpm(options) => rpm::run_rpm(&options)?,
         Command::Soak(options) => soak::run_soak(&options)?,
         Command::Test { tier, yes } => return test::run_tiers(tier, yes),
     }

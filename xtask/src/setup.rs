@@ -173,7 +173,7 @@ const SYSTEM_NEEDS: &[SystemNeed] = &[
         scope: Scope::Test,
         probe: Probe::Program("evmctl"),
         apt: "ima-evm-utils",
-        zypper: "ima-evm-utils",
+        zypper: "evmctl",
         dnf: "ima-evm-utils",
     },
     SystemNeed {

@@ -266,7 +266,7 @@ fn from_root(text: &str, _: &Base) -> Result<Option<Value>, String> {
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, path::Path};
+    use std::{fs, os::unix::fs::symlink, path::Path};
 
     use troth_daemon::config::{self, Place};
 
@@ -347,6 +347,25 @@ mod tests {
         assert_eq!(config.server_cert, Some(certificate));
         assert_eq!(config.server_key, Some(key));
         assert_eq!(config.uuid, "hash_ek");
+    }
+
+    #[test]
+    fn keylimes_directory_that_is_ours_by_another_name_changes_no_default() {
+        let root = tempfile::tempdir().unwrap();
+        fs::create_dir_all(root.path().join("var/lib")).unwrap();
+        symlink("troth", root.path().join("var/lib/keylime")).unwrap();
+        let config = load(
+            root.path(),
+            &[
+                ("etc/keylime/agent.conf", "[agent]\n"),
+                ("var/lib/troth/server-cert.crt", ""),
+                ("var/lib/troth/server-private.pem", ""),
+                ("var/lib/troth/cv_ca/cacert.crt", ""),
+            ],
+        );
+        let config = config.unwrap();
+        assert_eq!((config.server_key, config.server_cert), (None, None));
+        assert_eq!(config.trusted_client_ca, None);
     }
 
     #[test]

@@ -14,7 +14,14 @@ mod kept;
 /// systemd's log of what user space measured.
 pub mod userspace;
 
-use std::{fs, io, sync::Arc, time::SystemTime};
+use std::{
+    fs, io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::SystemTime,
+};
 
 use bytes::Bytes;
 use troth_core::{tpm::PcrMask, wire::QuoteResponse};
@@ -23,6 +30,7 @@ use crate::{
     http::ApiVersion,
     identity::transport::TransportKey,
     local::Reporter,
+    messages,
     tpm::{AkTemplate, BoundQuote, QuoteRequest, TpmError, TpmHandle},
 };
 pub(crate) use answer::envelope;
@@ -98,6 +106,8 @@ pub struct Collector {
     userspace_log: Arc<UserspaceLog>,
     boottime: Option<u64>,
     reporter: Reporter,
+    /// A log could not be read last time.
+    unreadable: AtomicBool,
 }
 
 impl Collector {
@@ -121,6 +131,7 @@ impl Collector {
             userspace_log: Arc::new(userspace_log),
             boottime,
             reporter,
+            unreadable: AtomicBool::new(false),
         }
     }
 
@@ -180,8 +191,9 @@ impl Collector {
                 let userspace = userspace.and_then(|log| log.base64());
                 Ok::<_, EvidenceError>((ima, boot_log, userspace))
             });
-            (snapshot.ima, snapshot.boot_log, snapshot.userspace_log) =
-                logs.await.map_err(|_| EvidenceError::Interrupted)??;
+            let logs = logs.await.map_err(|_| EvidenceError::Interrupted)?;
+            self.tell(logs.as_ref().err());
+            (snapshot.ima, snapshot.boot_log, snapshot.userspace_log) = logs?;
             snapshot.boottime = self.boottime;
         }
         Ok(snapshot)
@@ -207,6 +219,18 @@ impl Collector {
         };
         let receipt = self.reporter.receipt(client);
         answer::answer(&head, snapshot.ima, snapshot.boot_log, receipt).await
+    }
+
+    /// An entry of the journal when logs cannot be read any more: verifiers ask every few seconds.
+    fn tell(&self, error: Option<&EvidenceError>) {
+        let told = self.unreadable.swap(error.is_some(), Ordering::Relaxed);
+        if let Some(EvidenceError::Log { path, source }) = error.filter(|_| !told) {
+            tracing::error!(
+                message_id = messages::LOG_UNREADABLE,
+                path = path,
+                "no evidence, cannot read {path}: {source}"
+            );
+        }
     }
 }
 

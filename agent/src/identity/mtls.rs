@@ -28,7 +28,7 @@ use x509_cert::{
 use zeroize::Zeroizing;
 
 use super::state::{self, StateError};
-use crate::pem;
+use crate::{messages, pem};
 
 /// Default name of the certificate's file in the state directory.
 pub const CERTIFICATE_FILE: &str = "server-cert.crt";
@@ -205,6 +205,9 @@ pub fn load(files: &Files, id: &AgentId, contact: &str) -> Result<ServerIdentity
         let pair = KeyPair::from_pem(&String::from_utf8_lossy(&key_pem))?;
         certificate_pem = issue(&pair, id, contact)?;
         tracing::info!(
+            message_id = messages::HOST_CERTIFICATE_RENEWED,
+            node_id = %id,
+            path = %files.certificate.display(),
             "renewing the TLS certificate {}",
             files.certificate.display()
         );

@@ -9,7 +9,7 @@ use troth_core::identity::AgentId;
 use troth_daemon::notify;
 use troth_ipc::agent::{Event, Mode, PayloadState, State, Status};
 
-use crate::{config::Config, evidence::ima::Reader, tpm::Description};
+use crate::{config::Config, evidence::ima::Reader, messages, tpm::Description};
 
 /// Events that a listener may be behind before it loses some.
 const EVENTS: usize = 64;
@@ -107,10 +107,25 @@ impl Reporter {
 
     /// The TPM answers, or why it does not.
     pub fn tpm(&self, trouble: Option<String>) {
-        let known = |doing: &Doing| doing.tpm_trouble == trouble;
-        if !known(&self.0.doing.lock().unwrap_or_else(PoisonError::into_inner)) {
-            self.update(|doing| doing.tpm_trouble = trouble, notify::status);
+        let before = {
+            let doing = self.0.doing.lock().unwrap_or_else(PoisonError::into_inner);
+            doing.tpm_trouble.clone()
+        };
+        if before == trouble {
+            return;
         }
+        match (&before, &trouble) {
+            (None, Some(error)) => tracing::error!(
+                message_id = messages::TPM_LOST,
+                error,
+                "the TPM does not answer"
+            ),
+            (Some(_), None) => {
+                tracing::info!(message_id = messages::TPM_BACK, "the TPM answers again");
+            }
+            _ => {}
+        }
+        self.update(|doing| doing.tpm_trouble = trouble, notify::status);
     }
 
     /// The TPM has said what it is.

@@ -119,7 +119,8 @@ const fn on_verifier(command: &'static str) -> Next {
 /// What the agent said.
 const AGENT_JOURNAL: Next = node("journalctl -u troth-agent -n 50");
 /// What the verifier said about the node.
-const VERIFIER_JOURNAL: Next = on_verifier("journalctl -u troth-verifier -n 50 NODE_ID={node}");
+const VERIFIER_JOURNAL: Next =
+    on_verifier("journalctl -u troth-verifier -n 50 TROTH_NODE_ID={node}");
 /// Judge it anew.
 const REACTIVATE: Next = operator("trothctl agent reactivate {node}");
 /// The policies, and all findings.

@@ -5,6 +5,7 @@
 //! Formats and search order: Keylime's documentation of `keylime.config` and of `agent.conf`.
 
 use std::{
+    fs,
     io::ErrorKind,
     path::{Path, PathBuf},
 };
@@ -150,6 +151,9 @@ pub struct Base {
     pub keylime_dir: PathBuf,
     /// The directory of TLS files.
     pub tls_dir: PathBuf,
+    /// `keylime_dir` is only another name of our state directory: what is in it, is there for us by
+    /// default.
+    pub is_ours: bool,
 }
 
 /// What was read.
@@ -308,7 +312,16 @@ fn base(
         "generate" | "default" | "CV" | "" => "cv_ca",
         path => path,
     };
+    let state_dir = environment
+        .get("STATE_DIRECTORY")
+        .and_then(|all| all.to_str()?.split(':').next())
+        .map_or_else(|| below(root, "/var/lib/troth"), PathBuf::from);
+    let is_ours = matches!(
+        (fs::canonicalize(&keylime_dir), fs::canonicalize(state_dir)),
+        (Ok(theirs), Ok(ours)) if theirs == ours
+    );
     Base {
+        is_ours,
         tls_dir: keylime_dir.join(tls_dir),
         keylime_dir,
     }

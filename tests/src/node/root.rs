@@ -1,13 +1,17 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use crate::cached::{key_of, made_once};
+use crate::cached::{key_of, made_once, mark_used, remove_unused};
 use crate::process::{cache, output_of};
 
 /// The release of Debian: the first with systemd 257.
 const SUITE: &str = "trixie";
+
+/// How long a root of another recipe is kept that nobody uses: each has some 200 MB.
+const UNUSED: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
 /// What is installed beside the base system.
 const PACKAGES: &[&str] = &[
@@ -47,7 +51,13 @@ const HOOKS: &[&str] = &[
 /// The root of Debian trixie that containers stand on. The first caller builds it into the cache,
 /// which takes minutes and needs Debian's archive.
 pub fn trixie() -> Result<PathBuf> {
-    made_once(&cache()?.join("roots"), &trixie_key(), build)
+    let roots = cache()?.join("roots");
+    let root = made_once(&roots, &trixie_key(), |place| {
+        remove_unused(&roots, UNUSED)?;
+        build(place)
+    })?;
+    mark_used(&root)?;
+    Ok(root)
 }
 
 /// The name of that root, which tells what it was made of.

@@ -30,7 +30,7 @@ pub fn install_tree(programs: &Programs) -> Result<PathBuf> {
         let state = (about.size(), about.mtime(), about.mtime_nsec());
         hasher.update(format!("{name} {state:?}\n").as_bytes());
     }
-    for directory in ["units", "docs", "dbus"] {
+    for directory in ["units/lib", "units/share", "docs", "dbus"] {
         add_files(&checkout().join(directory), &mut hasher)?;
     }
     let name = hex::encode(&hasher.finish().as_ref()[..8]);

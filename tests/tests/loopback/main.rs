@@ -25,6 +25,8 @@ mod migration;
 mod moved_host;
 /// What an operator decides: which TPMs are believed, which policies apply.
 mod operator;
+/// RPM packages of the install tree.
+mod packages;
 /// Policies that are made of files and packages, beside what Keylime, rpm and evmctl say of them.
 mod policies;
 /// Registrar and verifier with their databases in a PostgreSQL server.

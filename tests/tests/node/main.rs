@@ -12,6 +12,8 @@ mod faults;
 mod firewall;
 /// What the journal tells.
 mod journal;
+/// A host and a server that go by Keylime's names.
+mod keylime;
 /// The stage itself: a container on a captured boot.
 mod stage;
 /// Hosts whose TPM hangs, or is not there.

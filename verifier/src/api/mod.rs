@@ -27,6 +27,7 @@ use self::{
 use crate::{
     authority::{Principal, find},
     config::VerifierConfig,
+    messages,
     poll::{CommandError, EnrolError, Fleet, RemoveError},
     rest::{self, Empty, Path, Refusal, Reply},
 };
@@ -111,19 +112,34 @@ impl Inner {
                     }
                     _ => Refusal::internal(&error),
                 })?;
-                tracing::info!(node_id = %id, admin = %who, "removed");
+                tracing::info!(
+                    message_id = messages::REMOVED,
+                    node_id = %id,
+                    admin = %who,
+                    "node {id} removed by {who}"
+                );
                 Ok(rest::success(Empty {}))
             }
             Endpoint::Reactivate => {
                 let id = agent_id(parameter)?;
                 told(self.fleet.reactivate(id.as_str()).await)?;
-                tracing::info!(node_id = %id, admin = %who, "reactivated");
+                tracing::info!(
+                    message_id = messages::REACTIVATED,
+                    node_id = %id,
+                    admin = %who,
+                    "node {id} reactivated by {who}"
+                );
                 Ok(rest::success(Empty {}))
             }
             Endpoint::Stop => {
                 let id = agent_id(parameter)?;
                 told(self.fleet.stop(id.as_str()).await)?;
-                tracing::info!(node_id = %id, admin = %who, "stopped");
+                tracing::info!(
+                    message_id = messages::STOPPED,
+                    node_id = %id,
+                    admin = %who,
+                    "attestation of node {id} stopped by {who}"
+                );
                 Ok(rest::success(Empty {}))
             }
             Endpoint::VerifyIdentity => {
@@ -183,7 +199,12 @@ impl Inner {
             Enrolment::from_json(body).map_err(|error| Refusal::bad_request(error.to_string()))?;
         match self.fleet.enrol(id.clone(), enrolment).await {
             Ok(()) => {
-                tracing::info!(node_id = %id, admin = %who, "enrolled");
+                tracing::info!(
+                    message_id = messages::ENROLLED,
+                    node_id = %id,
+                    admin = %who,
+                    "node {id} enrolled by {who}"
+                );
                 Ok(rest::success(Empty {}))
             }
             Err(error) => Err(match &error {

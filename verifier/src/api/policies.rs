@@ -4,6 +4,7 @@ use troth_daemon::server::read_body;
 
 use crate::{
     authority::Principal,
+    messages,
     poll::{Fleet, PolicyChangeError, PolicyName, SentPolicy},
     rest::{self, Refusal, Reply},
     store::{PolicyKind, PolicySummary, percent_decoded},
@@ -136,7 +137,15 @@ pub(super) async fn serve(
             }));
         }
     };
-    tracing::info!(policy = name.as_str(), admin = %who, %method, "{kind} changed");
+    tracing::info!(
+        message_id = messages::POLICY_CHANGED,
+        policy = name.as_str(),
+        kind = %kind,
+        method = %method,
+        admin = %who,
+        "{kind} {} changed ({method}) by {who}",
+        name.as_str()
+    );
     Ok(reply)
 }
 

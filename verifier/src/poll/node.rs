@@ -9,7 +9,7 @@ use tokio::{
 };
 use tracing::Level;
 use troth_core::{
-    appraise::KnownBoot,
+    appraise::{Finding, KnownBoot, Place},
     finding::severity::Severities,
     identity::AgentId,
     policy::BootEngine,
@@ -355,6 +355,7 @@ impl Node {
                         finding = finding.id,
                         severity,
                         place = ?finding.place,
+                        pcr = pcr(finding),
                         expected = ?finding.expected,
                         got = finding.got,
                         action = finding.action,
@@ -386,5 +387,13 @@ fn priority(label: Option<&str>, severities: &Severities) -> Level {
         Some("error" | "critical" | "alert" | "emergency") | None => Level::ERROR,
         Some(label) if label == severities.label(severities.highest()) => Level::ERROR,
         Some(_) => Level::WARN,
+    }
+}
+
+/// The PCR that a finding is about, if it is about one.
+fn pcr(finding: &Finding) -> Option<u8> {
+    match finding.place {
+        Place::Pcr(pcr) | Place::BootEvent { pcr, .. } => Some(pcr),
+        _ => None,
     }
 }

@@ -6,7 +6,10 @@ use tokio::{
     time::{Instant, sleep, timeout_at},
 };
 
-use crate::store::{MAX_UPDATES, RecordUpdate, Store};
+use crate::{
+    messages,
+    store::{MAX_UPDATES, RecordUpdate, Store},
+};
 
 /// How long a verdict waits for others to share its transaction.
 const BATCH_TIME: Duration = Duration::from_millis(50);
@@ -78,7 +81,13 @@ async fn run(store: Store, mut queue: mpsc::Receiver<Message>) {
                 }
             }
             Err(error) => {
-                tracing::error!(%error, nodes = updates.len(), "verdicts not written, trying again");
+                tracing::error!(
+                    message_id = messages::DATABASE_LOST,
+                    %error,
+                    nodes = updates.len(),
+                    "verdicts of {} nodes not written, trying again",
+                    updates.len()
+                );
                 if !open {
                     return;
                 }

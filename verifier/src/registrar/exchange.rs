@@ -35,7 +35,13 @@ impl Inner {
     pub(super) async fn register(&self, id: &AgentId, body: &[u8], peer: &Peer) -> Reply {
         let registration: Registration = parse(body)?;
         let candidate = Candidate::check(id, registration, &self.rules).map_err(|error| {
-            tracing::warn!(node_id = %id, source = %peer.address, %error, "registration refused");
+            tracing::warn!(
+                message_id = messages::REGISTRATION_REFUSED,
+                node_id = %id,
+                source = %peer.address,
+                %error,
+                "registration of {id} refused"
+            );
             Refusal::bad_request(format!(
                 "Could not register agent with invalid data: {error}"
             ))
@@ -55,7 +61,8 @@ impl Inner {
             Offer::Kept { other: None } => {}
             Offer::Kept { other: Some(other) } => {
                 tracing::warn!(
-                    node_id = %id, other_node = other, "the same TPM has another agent id"
+                    node_id = %id, other_node = other,
+                    "{id} registers with the TPM of {other}"
                 );
             }
             Offer::OtherIdentity => return Err(other_identity(id, peer)),
@@ -116,8 +123,11 @@ impl Inner {
             }
             if !activation_tag_matches(&pending.challenge, id, tag) {
                 tracing::warn!(
-                    node_id = %id, source = %peer.address,
-                    "wrong activation tag: the challenge is spent, an active registration stays"
+                    message_id = messages::REGISTRATION_REFUSED,
+                    node_id = %id,
+                    source = %peer.address,
+                    "registration of {id} refused: wrong activation tag; the challenge is spent, an \
+                     active registration stays"
                 );
                 return Err(Refusal::bad_request(
                     "auth_tag does not match; register again",

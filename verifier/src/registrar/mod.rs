@@ -32,6 +32,7 @@ use crate::{
     authority::{ANY, Class, Principal, Route, find},
     config::RegistrarConfig,
     limit::SourceLimit,
+    messages,
     rest::{self, Empty, Path, Refusal, Reply},
     store::Store,
 };
@@ -199,7 +200,12 @@ impl Inner {
         if !deleted {
             return Err(not_registered(id));
         }
-        tracing::info!(node_id = %id, %admin, "registration removed by an administrator");
+        tracing::info!(
+            message_id = messages::REGISTRATION_REMOVED,
+            node_id = %id,
+            admin = %admin,
+            "registration of {id} removed by {admin}"
+        );
         Ok(rest::success(Empty {}))
     }
 }

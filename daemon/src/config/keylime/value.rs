@@ -49,13 +49,13 @@ impl Kind {
             Self::List => strings(list(text)?),
             Self::StateFileOrNone(_) if text.is_empty() => Value::String(String::new()),
             Self::StateFile(name) | Self::StateFileOrNone(name) if unset => {
-                match existing(&base.keylime_dir, name) {
+                match existing(base, name) {
                     Some(path) => path,
                     None => return Ok(None),
                 }
             }
             Self::StateFile(_) | Self::StateFileOrNone(_) => path(&base.keylime_dir, text),
-            Self::StateFiles(name) if unset => match existing(&base.keylime_dir, name) {
+            Self::StateFiles(name) if unset => match existing(base, name) {
                 Some(path) => Value::Array(vec![path]),
                 None => return Ok(None),
             },
@@ -158,8 +158,10 @@ fn ca_directory(text: &str, base: &Base) -> Result<Option<Value>, String> {
     Ok(exists.then(|| Value::String(directory.to_string_lossy().into_owned())))
 }
 
-fn existing(directory: &Path, name: &str) -> Option<Value> {
-    directory.join(name).exists().then(|| path(directory, name))
+fn existing(base: &Base, name: &str) -> Option<Value> {
+    let directory = &base.keylime_dir;
+    let theirs = !base.is_ours && directory.join(name).exists();
+    theirs.then(|| path(directory, name))
 }
 
 #[cfg(test)]

@@ -115,6 +115,7 @@ fn a_ca_that_keylime_made_goes_on_being_used() {
 #[test]
 fn database_urls_are_sqlalchemys() {
     let base = Base {
+        is_ours: false,
         keylime_dir: "/k".into(),
         tls_dir: "/k/cv_ca".into(),
     };
