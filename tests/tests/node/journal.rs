@@ -1,3 +1,5 @@
+use std::fs;
+
 use serde_json::Value;
 use troth_tests::node::{Container, TCTI};
 
@@ -13,6 +15,12 @@ const POLICY_CHANGED: &str = "MESSAGE_ID=ef58755780d94048ab377de66c2b743a";
 const HOST_REGISTERED: &str = "MESSAGE_ID=9ed740e588964076aaa743a452fec4c0";
 /// "This host is not registered yet".
 const NOT_REGISTERED: &str = "MESSAGE_ID=5de90972738c44ecaf1f5afb39299c69";
+/// "The registrar refuses this host".
+const HOST_REFUSED: &str = "MESSAGE_ID=822dc02b3fc64fb896239c4be9399c7e";
+/// "A log that belongs to the evidence cannot be read".
+const LOG_UNREADABLE: &str = "MESSAGE_ID=c2db5d9096c74d7998021d514ed43fe7";
+/// "A registration was refused: another TPM" (verifier/src/messages.rs).
+const IDENTITY_CONFLICT: &str = "MESSAGE_ID=100e372168f843d7991b3977492a2273";
 /// "Changed options wait for a restart" (daemon/src/reload.rs).
 const RESTART_NEEDED: &str = "MESSAGE_ID=5379d0c18b304231936f4b31c13a8521";
 
@@ -131,4 +139,70 @@ fn the_journal_says_which_operator_changed_what() {
     let entry = wait_for_entry(os, POLICY_CHANGED);
     assert_eq!(entry["TROTH_POLICY"], "base", "{entry:#}");
     assert_eq!(entry["TROTH_ADMIN"], admin, "{entry:#}");
+}
+
+#[test]
+fn a_log_that_cannot_be_read_is_told_of_once_until_it_can_be_read_again() {
+    let log = "/srv/boot-log";
+    let option = format!("measuredboot_ml_path = {log:?}\n");
+    let site = Site::new(TCTI, &[("/etc/troth/agent.toml.d/10-log.toml", &option)]);
+    let os = site.host.os();
+    let machine = site.host.machine().unwrap();
+    os.write(log, fs::read(machine.boot_log()).unwrap())
+        .unwrap();
+    os.output(&["systemctl", "start", "troth-agent"]).unwrap();
+    site.wait_until_registered();
+    site.trothctl(&["agent", "add", ID, "--boot-policy", "{}"])
+        .success()
+        .unwrap();
+    let before = site.wait_for_state("trusted");
+
+    os.output(&["chmod", "0600", log]).unwrap();
+    let entry = wait_for_entry(os, LOG_UNREADABLE);
+    assert_eq!(entry["TROTH_PATH"], log, "{entry:#}");
+    assert_eq!(entry["PRIORITY"], "3", "{entry:#}");
+    let no_quote = |os: &Container| os.journal(&["--unit=troth-agent", "--grep=no quote"]);
+    os.wait_for("it is asked again", no_quote, |told| told.len() > 2)
+        .unwrap();
+    assert_eq!(os.journal(&[LOG_UNREADABLE]).unwrap().len(), 1);
+
+    os.output(&["chmod", "0644", log]).unwrap();
+    site.wait_for_trust_after(&before);
+    os.output(&["chmod", "0600", log]).unwrap();
+    let entries = |os: &Container| os.journal(&[LOG_UNREADABLE]);
+    os.wait_for("it is told again", entries, |found| found.len() == 2)
+        .unwrap();
+}
+
+#[test]
+fn a_host_that_has_lost_its_attestation_key_is_told_why_it_is_refused() {
+    let site = Site::trusted(TCTI, &[]);
+    let (os, server) = (site.host.os(), site.server.os());
+    os.output(&["systemctl", "stop", "troth-agent"]).unwrap();
+    os.output(&["rm", "/var/lib/troth/ak.json"]).unwrap();
+    let start = ["systemctl", "start", "--no-block", "troth-agent"];
+    os.output(&start).unwrap();
+    let entry = wait_for_entry(os, HOST_REFUSED);
+    assert_eq!(entry["TROTH_NODE_ID"], ID, "{entry:#}");
+    let entry = wait_for_entry(server, IDENTITY_CONFLICT);
+    assert_eq!(entry["TROTH_NODE_ID"], ID, "{entry:#}");
+    let status = |os: &Container| os.property("troth-agent", "ExecMainStatus");
+    os.wait_for("it ends for good", status, |status| status == "77")
+        .unwrap();
+
+    let explain = ["journalctl", "--no-pager", "-x", "-u", "troth-agent"];
+    let explained = os.output(&explain).unwrap();
+    for text in [
+        "Subject: An attestation key was made for node-1",
+        "Subject: The registrar refuses this host",
+        "trothctl registrar remove node-1",
+    ] {
+        assert!(explained.contains(text), "{text}: {explained}");
+    }
+    // As it says there.
+    site.trothctl(&["registrar", "remove", ID])
+        .success()
+        .unwrap();
+    os.output(&["systemctl", "start", "troth-agent"]).unwrap();
+    site.wait_until_registered();
 }
