@@ -62,9 +62,13 @@ fn who_connects_while_the_agent_restarts_is_answered() {
         let answer = asked.join().unwrap().unwrap();
         assert_eq!(answer.stdout, "answered\n", "{answer:?}");
     });
-    site.wait_for_trust_after(&before);
+    let before = site.wait_for_trust_after(&before);
     assert_eq!(stored(os), "3");
-    site.run_a_miner();
+    // Another list: what was kept of this one is closed.
+    os.write(toml, "").unwrap();
+    os.output(&["systemctl", "restart", "troth-agent"]).unwrap();
+    site.wait_for_trust_after(&before);
+    assert_eq!(stored(os), "1");
 }
 
 #[test]
@@ -261,23 +265,33 @@ fn about_to_end(key: &str) -> String {
     params.self_signed(&key).unwrap().pem()
 }
 
+/// With a small disk for the state of both servers.
 #[test]
-fn a_verifier_without_room_loses_no_verdict() {
+fn servers_without_room_lose_no_registration_and_no_verdict() {
     let site = Site::new(TCTI, &[]);
-    let server = site.server.os();
-    let state = "/var/lib/troth-verifier";
-    server
-        .output(&["systemctl", "stop", "troth-verifier"])
+    let (os, server) = (site.host.os(), site.server.os());
+    let units = ["troth-registrar", "troth-verifier"];
+    let systemctl = |verb| server.output(&[&["systemctl", verb][..], &units].concat());
+    systemctl("stop").unwrap();
+    for unit in units {
+        mount_a_small_disk(server, &format!("/var/lib/{unit}"), unit);
+    }
+    systemctl("start").unwrap();
+    let processes = units.map(|unit| server.property(unit, "MainPID").unwrap());
+
+    let [registrar, verifier] = units.map(|unit| format!("/var/lib/{unit}"));
+    fill(server, &registrar);
+    os.output(&["systemctl", "start", "troth-agent"]).unwrap();
+    let status = |os: &Container| os.property("troth-agent", "StatusText");
+    let refused = |text: &String| text.starts_with("Not registered, trying again in");
+    os.wait_for("the agent says that it waits", status, refused)
         .unwrap();
-    mount_a_small_disk(server, state, "troth-verifier");
     server
-        .output(&["systemctl", "start", "troth-verifier"])
+        .output(&["rm", &format!("{registrar}/filler")])
         .unwrap();
-    let start = ["systemctl", "start", "troth-agent"];
-    site.host.os().output(&start).unwrap();
     site.enrol();
-    let process = server.property("troth-verifier", "MainPID").unwrap();
-    fill(server, state);
+
+    fill(server, &verifier);
     let machine = site.host.machine().unwrap();
     machine.run_program(crate::MINER, b"mine\n").unwrap();
     wait_for_journal(
@@ -285,10 +299,12 @@ fn a_verifier_without_room_loses_no_verdict() {
         "troth-verifier",
         "verdicts not written, trying again",
     );
-    server.output(&["rm", &format!("{state}/filler")]).unwrap();
+    server
+        .output(&["rm", &format!("{verifier}/filler")])
+        .unwrap();
     site.wait_for_state("failed");
     assert_eq!(
-        server.property("troth-verifier", "MainPID").unwrap(),
-        process
+        units.map(|unit| server.property(unit, "MainPID").unwrap()),
+        processes
     );
 }
