@@ -182,6 +182,25 @@ fn an_agent_gets_over_a_restart_of_the_bus_between_it_and_its_tpm() {
     let killed = |entry: &serde_json::Value| entry.to_string().contains("Watchdog timeout");
     let entries = os.journal(&["--unit=troth-agent"]).unwrap();
     assert!(!entries.iter().any(killed));
+    wait_until_on_the_bus(os);
+}
+
+#[test]
+fn an_agent_that_needs_no_bus_for_its_tpm_joins_one_that_was_restarted() {
+    let site = Site::trusted(TCTI, &[]);
+    let os = site.host.os();
+    wait_until_on_the_bus(os);
+    let before = site.wait_for_state("trusted");
+    os.output(&["systemctl", "restart", "dbus"]).unwrap();
+    wait_until_on_the_bus(os);
+    site.wait_for_trust_after(&before);
+    assert_eq!(os.property("troth-agent", "NRestarts").unwrap(), "0");
+}
+
+fn wait_until_on_the_bus(os: &Container) {
+    let name = |os: &Container| os.output(&["busctl", "status", "org.troth.Agent1"]);
+    os.wait_for("the agent has its name", name, |_| true)
+        .unwrap();
 }
 
 /// Mounts a disk of 16 MiB on a service's state directory.
@@ -222,10 +241,20 @@ fn an_agent_without_room_says_so_and_goes_on_when_there_is_some() {
         .unwrap();
     wait_for_journal(os, "troth-agent", "cannot write .*No space left");
     let files = |os: &Container| os.output(&["ls", STATE]);
-    os.wait_for("nothing is half-written", files, |files| {
-        files == "cv_ca\nfiller\nsecure\n"
-    })
-    .unwrap();
+    let nothing = |files: &String| files == "cv_ca\nfiller\nsecure\n";
+    os.wait_for("nothing is half-written", files, nothing)
+        .unwrap();
+    // Room for AK, payload key and TLS key, but not for the certificate.
+    os.output(&["truncate", "--size=-12K", &format!("{STATE}/filler")])
+        .unwrap();
+    wait_for_journal(
+        os,
+        "troth-agent",
+        "cannot write .*server-cert.*No space left",
+    );
+    let half = |files: &String| files == "ak.json\ncv_ca\nfiller\npayload-private.pem\nsecure\n";
+    os.wait_for("a key without its certificate is removed", files, half)
+        .unwrap();
     let remove = format!("{STATE}/filler");
     os.output(&["rm", &remove]).unwrap();
     site.enrol();
