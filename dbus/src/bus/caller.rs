@@ -17,6 +17,7 @@ pub(super) async fn authorise(
     connection: &Connection,
     polkit: &Polkit,
 ) -> Result<(), CallError> {
+    tracing::debug!(sender = ?header.sender(), ?operation, "asked on the bus");
     if is_root_or_self(header, connection).await {
         return Ok(());
     }

@@ -4,6 +4,8 @@
 
 /// A host attested by the units of another.
 mod attestation;
+/// The agent on the bus of its host: D-Bus, polkit, LogControl1.
+mod bus;
 /// What services are configured by.
 mod configuration;
 /// Disks, clocks, buses and registrars that fail, and come back.
