@@ -15,7 +15,12 @@ use troth_daemon::{
     tls::{self, ClientAuth, RevocationFiles, ServedIdentity, ServerTls, ServerTrust, TlsError},
     watch,
 };
-use troth_ipc::{agent::State, bus, polkit::Polkit};
+use troth_ipc::{
+    agent::State,
+    bus,
+    polkit::Polkit,
+    varlink::{self, AgentService},
+};
 
 use crate::{
     config::{Config, InvalidConfig},
@@ -31,7 +36,7 @@ use crate::{
         transport::{self, TransportError, TransportKey},
     },
     listener,
-    local::{Host, LocalAgent, ProcessLogs, Reporter},
+    local::{Host, LocalAgent, ProcessLogs, Reporter, ThisProcess},
     messages,
     registration::{self, Attempts, Backoff, Registrar, RegistrationError, Requests, wait_after},
     renewal::Renewal,
@@ -62,6 +67,9 @@ const TPM_CHECK_INTERVAL: Duration = Duration::from_secs(30);
 
 /// Longest wait for one answer of the registrar.
 const REGISTRAR_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The name of the varlink socket in its unit.
+const VARLINK_SOCKET: &str = "varlink";
 
 /// Why the agent ended.
 #[derive(Debug, thiserror::Error)]
@@ -137,7 +145,7 @@ impl AgentError {
 /// has opened goes before the paths of the configuration's defaults.
 pub async fn run(
     mut config: Config,
-    descriptors: Descriptors,
+    mut descriptors: Descriptors,
     shutdown: Shutdown,
 ) -> Result<(), AgentError> {
     let tcti = choose_tcti(config.tcti.as_deref());
@@ -152,19 +160,36 @@ pub async fn run(
         let tpm = EsysTpm::open_with(&tcti, &endorsement)?;
         Ok(Box::new(tpm) as Box<dyn Tpm>)
     });
-    run_with(config, descriptors, open, local_doors, shutdown).await
+    let socket = descriptors.take(VARLINK_SOCKET);
+    let doors = |agent| local_doors(agent, socket);
+    run_with(config, descriptors, open, doors, shutdown).await
 }
 
-/// The front doors for callers of this host.
-async fn local_doors(agent: LocalAgent) -> Infallible {
+/// The front doors for callers of this host: the system bus, and varlink on `socket`.
+async fn local_doors(agent: LocalAgent, socket: Option<OwnedFd>) -> Infallible {
+    let agent = Arc::new(agent);
     let polkit = Arc::new(Polkit::default());
-    bus::serve(
-        Arc::new(agent),
-        Arc::new(ProcessLogs),
-        polkit,
-        bus::Address::System,
-    )
-    .await
+    let varlink = serve_varlink(Arc::clone(&agent), Arc::clone(&polkit), socket);
+    let bus = bus::serve(agent, Arc::new(ProcessLogs), polkit, bus::Address::System);
+    tokio::select! {
+        never = varlink => never,
+        never = bus => never,
+    }
+}
+
+/// Without a socket nobody is served: the unit that makes it may be switched off.
+async fn serve_varlink(
+    agent: Arc<LocalAgent>,
+    polkit: Arc<Polkit>,
+    socket: Option<OwnedFd>,
+) -> Infallible {
+    if let Some(socket) = socket {
+        let service = AgentService::new(agent, polkit, ThisProcess);
+        if let Err(error) = varlink::serve(socket, service, None).await {
+            tracing::error!("no varlink interface: its socket cannot be used: {error}");
+        }
+    }
+    std::future::pending().await
 }
 
 /// Runs the agent on any TPM, until `shutdown`. Whatever happens, the TPM is left clean. `doors` let

@@ -1,13 +1,18 @@
 //! What the agent tells and does for its own host, whichever door a caller comes through.
 
+/// What troth-actiond knows and does.
+mod actions;
 /// An evidence bundle in a sealed memfd.
 mod evidence_file;
 /// The log, as callers may turn it up.
 mod logs;
+/// The process itself.
+mod process;
 /// The status, and who is told of it.
 mod reporter;
 
 pub use logs::ProcessLogs;
+pub use process::ThisProcess;
 pub use reporter::{Receipt, Reporter};
 
 use std::{
@@ -152,16 +157,12 @@ impl Agent for LocalAgent {
     }
 
     async fn list_actions(&self) -> Result<Vec<Action>, OperationError> {
-        Err(no_actions())
+        actions::list().await
     }
 
-    async fn run_action(&self, _name: String) -> Result<(), OperationError> {
-        Err(no_actions())
+    async fn run_action(&self, name: String) -> Result<(), OperationError> {
+        actions::run(name).await
     }
-}
-
-fn no_actions() -> OperationError {
-    OperationError::ActionsUnavailable("not installed".into())
 }
 
 fn invalid(argument: &'static str, reason: String) -> OperationError {

@@ -53,7 +53,7 @@ pub(crate) struct NodeQuoteArgs {
     /// The same, when it is not text
     #[arg(long, value_name = "HEX", group = "asked", value_parser = hex_bytes)]
     pub(crate) nonce_hex: Option<HexBytes>,
-    /// PCRs to be quoted, by default all
+    /// PCRs to be quoted, by default all; PCR 16, which binds the agent's key, comes in any case
     #[arg(long, value_name = "PCR,...", value_delimiter = ',',
           value_parser = clap::value_parser!(u8).range(0..24))]
     pub(crate) pcrs: Vec<u8>,

@@ -3,7 +3,7 @@ use std::{collections::BTreeMap, path::Path};
 use base64::{Engine, prelude::BASE64_STANDARD};
 use serde::Serialize;
 use troth_core::tpm::{
-    AttestationKey, Digest, Expected, HashAlgorithm, PcrMask, PcrValues, Public, Quote,
+    AttestationKey, BIND_PCR, Digest, Expected, HashAlgorithm, PcrMask, PcrValues, Public, Quote,
 };
 use troth_ipc::{client::AgentClient, varlink::wire};
 
@@ -72,7 +72,11 @@ fn check(nonce: &[u8], args: &NodeQuoteArgs, answer: &wire::Quote) -> Result<Vie
     let mut mask = PcrMask::default();
     match args.pcrs.is_empty() {
         true => mask = values.mask(),
-        false => args.pcrs.iter().for_each(|pcr| mask = mask.with(*pcr)),
+        // The agent binds its key, whatever was asked.
+        false => {
+            let pcrs = args.pcrs.iter().chain(&[BIND_PCR]);
+            pcrs.for_each(|pcr| mask = mask.with(*pcr));
+        }
     }
     let message = decode("message", &answer.message)?;
     let signature = decode("signature", &answer.signature)?;

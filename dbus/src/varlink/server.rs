@@ -89,9 +89,7 @@ impl Call<'_> {
 pub struct Caller {
     /// Its user.
     pub uid: u32,
-    /// Its process id, which may be another's by now.
-    pub pid: u32,
-    /// The process itself; `None` before Linux 6.5.
+    /// The process itself; `None` before Linux 6.5, and for one outside of this PID namespace.
     pub process: Option<Arc<OwnedFd>>,
 }
 
@@ -234,9 +232,17 @@ async fn converse<S: Service>(
     service: &S,
     places: &Places,
 ) -> Result<(), Error> {
+    let peer = stream.peer_cred()?;
     let stream = zlink::tokio::unix::Stream::try_from(stream)?;
     let mut connection = Connection::new(Bounded(stream));
-    let caller = caller(&mut connection).await?;
+    let caller = Caller {
+        uid: peer.uid(),
+        process: match peer.pid() {
+            Some(1..) => process(&mut connection).await,
+            // It is outside of this PID namespace.
+            _ => None,
+        },
+    };
     let Some(_place) = places.take(&caller) else {
         tracing::debug!(uid = caller.uid, "too many varlink connections");
         return Ok(());
@@ -272,19 +278,11 @@ async fn converse<S: Service>(
     }
 }
 
-async fn caller(connection: &mut Connection<Bounded>) -> Result<Caller, Error> {
-    let credentials = connection.peer_credentials().await?;
-    let process = credentials.process_fd();
-    let process = process.map(|process| process.try_clone_to_owned());
-    Ok(Caller {
-        uid: credentials.unix_user_id().as_raw(),
-        pid: credentials
-            .process_id()
-            .as_raw_nonzero()
-            .get()
-            .unsigned_abs(),
-        process: process.transpose()?.map(Arc::new),
-    })
+/// The process that has connected, unless it has ended since, or the kernel is too old to tell.
+async fn process(connection: &mut Connection<Bounded>) -> Option<Arc<OwnedFd>> {
+    let credentials = connection.peer_credentials().await.ok()?;
+    let process = credentials.process_fd()?.try_clone_to_owned().ok()?;
+    Some(Arc::new(process))
 }
 
 async fn answer<S: Service>(
@@ -407,11 +405,7 @@ mod tests {
     use super::*;
 
     fn caller(uid: u32) -> Caller {
-        Caller {
-            uid,
-            pid: 1,
-            process: None,
-        }
+        Caller { uid, process: None }
     }
 
     #[test]

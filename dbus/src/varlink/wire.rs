@@ -1,5 +1,7 @@
 //! Types of the interfaces, as JSON carries them.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -191,6 +193,16 @@ pub enum Sandbox {
     System,
     /// Everything that root may do.
     Host,
+}
+
+impl fmt::Display for Sandbox {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Strict => "strict",
+            Self::System => "system",
+            Self::Host => "host",
+        })
+    }
 }
 
 /// `BrokenAction` of `org.troth.Actions`.

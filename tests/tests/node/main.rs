@@ -22,6 +22,8 @@ mod stage;
 mod tpm;
 /// The unit files and what comes with them, as systemd sees them.
 mod units;
+/// The agent's and the broker's varlink interfaces, and `trothctl node`.
+mod varlink;
 
 use std::fs;
 use std::net::Ipv4Addr;
@@ -70,9 +72,18 @@ fn agent_toml(tcti: &str) -> String {
 
 /// Where an administrator copies one of the agent's drop-ins to, and its content.
 fn dropin(name: &str) -> (String, String) {
-    let name = format!("troth-agent.service.d/{name}");
+    dropin_of("troth-agent.service", name)
+}
+
+fn dropin_of(unit: &str, name: &str) -> (String, String) {
+    let name = format!("{unit}.d/{name}");
     let content = example(&name).unwrap();
     (format!("/etc/systemd/system/{name}"), content)
+}
+
+/// The drop-ins for a TPM that systemd does not see.
+fn any_tpm() -> [(String, String); 2] {
+    ["troth-agent.service", "troth-agent.socket"].map(|unit| dropin_of(unit, "any-tpm.conf"))
 }
 
 /// A server with registrar and verifier, and a host to be attested, on a network of their own.
@@ -88,11 +99,9 @@ impl Site {
     fn new(tcti: &str, files: &[(&str, &str)]) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let agent = agent_toml(tcti);
-        let any_tpm = dropin("any-tpm.conf");
-        let ours = [
-            ("/etc/troth/agent.toml", agent.as_str()),
-            (any_tpm.0.as_str(), any_tpm.1.as_str()),
-        ];
+        let any_tpm = any_tpm();
+        let [service, socket] = any_tpm.each_ref().map(|(p, c)| (p.as_str(), c.as_str()));
+        let ours = [("/etc/troth/agent.toml", agent.as_str()), service, socket];
         let files = [&ours[..], files].concat();
         let host = Host::with_tpm(&directory.path().join("host"), "host", &files).unwrap();
         let place = directory.path().join("server");

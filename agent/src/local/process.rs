@@ -1,0 +1,26 @@
+use rustix::process::{Signal, getpid, kill_process};
+use troth_ipc::{
+    logs::{LogLevel, Logs},
+    varlink::Process,
+};
+
+use super::ProcessLogs;
+
+/// This process, as `io.systemd.service` has one.
+#[derive(Clone, Copy, Debug)]
+pub struct ThisProcess;
+
+impl Process for ThisProcess {
+    fn reload(&self) {
+        // As the service manager asks for it.
+        if let Err(error) = kill_process(getpid(), Signal::HUP) {
+            tracing::warn!(%error, "no reload");
+        }
+    }
+
+    fn set_log_level(&self, level: u8) {
+        if let Some(level) = LogLevel::from_number(level) {
+            ProcessLogs.set_level(level);
+        }
+    }
+}
