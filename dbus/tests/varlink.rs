@@ -432,6 +432,34 @@ fn a_tpm_that_hangs_delays_nobody_else() {
     });
 }
 
+/// As troth-actiond does it: the service manager starts it again.
+#[test]
+fn a_service_that_nobody_asks_ends_but_not_before_the_last_one_has_gone() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("socket");
+    let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let agent = Arc::new(Told {
+        status: watch::channel(status()).0,
+        events: broadcast::channel(16).0,
+        asked: Mutex::default(),
+    });
+    let service = AgentService::new(agent, Nobody, Recorded::default());
+    let idle = Some(Duration::from_millis(1));
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    runtime.enable_all().build().unwrap().block_on(async {
+        // Who has connected before it starts is served.
+        let mut client = AgentClient::connect(&socket).await.unwrap();
+        let asking = async {
+            for _ in 0..100 {
+                client.status().await.unwrap();
+            }
+            drop(client);
+        };
+        let (served, ()) = tokio::join!(serve(listener.into(), service, idle), asking);
+        served.unwrap();
+    });
+}
+
 #[test]
 fn evidence_comes_as_a_file() {
     served(|site| async move {

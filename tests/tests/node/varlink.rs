@@ -355,21 +355,29 @@ fn trothctl_tells_of_its_own_host_and_the_agents_evidence_is_accepted() {
     let other = os.run(&[&appraise[..], &["--nonce", "for-others"]].concat());
     assert_eq!(other.unwrap().status.code(), Some(3));
 
-    // A watch tells the state at once, and quotes as they are made.
-    let watch = "trothctl --json node watch > /root/watched 2>&1 & echo $! > /root/watch.pid";
-    os.output(&["sh", "-c", watch]).unwrap();
-    let lines = |os: &Container| os.output(&["cat", "/root/watched"]);
-    os.wait_for("the state is told", lines, |lines| {
-        lines.contains("attesting")
-    })
-    .unwrap();
-    ok(&["quote"]);
-    os.wait_for("the quote is told", lines, |lines| {
-        lines.contains(r#""quote":{"client":"local""#)
-    })
-    .unwrap();
-    os.output(&["sh", "-c", "kill $(cat /root/watch.pid)"])
+    // Whoever watches is told the state at once, and quotes as they are made.
+    let watches = [
+        ("trothctl --json node watch", r#""quote":{"client":"local""#),
+        (
+            "varlinkctl --json=short --more call /run/troth/org.troth.Agent \
+             org.troth.Agent.Subscribe {}",
+            r#""quoteServed":{"client":"local""#,
+        ),
+    ];
+    for (command, quoted) in watches {
+        let watch = format!("{command} > /root/watched 2>&1 & echo $! > /root/watch.pid");
+        os.output(&["sh", "-c", &watch]).unwrap();
+        let lines = |os: &Container| os.output(&["cat", "/root/watched"]);
+        os.wait_for("the state is told", lines, |lines| {
+            lines.contains("attesting")
+        })
         .unwrap();
+        ok(&["quote"]);
+        os.wait_for("the quote is told", lines, |lines| lines.contains(quoted))
+            .unwrap();
+        os.output(&["sh", "-c", "kill $(cat /root/watch.pid)"])
+            .unwrap();
+    }
 
     add_user(os);
     let refused = as_user(os, &["trothctl", "node", "register"]);
