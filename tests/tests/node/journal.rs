@@ -104,6 +104,7 @@ fn the_journal_of_an_agent_reads_as_what_happened_and_what_to_do() {
         "Subject: This host is registered as node-1",
         "Subject: Changed options wait for a restart",
         "process cannot take: contact_port. Until",
+        "systemctl restart troth-agent.service",
     ] {
         assert!(explained.contains(text), "{text}: {explained}");
     }
