@@ -9,11 +9,15 @@ use std::{
     io::Write as _,
     path::Path,
     process::Command,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use aws_lc_rs::{
     digest,
     encoding::{AsDer, PublicKeyX509Der},
@@ -45,12 +49,14 @@ use troth_daemon::{
 };
 use troth_tests::{
     boot::{Machine, fixtures},
+    bus::Bus,
     fleet::{Agent, AgentOptions, Fleet, Programs},
     ima_list::{ImaList, policy, template},
     process::output_of,
     software_ak::SoftwareAk,
     usage::Usage,
 };
+use zbus::connection;
 
 /// Files that a policy is made of.
 const FILES: usize = 20_000;
@@ -72,6 +78,9 @@ const NONCE: &str = "AbCdEfGhIj0123456789";
 
 /// Quotes asked for per figure.
 const QUOTES: usize = 101;
+
+/// Properties that are read for a figure.
+const READS: usize = 5_000;
 
 /// What the agent's figures are compared with.
 const TPM_TIME: &str = "the TPM's own time";
@@ -631,7 +640,11 @@ fn agent(table: &mut Table, programs: &Path) -> Result<()> {
     let mut list = ImaList::new(ENTRIES);
     let list = list.entries(0, ENTRIES);
     fs::write(machine.ima_list(), list)?;
-    let options = AgentOptions::with_id("bench");
+    let bus = Bus::start(&directory.path().join("bus"))?;
+    let options = AgentOptions {
+        environment: vec![("DBUS_SYSTEM_BUS_ADDRESS".to_owned(), bus.address())],
+        ..AgentOptions::with_id("bench")
+    };
     let place = directory.path().join("agent");
     let (registrar, ca) = (fleet.registrar_port(), fleet.ca_dir());
     let (before, start) = (machine.tpm().busy(), Instant::now());
@@ -722,6 +735,7 @@ fn agent(table: &mut Table, programs: &Path) -> Result<()> {
         &|| ask(&connect(), &identity),
         "<= TPM + 3 ms",
     )?;
+    property_reads(table, &bus, &connect(), &identity)?;
     let integrity = |entry: usize| {
         format!("/v2.6/quotes/integrity?nonce={NONCE}&mask=0x400&partial=1&ima_ml_entry={entry}")
     };
@@ -756,6 +770,71 @@ fn agent(table: &mut Table, programs: &Path) -> Result<()> {
         agent.process().terminate()?.success(),
         "the agent did not stop cleanly"
     );
+    Ok(())
+}
+
+/// Reads of a property over D-Bus while `client` asks for one quote after the other. The peer is the
+/// bus daemon, which answers a call of its own.
+fn property_reads(table: &mut Table, bus: &Bus, client: &Client, quote: &str) -> Result<()> {
+    let runtime = || {
+        let mut builder = tokio::runtime::Builder::new_current_thread();
+        builder.enable_all().build()
+    };
+    let stop = AtomicBool::new(false);
+    let (agent, daemon, quotes) = thread::scope(|scope| -> Result<_> {
+        let quotes = scope.spawn(|| -> Result<usize> {
+            let runtime = runtime()?;
+            let mut quotes = 0;
+            while !stop.load(Ordering::Relaxed) {
+                let answer = runtime.block_on(client.get(quote))?;
+                ensure!(answer.status == 200, "{quote}: status {}", answer.status);
+                quotes += 1;
+            }
+            Ok(quotes)
+        });
+        let address = bus.address();
+        let read = runtime()?.block_on(async {
+            let bus = connection::Builder::address(address.as_str())
+                .build()
+                .await?;
+            let state = ("org.troth.Agent1", "State");
+            let daemon = "org.freedesktop.DBus";
+            let mut times = (Vec::new(), Vec::new());
+            for _ in 0..READS {
+                let start = Instant::now();
+                bus.call_method(
+                    Some("org.troth.Agent1"),
+                    "/org/troth/Agent1",
+                    Some("org.freedesktop.DBus.Properties"),
+                    "Get",
+                    &state,
+                )
+                .await?;
+                times.0.push(start.elapsed());
+                let start = Instant::now();
+                bus.call_method(Some(daemon), "/", Some(daemon), "GetId", &())
+                    .await?;
+                times.1.push(start.elapsed());
+            }
+            zbus::Result::Ok(times)
+        });
+        stop.store(true, Ordering::Relaxed);
+        let quotes = quotes.join().map_err(|_| anyhow!("the quotes ended"))??;
+        let (agent, daemon) = read?;
+        Ok((agent, daemon, quotes))
+    })?;
+    let p99 = |mut times: Vec<Duration>| {
+        times.sort_unstable();
+        times[READS * 99 / 100]
+    };
+    table.add(
+        "agent, property over D-Bus while it quotes, p99",
+        p99(agent),
+        "a call that the bus daemon answers, p99",
+        p99(daemon),
+        "<= 1 ms",
+    );
+    println!("{READS} properties were read during {quotes} quotes");
     Ok(())
 }
 
