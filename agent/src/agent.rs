@@ -632,27 +632,56 @@ async fn watch_tpm(tpm: &TpmHandle, reporter: &Reporter) -> TpmError {
     let interval = watchdog.unwrap_or(TPM_CHECK_INTERVAL);
     let mut gone = false;
     loop {
-        let mut wait = interval;
-        match tpm.ping().await {
+        let wait = match tpm.ping().await {
             Ok(()) => {
                 notify::watchdog();
                 reporter.tpm(None);
                 gone = false;
+                interval
             }
             Err(error) => {
                 tracing::warn!("watchdog not fed: {error}");
-                reporter.tpm(Some(error.to_string()));
+                // That many wait for the TPM is no news of the TPM.
+                if !matches!(error, TpmError::Overloaded) {
+                    reporter.tpm(Some(error.to_string()));
+                }
                 let unreachable = matches!(error, TpmError::Open { .. });
                 if unreachable && gone && watchdog.is_some() {
                     return error;
                 }
-                if unreachable {
-                    wait /= 2;
-                }
                 gone = unreachable;
+                wait_after_failed_check(unreachable, interval)
             }
-        }
+        };
         watch::look_again();
         tokio::time::sleep(wait).await;
+    }
+}
+
+/// The TPM is asked once more before the watchdog, which waits for two intervals, gives up: a check
+/// may take half a minute of them, or fail for once.
+fn wait_after_failed_check(unreachable: bool, interval: Duration) -> Duration {
+    if unreachable {
+        interval / 2
+    } else {
+        interval / 6
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tpm::actor::PING_DEADLINE;
+
+    /// That of the unit, half of which is the interval.
+    const WATCHDOG: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn a_check_that_failed_once_is_repeated_before_the_watchdog_ends() {
+        let interval = WATCHDOG / 2;
+        let took = PING_DEADLINE;
+        assert!(interval + took + wait_after_failed_check(false, interval) < WATCHDOG);
+        // Nobody answers at all: found at once, twice.
+        assert!(interval + wait_after_failed_check(true, interval) < WATCHDOG);
     }
 }

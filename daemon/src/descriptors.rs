@@ -11,11 +11,15 @@ use std::{
 
 /// Open files by the names that the unit gives them.
 #[derive(Debug, Default)]
-pub struct Descriptors(BTreeMap<String, OwnedFd>);
+pub struct Descriptors(BTreeMap<String, Vec<OwnedFd>>);
 
 impl FromIterator<(String, OwnedFd)> for Descriptors {
     fn from_iter<I: IntoIterator<Item = (String, OwnedFd)>>(named: I) -> Self {
-        Self(named.into_iter().collect())
+        let mut all = BTreeMap::<_, Vec<_>>::new();
+        for (name, descriptor) in named {
+            all.entry(name).or_default().push(descriptor);
+        }
+        Self(all)
     }
 }
 
@@ -24,10 +28,10 @@ impl Descriptors {
     /// anything else is opened.
     pub fn take_all() -> io::Result<Self> {
         static TAKEN: AtomicBool = AtomicBool::new(false);
-        let mut found = BTreeMap::new();
         if TAKEN.swap(true, Ordering::SeqCst) {
-            return Ok(Self(found));
+            return Ok(Self::default());
         }
+        let mut found = Vec::new();
         for (number, name) in sd_notify::listen_fds_with_names()? {
             // SAFETY: $LISTEN_PID says that the service manager has opened this descriptor for this
             // very process; that it is open was seen when it was made close-on-exec. Nothing else
@@ -35,14 +39,24 @@ impl Descriptors {
             // this as a safe call, as none can know the last part.
             #[expect(unsafe_code, reason = "a number becomes an owned descriptor")]
             let descriptor = unsafe { OwnedFd::from_raw_fd(number) };
-            found.insert(name, descriptor);
+            found.push((name, descriptor));
         }
-        Ok(Self(found))
+        Ok(found.into_iter().collect())
     }
 
-    /// The descriptor of this name, if there is one.
+    /// The descriptor of this name, if there is one. Of several it is the first; the others, which
+    /// somebody may be waiting for, are closed.
     pub fn take(&mut self, name: &str) -> Option<OwnedFd> {
-        self.0.remove(name)
+        let mut all = self.0.remove(name)?.into_iter();
+        let first = all.next();
+        if all.len() > 0 {
+            tracing::warn!(
+                "{} more descriptors called {name}, where one is used: remove what was added to the \
+                 unit or its socket, such as a second ListenStream=",
+                all.len()
+            );
+        }
+        first
     }
 
     /// The file of this name, if there is one.
@@ -102,6 +116,22 @@ mod tests {
         assert!(all.take_file("first").is_none() && all.take_file("third").is_none());
         assert!(Descriptors::take_all().unwrap().0.is_empty());
         println!("{one}, {two}, then nothing");
+    }
+
+    #[test]
+    fn of_two_with_one_name_the_first_is_used_and_the_other_closed() {
+        let (first, peer_of_first) = std::os::unix::net::UnixStream::pair().unwrap();
+        let (second, mut peer_of_second) = std::os::unix::net::UnixStream::pair().unwrap();
+        let named = [first, second].map(|stream| ("varlink".to_owned(), OwnedFd::from(stream)));
+        let mut all: Descriptors = named.into_iter().collect();
+        let taken = all.take("varlink").unwrap();
+        assert!(all.take("varlink").is_none());
+        assert_eq!(peer_of_second.read(&mut [0]).unwrap(), 0);
+        peer_of_first.set_nonblocking(true).unwrap();
+        let waiting = (&peer_of_first).read(&mut [0]).unwrap_err();
+        assert_eq!(waiting.kind(), io::ErrorKind::WouldBlock);
+        drop(taken);
+        assert_eq!((&peer_of_first).read(&mut [0]).unwrap(), 0);
     }
 
     #[test]

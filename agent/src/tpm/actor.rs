@@ -23,7 +23,7 @@ const STACK: usize = 512 * 1024;
 const QUOTE_DEADLINE: Duration = Duration::from_secs(30);
 
 /// Longest wait for a liveness check; the watchdog interval is longer than this.
-const PING_DEADLINE: Duration = Duration::from_secs(20);
+pub(crate) const PING_DEADLINE: Duration = Duration::from_secs(20);
 
 /// Opens the TPM; called again when the connection broke.
 pub type Opener = Box<dyn FnMut() -> Result<Box<dyn Tpm>, TpmError> + Send>;

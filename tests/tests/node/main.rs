@@ -2,6 +2,8 @@
 //! Needs root.
 #![allow(clippy::unwrap_used, reason = "helpers of tests may end them")]
 
+/// What starts an agent, and what does not.
+mod activation;
 /// A host attested by the units of another.
 mod attestation;
 /// The agent on the bus of its host: D-Bus, polkit, LogControl1.

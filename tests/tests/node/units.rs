@@ -39,8 +39,13 @@ fn systemd_finds_nothing_to_correct_and_little_exposed() {
             .unwrap();
         assert_eq!(stat.trim_end(), owner, "{directory}");
     }
-    let presets = ["systemctl", "is-enabled", "troth-agent"];
-    assert_eq!(os.run(&presets).unwrap().stdout, "disabled\n");
+    let list = "cd /usr/lib/systemd/system && grep --directories=skip -l '^WantedBy=' troth*";
+    let installable = os.output(&["sh", "-c", list]).unwrap();
+    os.output(&["systemctl", "preset-all"]).unwrap();
+    for unit in installable.lines() {
+        let enabled = os.run(&["systemctl", "is-enabled", unit]).unwrap();
+        assert_eq!(enabled.stdout, "disabled\n", "{unit}");
+    }
 
     let analyze = ["systemd-analyze", "security", "--no-pager", "--offline=yes"];
     for (unit, limit) in EXPOSURE {
