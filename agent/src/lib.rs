@@ -20,6 +20,8 @@ pub mod identity;
 mod listener;
 /// What the agent tells and does for its own host.
 pub mod local;
+/// Files in memory.
+mod memory_file;
 /// Journal entries that an operator may want to be alerted of.
 pub mod messages;
 /// The payload key, from two shares.

@@ -256,6 +256,9 @@ pub(crate) fn advice(error: &ClientError) -> Option<String> {
         ClientError::Ended { .. } => {
             "see `journalctl -u troth-agent`; a user has 16 connections to the agent at most"
         }
+        ClientError::Silent { .. } => {
+            "the agent may be waiting to be started: `systemctl status troth-agent`"
+        }
         ClientError::Unusable { .. } => "trothctl and the agent have to be of the same version",
         ClientError::Refused { fault, .. } => match fault.error.as_ref() {
             "org.varlink.service.PermissionDenied" => {

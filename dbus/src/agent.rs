@@ -149,6 +149,24 @@ pub struct Action {
     pub sandbox: String,
 }
 
+/// Longest name of an action, in characters: it becomes part of a unit's.
+pub const ACTION_NAME_MAX: usize = 64;
+
+/// Whether an action can have this name: 1 to [`ACTION_NAME_MAX`] of a-z, A-Z, 0-9, - and _.
+pub fn is_action_name(name: &str) -> bool {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+    (1..=ACTION_NAME_MAX).contains(&name.len()) && name.chars().all(allowed)
+}
+
+/// `name`, if there may be an action of this name: others are put before nobody.
+pub(crate) fn checked_name(name: &str) -> Result<&str, OperationError> {
+    if is_action_name(name) {
+        Ok(name)
+    } else {
+        Err(OperationError::NoSuchAction(name.to_owned()))
+    }
+}
+
 /// What happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]

@@ -4,11 +4,12 @@ use std::{
     fmt, io,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
-use tokio::net::UnixStream;
+use tokio::{net::UnixStream, time::timeout};
 use zlink::{Call, Connection, Error};
 
 use crate::varlink::{Fault, wire};
@@ -18,6 +19,9 @@ pub const AGENT_ADDRESS: &str = "/run/troth/org.troth.Agent";
 
 /// troth-actiond's socket.
 pub const ACTIONS_ADDRESS: &str = "/run/troth/org.troth.Actions";
+
+/// Longest wait for what an agent says without asking its TPM. It may have to be started first.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Why a call came to no result.
 #[derive(Debug, thiserror::Error)]
@@ -46,6 +50,14 @@ pub enum ClientError {
         address: PathBuf,
         /// The error.
         fault: Fault,
+    },
+    /// The service has not answered what needs no waiting.
+    #[error("{}: no answer within {seconds} s", address.display())]
+    Silent {
+        /// The socket.
+        address: PathBuf,
+        /// How long it was waited for.
+        seconds: u64,
     },
     /// The answer is not what the interface promises.
     #[error("{}: unusable answer: {reason}", address.display())]
@@ -180,7 +192,14 @@ impl AgentClient {
 
     /// Its state now.
     pub async fn status(&mut self) -> Result<wire::Status, ClientError> {
-        self.once("GetStatus", json!({})).await
+        let address = self.0.address.clone();
+        match timeout(PATIENCE, self.once("GetStatus", json!({}))).await {
+            Ok(status) => status,
+            Err(_) => Err(ClientError::Silent {
+                address,
+                seconds: PATIENCE.as_secs(),
+            }),
+        }
     }
 
     /// Asks to be told its state now and again whenever it changes, and what happens:

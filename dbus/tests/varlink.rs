@@ -103,7 +103,7 @@ impl Process for Recorded {
 struct Nobody;
 
 impl Authority for Nobody {
-    async fn decide(&self, _: Guarded, _: &Caller, _: bool) -> Decision {
+    async fn decide(&self, _: Guarded<'_>, _: &Caller, _: bool) -> Decision {
         Decision::Denied
     }
 }

@@ -2,7 +2,10 @@ use std::{collections::BTreeMap, time::Duration};
 
 use serde::Deserialize;
 use troth_daemon::seconds::Seconds;
-use troth_ipc::varlink::wire::{ActionFile, ActionList, BrokenAction, Sandbox};
+use troth_ipc::{
+    agent::{ACTION_NAME_MAX, is_action_name},
+    varlink::wire::{ActionFile, ActionList, BrokenAction, Sandbox},
+};
 
 use crate::files::{Content, Found, Place};
 
@@ -10,9 +13,6 @@ use crate::files::{Content, Found, Place};
 const DIRECTORIES: [&str; 2] = ["/usr/lib/troth/actions.d", "/etc/troth/actions.d"];
 
 const SUFFIX: &str = ".toml";
-
-/// Longest name, in characters: it becomes part of a unit's.
-const NAME_MAX: usize = 64;
 
 /// How long an action may run unless its file says otherwise.
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -66,10 +66,9 @@ fn read(file: Found, path: &str) -> Result<Option<ActionFile>, String> {
         Content::Text(text) => text,
         Content::Masked => return Ok(None),
     };
-    let named = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
-    if name.is_empty() || name.len() > NAME_MAX || !name.chars().all(named) {
+    if !is_action_name(name) {
         return Err(format!(
-            "its name is not 1 to {NAME_MAX} of a-z, A-Z, 0-9, - and _"
+            "its name is not 1 to {ACTION_NAME_MAX} of a-z, A-Z, 0-9, - and _"
         ));
     }
     let document: Document = toml::from_str(&text).map_err(|error| {

@@ -7,10 +7,10 @@ use std::{
     },
 };
 
-use rustix::fs::{MemfdFlags, memfd_create};
 use troth_daemon::{descriptors::Descriptors, notify};
 
 use super::ima::Mark;
+use crate::memory_file;
 
 /// Names in the unit's file descriptor store.
 const LIST: &str = "ima-list-read";
@@ -62,7 +62,7 @@ impl KeptList {
     /// Keeps `list` for the next start, instead of what was kept before.
     pub(super) fn begin(list: &File) -> io::Result<Position> {
         Self::forget();
-        let memory = File::from(memfd_create(POSITION, MemfdFlags::CLOEXEC)?);
+        let memory = memory_file::create(POSITION)?;
         notify::keep(LIST, list.as_fd());
         notify::keep(POSITION, memory.as_fd());
         Position::of(memory, list)

@@ -8,7 +8,7 @@ use std::{
 use aws_lc_rs::rand;
 use bytes::Bytes;
 use http_body_util::BodyExt;
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+use rustix::fs::{SealFlags, fcntl_add_seals};
 use troth_core::{
     appraise::NodeState,
     bundle::{BundleError, Head},
@@ -20,6 +20,7 @@ use super::{Host, LOCAL, no_evidence};
 use crate::{
     evidence::{Answer, Request},
     http::ApiVersion,
+    memory_file,
 };
 
 /// Every PCR: whoever appraises the bundle brings the policy, which nobody knows here.
@@ -87,16 +88,8 @@ struct Bundle {
 impl Bundle {
     /// With room for the first line.
     fn create(head: &Head) -> Result<Self, OperationError> {
-        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING | MemfdFlags::NOEXEC_SEAL;
-        let file = memfd_create("troth-evidence", flags).or_else(|error| match error {
-            // Linux before 6.3 does not know NOEXEC_SEAL.
-            rustix::io::Errno::INVAL => memfd_create(
-                "troth-evidence",
-                MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING,
-            ),
-            error => Err(error),
-        });
-        let mut file = File::from(file.map_err(|error| failed(&error))?);
+        let file = memory_file::create("troth-evidence");
+        let mut file = file.map_err(|error| failed(&error))?;
         file.write_all(&first_line(head, 0)?)
             .map_err(|error| failed(&error))?;
         Ok(Self { file, answer: 0 })

@@ -20,7 +20,7 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
-use tokio::sync::{broadcast, watch};
+use tokio::sync::{Semaphore, broadcast, watch};
 use troth_core::{
     identity::AgentId,
     tpm::{PcrMask, Public},
@@ -29,6 +29,7 @@ use troth_ipc::agent::{
     Action, Agent, Event, OperationError, Quote, QuoteRequest, Registered, Status,
 };
 
+use self::actions::Actions;
 use crate::{
     evidence::{Collector, EvidenceError, Request},
     registration::RegistrarHandle,
@@ -41,6 +42,9 @@ const LOCAL: &str = "local";
 /// Longest nonce, bytes: TPM2B_DATA of a TPM with SHA-512.
 const NONCE_LIMIT: usize = 64;
 
+/// Bundles that are made at a time: each has the whole IMA list in memory.
+const BUNDLES: usize = 2;
+
 /// The agent for callers of its own host. Clones are the same agent.
 #[derive(Clone, Debug)]
 pub struct LocalAgent {
@@ -48,6 +52,8 @@ pub struct LocalAgent {
     registrar: RegistrarHandle,
     /// Set once the TPM has said which host this is.
     host: Arc<OnceLock<Host>>,
+    actions: Arc<Actions>,
+    bundles: Arc<Semaphore>,
 }
 
 /// The host, and what makes its evidence.
@@ -65,6 +71,8 @@ impl LocalAgent {
             reporter,
             registrar,
             host: Arc::default(),
+            actions: Arc::default(),
+            bundles: Arc::new(Semaphore::new(BUNDLES)),
         }
     }
 
@@ -141,7 +149,12 @@ impl Agent for LocalAgent {
             let reason = format!("at most {NONCE_LIMIT} printable characters of ASCII");
             return Err(invalid("nonce", reason));
         }
-        evidence_file::collect(self.ready()?, nonce).await
+        let host = self.ready()?;
+        let Ok(_place) = self.bundles.try_acquire() else {
+            let reason = format!("{BUNDLES} bundles are being collected, ask again");
+            return Err(OperationError::TpmBusy(reason));
+        };
+        evidence_file::collect(host, nonce).await
     }
 
     async fn register(&self) -> Result<Registered, OperationError> {
@@ -157,11 +170,11 @@ impl Agent for LocalAgent {
     }
 
     async fn list_actions(&self) -> Result<Vec<Action>, OperationError> {
-        actions::list().await
+        self.actions.list().await
     }
 
     async fn run_action(&self, name: String) -> Result<(), OperationError> {
-        actions::run(name).await
+        self.actions.run(&name).await
     }
 }
 

@@ -295,7 +295,12 @@ mod tests {
         assert!(of(&view, "TPM").found.contains("Infineon"));
         assert_eq!(of(&view, "PCR banks").found, "sha1, sha256");
         assert!(of(&view, "way to the TPM").found.contains("/dev/tpmrm0"));
-        for lacking in ["boot log", "Secure Boot", "IMA list"] {
+        for lacking in [
+            "boot log",
+            "Secure Boot",
+            "IMA list",
+            "ConditionSecurity=tpm2",
+        ] {
             assert_eq!(of(&view, lacking).state, State::Lacking, "{lacking}");
             assert!(of(&view, lacking).to_do.is_some(), "{lacking}");
         }

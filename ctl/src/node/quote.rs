@@ -80,7 +80,8 @@ fn check(nonce: &[u8], args: &NodeQuoteArgs, answer: &wire::Quote) -> Result<Vie
     }
     let message = decode("message", &answer.message)?;
     let signature = decode("signature", &answer.signature)?;
-    let public = Public::from_tpm2b(&decode("ak", &answer.ak)?).map_err(|e| e.to_string())?;
+    let public = Public::from_tpm2b(&decode("attestationKey", &answer.attestation_key)?)
+        .map_err(|e| e.to_string())?;
     let ak = AttestationKey::new(&public).map_err(|error| error.to_string())?;
     let text = Quote::encode(&message, &signature, &values);
     let quote = Quote::from_parts(&message, &signature, values.clone());
@@ -91,7 +92,7 @@ fn check(nonce: &[u8], args: &NodeQuoteArgs, answer: &wire::Quote) -> Result<Vie
     Ok(View {
         nonce_hex: hex::encode(nonce),
         quote: text,
-        ak: answer.ak.clone(),
+        ak: answer.attestation_key.clone(),
         ak_name: ak.name().to_string(),
         hash_algorithm: answer.hash_algorithm.clone(),
         pcrs: values

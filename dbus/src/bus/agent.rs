@@ -7,7 +7,7 @@ use zbus::{
 
 use super::{caller::authorise, error::CallError};
 use crate::{
-    agent::{Agent, Event, QuoteRequest, Status},
+    agent::{Agent, Event, QuoteRequest, Status, checked_name},
     polkit::{Guarded, Polkit},
 };
 
@@ -146,7 +146,7 @@ impl<A: Agent> Agent1<A> {
     /// name: as ListActions has it.
     /// flags: must be 0.
     ///
-    /// polkit: org.troth.agent1.run-action.
+    /// polkit: org.troth.agent1.run-action, with the name as its detail "action".
     async fn run_action(
         &self,
         name: String,
@@ -155,7 +155,8 @@ impl<A: Agent> Agent1<A> {
         #[zbus(connection)] connection: &Connection,
     ) -> Result<(), CallError> {
         no_flags(flags)?;
-        authorise(Guarded::RunAction, &header, connection, &self.polkit).await?;
+        let operation = Guarded::RunAction(checked_name(&name)?);
+        authorise(operation, &header, connection, &self.polkit).await?;
         Ok(self.agent.run_action(name).await?)
     }
 

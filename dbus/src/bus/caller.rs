@@ -12,19 +12,27 @@ use crate::polkit::{Decision, Guarded, Polkit};
 /// May the sender of this call do `operation`? Root and this process's own user may; of others,
 /// polkit decides.
 pub(super) async fn authorise(
-    operation: Guarded,
+    operation: Guarded<'_>,
     header: &Header<'_>,
     connection: &Connection,
     polkit: &Polkit,
 ) -> Result<(), CallError> {
     tracing::debug!(sender = ?header.sender(), ?operation, "asked on the bus");
-    if is_root_or_self(header, connection).await {
-        return Ok(());
-    }
+    let uid = match user(header, connection).await {
+        Ok(uid) if is_trusted(uid) => return Ok(()),
+        Ok(uid) => uid,
+        Err(error) => {
+            tracing::debug!(%error, "a caller whom the bus does not know");
+            return Err(CallError::standard(
+                "AccessDenied",
+                "the bus does not know the caller's user",
+            ));
+        }
+    };
     let flags = header.primary().flags();
     let interactive = flags.contains(Flags::ALLOW_INTERACTIVE_AUTH);
     match polkit
-        .decide_for_sender(operation, header, interactive)
+        .decide_for_sender(operation, header, uid, interactive)
         .await
     {
         Decision::Granted => Ok(()),
@@ -46,12 +54,17 @@ pub(super) async fn authorise(
 /// Is the sender of this call root, or this process's own user? The bus says who it is.
 pub(super) async fn is_root_or_self(header: &Header<'_>, connection: &Connection) -> bool {
     match user(header, connection).await {
-        Ok(uid) => uid == 0 || uid == rustix::process::geteuid().as_raw(),
+        Ok(uid) => is_trusted(uid),
         Err(error) => {
             tracing::debug!(%error, "a caller whom the bus does not know");
             false
         }
     }
+}
+
+/// Root and this process's own user.
+fn is_trusted(uid: u32) -> bool {
+    uid == 0 || uid == rustix::process::geteuid().as_raw()
 }
 
 async fn user(header: &Header<'_>, connection: &Connection) -> zbus::Result<u32> {

@@ -40,14 +40,26 @@ impl<L: Logs> LogControl1<L> {
         Ok(())
     }
 
-    /// Where messages go: "journal" or "console".
+    /// Where messages go: "journal" or "console". It follows from how the service was started, and
+    /// stays: another one is refused.
     #[zbus(property(emits_changed_signal = "false"))]
     fn log_target(&self) -> &'static str {
         self.0.target()
     }
 
+    #[zbus(property)]
+    fn set_log_target(&self, target: String) -> fdo::Result<()> {
+        let present = self.0.target();
+        if target == present {
+            return Ok(());
+        }
+        Err(fdo::Error::NotSupported(format!(
+            "the log goes to {present}, as the service was started"
+        )))
+    }
+
     /// SYSLOG_IDENTIFIER of the messages.
-    #[zbus(property(emits_changed_signal = "const"))]
+    #[zbus(property(emits_changed_signal = "false"))]
     fn syslog_identifier(&self) -> &'static str {
         self.0.identifier()
     }

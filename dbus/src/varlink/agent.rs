@@ -14,7 +14,7 @@ use super::{
     wire,
 };
 use crate::{
-    agent::{Agent, Event, OperationError, Quote, QuoteRequest, Status},
+    agent::{Agent, Event, OperationError, Quote, QuoteRequest, Status, checked_name},
     polkit::{Decision, Guarded, Polkit},
 };
 
@@ -32,14 +32,14 @@ pub trait Authority: 'static {
     /// About one operation of one caller; `interactive`: the user may be asked.
     fn decide(
         &self,
-        operation: Guarded,
+        operation: Guarded<'_>,
         caller: &Caller,
         interactive: bool,
     ) -> impl Future<Output = Decision>;
 }
 
 impl Authority for Arc<Polkit> {
-    async fn decide(&self, operation: Guarded, caller: &Caller, interactive: bool) -> Decision {
+    async fn decide(&self, operation: Guarded<'_>, caller: &Caller, interactive: bool) -> Decision {
         match &caller.process {
             Some(process) => {
                 let polkit = Polkit::decide(self, operation, process, caller.uid, interactive);
@@ -138,8 +138,9 @@ impl<A: Agent, P: Authority, C: Process> AgentService<A, P, C> {
                 })
             }
             "RunAction" => {
-                let name = call.parameters.required("name")?;
-                self.guard(Guarded::RunAction, call).await?;
+                let name: String = call.parameters.required("name")?;
+                let operation = Guarded::RunAction(checked_name(&name).map_err(fault)?);
+                self.guard(operation, call).await?;
                 self.agent.run_action(name).await.map_err(fault)?;
                 Ok(Answer::empty())
             }
@@ -148,7 +149,7 @@ impl<A: Agent, P: Authority, C: Process> AgentService<A, P, C> {
     }
 
     /// Takes the last parameter, and asks whether the caller may do this.
-    async fn guard(&self, operation: Guarded, mut call: Call<'_>) -> Result<(), Fault> {
+    async fn guard(&self, operation: Guarded<'_>, mut call: Call<'_>) -> Result<(), Fault> {
         let interactive = call.parameters.optional("allowInteractiveAuthentication")?;
         call.parameters.end()?;
         if call.caller.is_root_or_self() {
@@ -228,7 +229,7 @@ fn shown(quote: &Quote) -> wire::Quote {
         signature: STANDARD.encode(&quote.signature),
         hash_algorithm: quote.hash_algorithm.clone(),
         pcrs: pcrs.collect(),
-        ak: STANDARD.encode(&quote.ak),
+        attestation_key: STANDARD.encode(&quote.ak),
     }
 }
 

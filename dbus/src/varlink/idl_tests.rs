@@ -138,7 +138,7 @@ fn replies_of_the_agent_are_what_its_interface_says() {
                 index: 10,
                 value: "00".to_owned(),
             }],
-            ak: "AA==".to_owned(),
+            attestation_key: "AA==".to_owned(),
         },
     );
     reply(

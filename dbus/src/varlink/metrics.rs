@@ -5,7 +5,7 @@ use super::{
     agent::value,
     message::Fault,
     server::{Answer, Call, Replies},
-    wire::{Metric, MetricFamily},
+    wire::{Metric, MetricFamily, identifier},
 };
 use crate::agent::Status;
 
@@ -28,9 +28,9 @@ const FAMILIES: [Family; 6] = [
     Family {
         name: "org.troth.Agent.State",
         description: "What the attestation agent does: starting, registering, unregistered, \
-                      attesting or tpm-unavailable",
+                      attesting or tpm_unavailable",
         r#type: "string",
-        value: |status| status.state.to_string().into(),
+        value: |status| identifier(status.state).into(),
     },
     Family {
         name: "org.troth.Agent.AgentId",

@@ -114,7 +114,7 @@ pub struct Quote {
     /// The quoted PCRs.
     pub pcrs: Vec<Pcr>,
     /// TPM2B_PUBLIC.
-    pub ak: String,
+    pub attestation_key: String,
 }
 
 /// Reply of `CollectEvidence`.
@@ -285,6 +285,6 @@ impl From<agent::Action> for Action {
 }
 
 /// A value of an enumeration: varlink has no hyphens in names.
-fn identifier(value: impl ToString) -> String {
+pub(super) fn identifier(value: impl ToString) -> String {
     value.to_string().replace('-', "_")
 }

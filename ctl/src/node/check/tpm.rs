@@ -1,6 +1,9 @@
 use super::{Check, Host, Seen, State};
 
 const CLASS: &str = "/sys/class/tpm";
+const EFI: &str = "/sys/firmware/efi";
+const ACPI_TABLE: &str = "/sys/firmware/acpi/tables/TPM2";
+const BOOT_LOG: &str = "/sys/kernel/security/tpm0/binary_bios_measurements";
 
 /// ACPI and PNP ids of TPMs begin with their makers'.
 const MAKERS: [(&str, &str); 9] = [
@@ -47,7 +50,23 @@ pub(super) fn look(host: &Host) -> Vec<Check> {
         Check::good("TPM", found),
         banks(host, &directory),
         way(host, &device),
+        condition(host),
     ]
+}
+
+/// What systemd.unit(5) says of `ConditionSecurity=tpm2`: the firmware has to tell of the TPM, too.
+fn condition(host: &Host) -> Check {
+    const NAME: &str = "ConditionSecurity=tpm2";
+    let told = [ACPI_TABLE, BOOT_LOG];
+    if host.exists(EFI) && told.iter().any(|path| host.exists(path)) {
+        return Check::good(NAME, "systemd sees the TPM");
+    }
+    let found = "systemd sees no TPM: the firmware tells of none by UEFI";
+    Check::new(NAME, State::Lacking, found).advise(
+        "have the units start all the same: copy any-tpm.conf of \
+         /usr/share/doc/troth/examples/troth-agent.service.d and troth-agent.socket.d to the \
+         directories of the same names in /etc/systemd/system",
+    )
 }
 
 fn none(host: &Host) -> Check {
