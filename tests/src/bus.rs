@@ -1,4 +1,5 @@
 use std::fs;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -76,7 +77,8 @@ fn launch(directory: &Path) -> Result<Process> {
             .args(["--nofork", "--nopidfile"]),
     )?;
     let socket = directory.join(SOCKET);
-    process.wait_for_log(0, |_| socket.exists().then_some(()))?;
+    // The socket is there before somebody listens on it.
+    process.wait_for_log(0, |_| UnixStream::connect(&socket).ok().map(drop))?;
     Ok(process)
 }
 
