@@ -326,7 +326,7 @@ fn servers_without_room_lose_no_registration_and_no_verdict() {
     wait_for_journal(
         server,
         "troth-verifier",
-        "verdicts not written, trying again",
+        "verdicts of 1 nodes not written, trying again",
     );
     server
         .output(&["rm", &format!("{verifier}/filler")])

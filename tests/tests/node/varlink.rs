@@ -305,9 +305,7 @@ fn trothctl_tells_of_its_own_host_and_the_agents_evidence_is_accepted() {
     let quote = ok(&["quote", "--nonce", "for-you", "--pcrs", "7,10"]);
     let pcrs: Vec<_> = quote["pcrs"].as_object().unwrap().keys().collect();
     assert_eq!(pcrs, ["10", "16", "7"]);
-    let ak = STANDARD
-        .decode(quote["attestationKey"].as_str().unwrap())
-        .unwrap();
+    let ak = STANDARD.decode(quote["ak"].as_str().unwrap()).unwrap();
     os.write("/root/ak", ak).unwrap();
     os.write("/root/quote", quote["quote"].as_str().unwrap())
         .unwrap();
