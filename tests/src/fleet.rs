@@ -386,6 +386,8 @@ pub struct AgentOptions {
     pub contact_port: Option<u16>,
     /// Further environment.
     pub environment: Vec<(String, String)>,
+    /// Where it serves varlink, as if a service manager had opened the socket.
+    pub varlink: Option<PathBuf>,
 }
 
 impl AgentOptions {
@@ -443,9 +445,10 @@ impl Agent {
             text.push_str(&format!("contact_port = {port}\n"));
         }
         fs::write(directory.join("agent.toml"), text)?;
+        let socket = options.varlink.as_deref();
         let daemon = DaemonOptions {
             environment: options.environment.clone(),
-            ..DaemonOptions::default()
+            wrapper: socket.map(socket_activation).unwrap_or_default(),
         };
         let process = start_daemon(programs, "troth-agent", directory, &daemon)?;
         Ok(Self {
@@ -504,6 +507,23 @@ impl Agent {
             state.join("server-private.pem"),
         )
     }
+}
+
+/// Runs a program with a listening socket, as sd_listen_fds(3) says.
+fn socket_activation(path: &Path) -> Vec<String> {
+    const RUN: &str = "
+import os, socket, sys
+path, program = sys.argv[1], sys.argv[2:]
+if os.path.exists(path):
+    os.unlink(path)
+listener = socket.socket(socket.AF_UNIX)
+listener.bind(path)
+listener.listen()
+os.dup2(listener.fileno(), 3, inheritable=True)
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS='1', LISTEN_FDNAMES='varlink')
+os.execvp(program[0], program)";
+    let path = path.display().to_string();
+    ["python3".to_owned(), "-c".to_owned(), RUN.to_owned(), path].into()
 }
 
 /// Starts `troth-NAME --config NAME.toml` in `directory` and waits until it listens.

@@ -258,7 +258,7 @@ fn packages_ask_for_what_they_need_and_start_nothing() {
     for (packed, enabling) in [(&packed, "preset"), (&suse, "add-post")] {
         for package in PACKAGES {
             let scripts = packed.scripts(package);
-            for word in ["restart", "systemctl start", "--now enable", "/var/"] {
+            for word in ["restart", " start", " enable", "/var/"] {
                 assert!(!scripts.contains(word), "{package}: {word}: {scripts}");
             }
         }

@@ -211,6 +211,7 @@ fn evidence_of_the_host_is_judged_and_what_happens_is_signalled() {
         let list = std::fs::read(site.host.machine().unwrap().ima_list()).unwrap();
         let lines = list.iter().filter(|byte| **byte == b'\n').count();
         assert_eq!((client.as_str(), entries), ("local", lines as u64));
+        assert_eq!(property(os, "ImaEntries").unwrap(), lines as u64);
 
         let mut content = Vec::new();
         let mut bundle = File::from(OwnedFd::from(bundle));

@@ -1,5 +1,7 @@
 use troth_tests::node::Host;
 
+use crate::dropin;
+
 /// The exposure that docs/units.md promises, in tenths.
 const EXPOSURE: [(&str, &str); 5] = [
     ("troth-actiond.service", "9"),
@@ -8,6 +10,9 @@ const EXPOSURE: [(&str, &str); 5] = [
     ("troth-registrar.service", "11"),
     ("troth-verifier.service", "11"),
 ];
+
+/// The agent's with the drop-in for systemd 252.
+const EXPOSURE_WITH_CAPABILITY: &str = "17";
 
 /// What a boot makes of the install tree.
 const DIRECTORIES: [(&str, &str); 2] = [
@@ -48,9 +53,24 @@ fn systemd_finds_nothing_to_correct_and_little_exposed() {
     }
 
     let analyze = ["systemd-analyze", "security", "--no-pager", "--offline=yes"];
-    for (unit, limit) in EXPOSURE {
+    let exposed_less = |unit: &str, limit: &str| {
         let limit = format!("--threshold={limit}");
         os.output(&[&analyze[..], &[&limit, unit]].concat())
             .unwrap();
+    };
+    for (unit, limit) in EXPOSURE {
+        exposed_less(unit, limit);
     }
+
+    // The drop-ins that administrators copy.
+    for name in ["any-tpm.conf", "tpm2-abrmd.conf", "systemd-252.conf"] {
+        let (path, content) = dropin(name);
+        os.write(&path, content).unwrap();
+        let verified = os
+            .run(&["systemd-analyze", "verify", "troth-agent.service"])
+            .unwrap();
+        let verified = verified.success().unwrap();
+        assert_eq!(verified.stderr, "", "{name}");
+    }
+    exposed_less("troth-agent.service", EXPOSURE_WITH_CAPABILITY);
 }

@@ -156,6 +156,17 @@ fn varlinkctl_calls_every_method_and_polkit_decides_about_users() {
         r#"{"level":7}"#,
     ];
     varlinkctl(os, &set_level);
+    let level = ["systemctl", "service-log-level", "troth-agent"];
+    assert_eq!(os.output(&level).unwrap(), "debug\n");
+    let environment = ["call", AGENT, "io.systemd.service.GetEnvironment", "{}"];
+    let environment = varlinkctl(os, &environment)["environment"].clone();
+    assert!(
+        environment
+            .as_array()
+            .unwrap()
+            .contains(&"STATE_DIRECTORY=/var/lib/troth".into()),
+        "{environment}"
+    );
     varlinkctl(os, &["call", AGENT, "io.systemd.service.Reload", "{}"]);
     let reloaded = |os: &Container| os.journal(&["--unit=troth-agent", "--grep=reloaded"]);
     os.wait_for(
@@ -164,6 +175,8 @@ fn varlinkctl_calls_every_method_and_polkit_decides_about_users() {
         |entries| !entries.is_empty(),
     )
     .unwrap();
+    // With the configuration, the level is the configured one again.
+    assert_eq!(os.output(&level).unwrap(), "info\n");
 
     add_user(os);
     let ask = |method: &str, parameters: Value| {
