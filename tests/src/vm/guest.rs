@@ -188,29 +188,20 @@ impl Guest {
 
     /// What SELinux would have denied our programs if it were enforcing, each once.
     pub fn denials(&self) -> Result<Vec<String>> {
-        let journal = [
+        // It fails when it finds nothing.
+        let found = self.run(&[
             "journalctl",
             "--boot",
             "--quiet",
             "--no-pager",
-            "--output=cat",
-        ];
-        // It fails when it finds nothing.
-        let found = self.run(&[&journal[..], &["--grep=denied .*troth"]].concat())?;
-        let mut denials: Vec<_> = found
-            .stdout
-            .lines()
-            .filter_map(|line| line.split_once("avc: "))
-            .map(|(_, denial)| {
-                let words = denial.split_whitespace();
-                let kept =
-                    words.filter(|word| !word.starts_with("pid=") && !word.starts_with("ino="));
-                kept.collect::<Vec<_>>().join(" ")
-            })
-            .collect();
-        denials.sort_unstable();
-        denials.dedup();
-        Ok(denials)
+            "--output=json",
+            "--output-fields=MESSAGE,_AUDIT_ID",
+            r#"--grep=denied|exe="/usr/bin/troth"#,
+            "_AUDIT_TYPE_NAME=AVC",
+            "_AUDIT_TYPE_NAME=USER_AVC",
+            "_AUDIT_TYPE_NAME=SYSCALL",
+        ])?;
+        Ok(denials_in(&found.stdout))
     }
 
     fn run_with(&self, command: &[&str], input: &[u8]) -> Result<Answer> {
@@ -287,6 +278,38 @@ impl Drop for Guest {
     }
 }
 
+/// Of the audit's records, as journald has them in JSON: the denials that name our files or programs,
+/// and those of system calls of our programs. A denial itself tells no more of who was denied than
+/// the name of a thread, and most threads are not named as their programs.
+fn denials_in(journal: &str) -> Vec<String> {
+    let records: Vec<Value> = journal
+        .lines()
+        .filter_map(|line| serde_json::from_str(line).ok())
+        .collect();
+    let message = |record: &Value| record["MESSAGE"].as_str().unwrap_or_default().to_owned();
+    let ours: Vec<_> = records
+        .iter()
+        .filter(|record| message(record).contains(r#" exe="/usr/bin/troth"#))
+        .map(|record| &record["_AUDIT_ID"])
+        .collect();
+    let mut denials: Vec<_> = records
+        .iter()
+        .filter_map(|record| {
+            let message = message(record);
+            let (_, denial) = message.split_once("avc: ")?;
+            if !denial.contains("troth") && !ours.contains(&&record["_AUDIT_ID"]) {
+                return None;
+            }
+            let words = denial.split_whitespace();
+            let kept = words.filter(|word| !word.starts_with("pid=") && !word.starts_with("ino="));
+            Some(kept.collect::<Vec<_>>().join(" "))
+        })
+        .collect();
+    denials.sort_unstable();
+    denials.dedup();
+    denials
+}
+
 /// What guest-exec-status says of a command that has ended.
 fn answer(status: &Value) -> Result<Answer> {
     let text = |name: &str| -> Result<String> {
@@ -325,4 +348,54 @@ fn synchronize(agent: &mut Control, machine: &mut Machine) -> Result<()> {
 
 fn lock(agent: &Mutex<Control>) -> MutexGuard<'_, Control> {
     agent.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_denial_is_ours_by_its_names_or_by_the_program_of_its_system_call() {
+        let avc = |of: &str| format!("AVC avc:  denied  {{ read }} for  {of} permissive=1");
+        let records = [
+            // A thread of the agent, twice.
+            (
+                "1",
+                avc(r#"pid=7 comm="tpm" name="tpmrm0" dev="devtmpfs" ino=9"#),
+            ),
+            (
+                "1",
+                r#"SYSCALL syscall=257 pid=7 comm="tpm" exe="/usr/bin/troth-agent""#.to_owned(),
+            ),
+            (
+                "2",
+                avc(r#"pid=8 comm="tpm" name="tpmrm0" dev="devtmpfs" ino=9"#),
+            ),
+            (
+                "2",
+                r#"SYSCALL syscall=257 pid=8 comm="tpm" exe="/usr/bin/troth-agent""#.to_owned(),
+            ),
+            // Somebody else, with a file of ours and with one that is not.
+            ("3", avc(r#"pid=1 comm="systemd" path="/etc/troth/ca""#)),
+            ("4", avc(r#"pid=1 comm="systemd" path="/etc/other""#)),
+            (
+                "4",
+                r#"SYSCALL syscall=257 pid=1 comm="systemd" exe="/usr/lib/systemd/systemd""#
+                    .to_owned(),
+            ),
+            // A system call that was denied nothing.
+            (
+                "5",
+                r#"SYSCALL syscall=59 pid=9 comm="trothctl" exe="/usr/bin/trothctl""#.to_owned(),
+            ),
+        ];
+        let journal = records.map(|(serial, message)| {
+            format!("{}\n", json!({"_AUDIT_ID": serial, "MESSAGE": message}))
+        });
+        let expected = [
+            r#"denied { read } for comm="systemd" path="/etc/troth/ca" permissive=1"#,
+            r#"denied { read } for comm="tpm" name="tpmrm0" dev="devtmpfs" permissive=1"#,
+        ];
+        assert_eq!(denials_in(&journal.concat()), expected);
+    }
 }
