@@ -10,7 +10,7 @@ mod attestation;
 mod bus;
 /// What services are configured by.
 mod configuration;
-/// Disks, clocks, buses and registrars that fail, and come back.
+/// Disks, buses and registrars that fail, and come back. (A container has no clock of its own.)
 mod faults;
 /// firewalld's services.
 mod firewall;

@@ -52,6 +52,55 @@ fn attested_after_a_boot(loader: BootLoader) {
     let node = wait_for_trust(&host);
     assert_eq!(node["has_boot_policy"], true, "{node:#}");
     assert_eq!(node["boot_quirks"].as_array().unwrap().len(), 0, "{node:#}");
+
+    // Last: the policy knows neither.
+    assert_that_all_is_found(&host, &[]);
+    let nobody = ["setpriv", "--reuid=nobody", "--regid=nogroup"];
+    assert_that_all_is_found(&host, &[&nobody[..], &["--clear-groups"]].concat());
+}
+
+/// `trothctl node check`, run by `user`, sees of the real kernel what an attestation has used.
+fn assert_that_all_is_found(host: &Guest, user: &[&str]) {
+    let check = [user, &["trothctl", "--json", "node", "check"]].concat();
+    let checked = host.run(&check).unwrap();
+    let view = checked.json().unwrap();
+    assert!(checked.status.success(), "{view:#}");
+    assert_eq!(view["attestable"], true, "{view:#}");
+    let is_root = user.is_empty();
+    for (name, state, found) in [
+        ("TPM", "good", "tpm0: TPM 2.0"),
+        ("PCR banks", "good", "sha256"),
+        ("way to the TPM", "good", "/dev/tpmrm0"),
+        ("ConditionSecurity=tpm2", "good", "systemd sees the TPM"),
+        (
+            "boot log",
+            "good",
+            if is_root {
+                "the firmware's"
+            } else {
+                "only root"
+            },
+        ),
+        ("systemd's log", "good", ""),
+        ("Secure Boot", "lacking", "off"),
+        (
+            "IMA list",
+            "good",
+            if is_root {
+                "digests sha256"
+            } else {
+                "only root"
+            },
+        ),
+        ("IMA policy", "good", "ima_policy=tcb"),
+        ("kernel command line", "good", "ima_policy=tcb"),
+    ] {
+        let mut checks = view["checks"].as_array().unwrap().iter();
+        let check = checks.find(|check| check["check"] == name);
+        let check = check.unwrap_or_else(|| panic!("{name}: {view:#}"));
+        assert_eq!(check["state"], state, "{view:#}");
+        assert!(check["found"].as_str().unwrap().contains(found), "{view:#}");
+    }
 }
 
 #[test]
