@@ -3,7 +3,7 @@ use std::{
     path::Path,
 };
 
-use clap::{Parser, ValueEnum};
+use clap::{CommandFactory, Parser, ValueEnum, error::ErrorKind};
 
 /// The name by which this program is Keylime's tenant.
 const NAME: &str = "keylime_tenant";
@@ -19,8 +19,8 @@ pub(crate) fn command_line() -> (Vec<OsString>, Vec<String>) {
     }
     let words = words.into_iter().map(with_long_name);
     Tenant::try_parse_from(words)
+        .and_then(Tenant::translated)
         .unwrap_or_else(|error| error.exit())
-        .translated()
 }
 
 /// Keylime's abbreviations of several letters.
@@ -160,7 +160,8 @@ enum Command {
 }
 
 impl Tenant {
-    fn translated(self) -> (Vec<OsString>, Vec<String>) {
+    fn translated(self) -> Result<(Vec<OsString>, Vec<String>), clap::Error> {
+        self.check()?;
         let mut words = vec!["trothctl".to_owned()];
         let server = |host: &Option<String>, port: Option<u16>, usual| {
             (host.is_some() || port.is_some()).then(|| {
@@ -184,7 +185,37 @@ impl Tenant {
         }
         words.extend(self.command_words());
         let notes = self.notes();
-        (words.into_iter().map(OsString::from).collect(), notes)
+        Ok((words.into_iter().map(OsString::from).collect(), notes))
+    }
+
+    /// What would make a stored policy stricter, and cannot be part of one, is not left out silently.
+    fn check(&self) -> Result<(), clap::Error> {
+        use Command::{AddMbPolicy, AddRuntimePolicy, UpdateMbPolicy, UpdateRuntimePolicy};
+        let imports = [
+            AddRuntimePolicy,
+            UpdateRuntimePolicy,
+            AddMbPolicy,
+            UpdateMbPolicy,
+        ];
+        if !imports.contains(&self.command) {
+            return Ok(());
+        }
+        for (option, given) in [
+            ("--tpm_policy", self.tpm_policy.is_some()),
+            (
+                "--signature-verification-key",
+                !self.signature_verification_key.is_empty(),
+            ),
+        ] {
+            if given {
+                let text = format!(
+                    "{option} is not part of a policy that the verifier keeps; give it with -c add \
+                     or -c update"
+                );
+                return Err(Self::command().error(ErrorKind::ArgumentConflict, text));
+            }
+        }
+        Ok(())
     }
 
     fn command_words(&self) -> Vec<String> {
@@ -202,13 +233,13 @@ impl Tenant {
             Command::BulkInfo => plain(&["--json", "agent", "list"]),
             Command::RegList => plain(&["registrar", "list"]),
             Command::RegDelete => plain(&["registrar", "remove", &self.uuid]),
-            Command::AddRuntimePolicy => self.import("runtime", runtime, false),
-            Command::UpdateRuntimePolicy => self.import("runtime", runtime, true),
+            Command::AddRuntimePolicy => self.import_runtime(false),
+            Command::UpdateRuntimePolicy => self.import_runtime(true),
             Command::ShowRuntimePolicy => named(&["policy", "show", "runtime"], runtime),
             Command::DeleteRuntimePolicy => named(&["policy", "remove", "runtime"], runtime),
             Command::ListRuntimePolicy => plain(&["policy", "list", "runtime"]),
-            Command::AddMbPolicy => self.import("boot", boot, false),
-            Command::UpdateMbPolicy => self.import("boot", boot, true),
+            Command::AddMbPolicy => self.import_boot(false),
+            Command::UpdateMbPolicy => self.import_boot(true),
             Command::ShowMbPolicy => named(&["policy", "show", "boot"], boot),
             Command::DeleteMbPolicy => named(&["policy", "remove", "boot"], boot),
             Command::ListMbPolicy => plain(&["policy", "list", "boot"]),
@@ -242,17 +273,31 @@ impl Tenant {
         words
     }
 
-    /// A policy that the verifier keeps.
-    fn import(&self, kind: &str, name: Option<&str>, replace: bool) -> Vec<String> {
-        let mut words = named(&["policy", "import", kind], name);
-        let file = match kind {
-            "boot" => &self.mb_policy,
-            _ => &self.runtime_policy,
-        };
-        words.extend(file.clone());
-        if replace {
-            words.push("--replace".to_owned());
+    /// A runtime policy that the verifier keeps. Options that exclude each other are told of by the
+    /// command.
+    fn import_runtime(&self, replace: bool) -> Vec<String> {
+        let words = ["policy", "import", "runtime"];
+        let mut words = named(&words, self.runtime_policy_name.as_deref());
+        words.extend(self.runtime_policy.clone());
+        for (option, value) in [
+            ("url", &self.runtime_policy_url),
+            ("checksum", &self.runtime_policy_checksum),
+            ("sig-key", &self.runtime_policy_sig_key),
+            ("allowlist", &self.allowlist),
+            ("exclude", &self.exclude),
+        ] {
+            words.extend(value.as_ref().map(|value| format!("--{option}={value}")));
         }
+        words.extend(replace.then(|| "--replace".to_owned()));
+        words
+    }
+
+    /// A boot policy that the verifier keeps.
+    fn import_boot(&self, replace: bool) -> Vec<String> {
+        let words = ["policy", "import", "boot"];
+        let mut words = named(&words, self.mb_policy_name.as_deref());
+        words.extend(self.mb_policy.clone());
+        words.extend(replace.then(|| "--replace".to_owned()));
         words
     }
 
@@ -296,7 +341,8 @@ mod tests {
         let words = line
             .split_whitespace()
             .map(|word| with_long_name(word.into()));
-        let (words, notes) = Tenant::try_parse_from(words).unwrap().translated();
+        let tenant = Tenant::try_parse_from(words).unwrap();
+        let (words, notes) = tenant.translated().unwrap();
         if let Err(error) = Cli::try_parse_from(&words) {
             panic!("{line}: {words:?}: {error}");
         }
@@ -337,6 +383,40 @@ mod tests {
                  --mb-policy f --mb-policy-name p -c {}",
                 name.get_name()
             ));
+        }
+        for (line, expected) in [
+            (
+                "-c addallowlist --allowlist-name p --allowlist f --exclude e",
+                "policy import runtime p --allowlist=f --exclude=e",
+            ),
+            (
+                "-c addruntimepolicy --runtime-policy-name p --runtime-policy f \
+                 --runtime-policy-sig-key k",
+                "policy import runtime p f --sig-key=k",
+            ),
+            (
+                "-c updateruntimepolicy --runtime-policy-name p \
+                 --runtime-policy-url https://host/f --runtime-policy-checksum SHA256 \
+                 --runtime-policy-sig-key k",
+                "policy import runtime p --url=https://host/f --checksum=SHA256 --sig-key=k \
+                 --replace",
+            ),
+        ] {
+            let sha256 = "ab".repeat(32);
+            let (words, notes) = translated(&format!(
+                "keylime_tenant {}",
+                line.replace("SHA256", &sha256)
+            ));
+            assert_eq!(words, expected.replace("SHA256", &sha256));
+            assert!(notes.is_empty(), "{notes:?}");
+        }
+        for option in ["--tpm_policy={}", "--signature-verification-key=k"] {
+            let line = "keylime_tenant -c addruntimepolicy --runtime-policy f \
+                        --runtime-policy-name p";
+            let tenant = Tenant::try_parse_from(line.split_whitespace().chain([option]));
+            let error = tenant.unwrap().translated().unwrap_err().to_string();
+            let (name, _) = option.split_once('=').unwrap();
+            assert!(error.contains(name), "{error}");
         }
         let (words, _) = translated("keylime_tenant -c delete");
         assert_eq!(
