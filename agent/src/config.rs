@@ -3,7 +3,10 @@
 use std::{net::IpAddr, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
-use troth_daemon::config::{Component, FromUnit, Secret};
+use troth_daemon::{
+    config::{Component, FromUnit, Secret},
+    logging,
+};
 
 pub use checked::InvalidConfig;
 
@@ -119,7 +122,9 @@ pub struct Config {
     pub exponential_backoff_max_delay: u64,
     /// Tries after the first. Default: no end.
     pub exponential_backoff_max_retries: Option<u32>,
-    /// Least level of what is logged, as `TROTH_LOG` has it, which wins. Default: `info`.
+    /// Least level of what is logged: `error`, `warn`, `info`, `debug` or `trace` (syslog's names are
+    /// known too), or `off`; by target as in `info,rustls=warn`. `TROTH_LOG` wins. Default: `info`.
+    #[serde(deserialize_with = "logging::option")]
     pub log: Option<String>,
 }
 

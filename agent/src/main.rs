@@ -53,7 +53,7 @@ fn main() -> ExitCode {
         root: arguments.root,
     };
     if arguments.show_config {
-        return config::print::<Config>(&Config::COMPONENT, &place);
+        return config::print(&Config::COMPONENT, &place, Config::check);
     }
     let loaded = config::load::<Config>(&Config::COMPONENT, &place);
     let level = loaded.as_ref().ok().and_then(|l| l.config.log.as_deref());
@@ -85,7 +85,7 @@ fn run(loaded: Loaded<Config>, descriptors: Descriptors, place: Place) -> anyhow
     runtime.block_on(async {
         let shutdown = Shutdown::from_signals()?;
         let reload = Reload::from_signals(Config::COMPONENT, place, options)?;
-        tokio::spawn(reload.follow(|config: &Config| {
+        tokio::spawn(reload.follow(Config::check, |config: &Config| {
             logging::set_levels(config.log.as_deref(), LEVEL);
         }));
         agent::run(config, descriptors, shutdown).await

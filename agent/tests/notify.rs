@@ -291,6 +291,14 @@ fn a_reload_is_answered_and_says_what_needs_a_restart() {
             "a restart is needed for uuid",
         ),
         ("no_such_option = 1\n", "configuration not reloaded"),
+        (
+            "log = \"debgu\"\n",
+            "all stays as it was: FILE: line 7: \"debgu\" is not a level",
+        ),
+        (
+            "tpm_hash_alg = \"sha7\"\n",
+            "all stays as it was: tpm_hash_alg = \"sha7\" is not known",
+        ),
     ] {
         fs::write(
             directory.path().join("agent.toml"),
@@ -305,7 +313,9 @@ fn a_reload_is_answered_and_says_what_needs_a_restart() {
         );
         manager.wait_for("READY=1");
         let text = fs::read_to_string(directory.path().join("log")).unwrap();
-        assert!(text.contains(told), "{text}");
+        let file = directory.path().join("agent.toml");
+        let told = told.replace("FILE", file.to_str().unwrap());
+        assert!(text.contains(&told), "{text}");
     }
     assert_eq!(manager.terminate(), Some(0));
 }

@@ -1,6 +1,6 @@
 //! Reload requests: SIGHUP, as `systemctl reload` sends it to a unit of `Type=notify-reload`.
 
-use std::{convert::Infallible, io};
+use std::{convert::Infallible, fmt::Display, io};
 
 use serde::de::DeserializeOwned;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -47,26 +47,38 @@ impl Reload {
 
     /// Serves requests for as long as the process runs: `apply` makes of the new configuration what
     /// a running process can; the log says which other options wait for a restart. A configuration
-    /// that cannot be used changes nothing.
-    pub async fn follow<T: DeserializeOwned>(mut self, apply: impl Fn(&T)) -> Infallible {
+    /// that cannot be used changes nothing; `check` refuses what would end a restart.
+    pub async fn follow<T: DeserializeOwned, E: Display>(
+        mut self,
+        check: impl Fn(&T) -> Result<(), E>,
+        apply: impl Fn(&T),
+    ) -> Infallible {
         while self.hangups.recv().await.is_some() {
             notify::reloading();
-            self.reload(&apply);
+            self.reload(&check, &apply);
             notify::reloaded();
         }
         std::future::pending().await
     }
 
-    fn reload<T: DeserializeOwned>(&self, apply: &impl Fn(&T)) {
+    fn reload<T: DeserializeOwned, E: Display>(
+        &self,
+        check: &impl Fn(&T) -> Result<(), E>,
+        apply: &impl Fn(&T),
+    ) {
+        let refuse = |error: &dyn Display| {
+            tracing::error!(
+                message_id = CONFIGURATION_REFUSED,
+                "configuration not reloaded, all stays as it was: {error}"
+            );
+        };
         let loaded = match config::load::<T>(&self.component, &self.place) {
             Ok(loaded) => loaded,
-            Err(error) => {
-                return tracing::error!(
-                    message_id = CONFIGURATION_REFUSED,
-                    "configuration not reloaded, all stays as it was: {error}"
-                );
-            }
+            Err(error) => return refuse(&error),
         };
+        if let Err(error) = check(&loaded.config) {
+            return refuse(&error);
+        }
         apply(&loaded.config);
         let mut changed = loaded.options.changed_since(&self.started_with);
         changed.retain(|option| !CHANGEABLE.contains(&option.as_str()));

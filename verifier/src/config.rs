@@ -9,14 +9,21 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 pub use tls::{CaSubject, CertificateFiles, TlsOptions};
 use troth_core::{
     appraise::Tomtou,
-    finding::severity::{self, SeverityRule},
+    finding::severity::{self, Severities, SeverityRule},
     policy::BootEngine,
 };
-use troth_daemon::config::{Component, FromUnit, Secret};
 pub use troth_daemon::seconds::Seconds;
+use troth_daemon::{
+    config::{Component, FromUnit, Secret},
+    logging,
+};
 use zeroize::Zeroizing;
 
-use crate::evidence::Keep;
+use crate::{
+    evidence::Keep,
+    poll::FleetError,
+    server::{StartError, listen_address},
+};
 
 /// What the options of Keylime's servers are here.
 mod keylime;
@@ -33,6 +40,10 @@ pub trait ServerConfig: DeserializeOwned + Serialize + 'static {
 
     /// TLS certificates and CAs.
     fn tls(&self) -> TlsOptions;
+
+    /// Whether a start would find that options cannot work, without a look at any file, at the
+    /// database or at the network.
+    fn check(&self) -> Result<(), StartError>;
 }
 
 /// `registrar.toml`.
@@ -92,7 +103,9 @@ pub struct RegistrarConfig {
     pub accept_expired_tpm_certs: bool,
     /// Refuse a TPM that is registered under another agent id; otherwise that is logged.
     pub one_id_per_tpm: bool,
-    /// Least level of what is logged, as `TROTH_LOG` has it, which wins. Default: `info`.
+    /// Least level of what is logged: `error`, `warn`, `info`, `debug` or `trace` (syslog's names are
+    /// known too), or `off`; by target as in `info,rustls=warn`. `TROTH_LOG` wins. Default: `info`.
+    #[serde(deserialize_with = "logging::option")]
     pub log: Option<String>,
 }
 
@@ -183,6 +196,11 @@ impl ServerConfig for RegistrarConfig {
             names: tls::names(&self.ip, &self.cert_subject_alternative_names),
             subject: self.ca.clone(),
         }
+    }
+
+    fn check(&self) -> Result<(), StartError> {
+        listen_address(&self.ip)?;
+        crate::tls::check(self.tls())
     }
 }
 
@@ -319,7 +337,9 @@ pub struct VerifierConfig {
     pub evidence_keep_age: Seconds,
     /// Most bytes of all bundles; the node that has most of them loses its oldest.
     pub evidence_max_size: u64,
-    /// Least level of what is logged, as `TROTH_LOG` has it, which wins. Default: `info`.
+    /// Least level of what is logged: `error`, `warn`, `info`, `debug` or `trace` (syslog's names are
+    /// known too), or `off`; by target as in `info,rustls=warn`. `TROTH_LOG` wins. Default: `info`.
+    #[serde(deserialize_with = "logging::option")]
     pub log: Option<String>,
 }
 
@@ -426,6 +446,14 @@ impl ServerConfig for VerifierConfig {
             names: tls::names(&self.ip, &self.cert_subject_alternative_names),
             subject: self.ca.clone(),
         }
+    }
+
+    fn check(&self) -> Result<(), StartError> {
+        listen_address(&self.ip)?;
+        crate::tls::check(self.tls())?;
+        Severities::compile(&self.severity_labels, &self.severity_policy)
+            .map_err(FleetError::Severity)?;
+        Ok(())
     }
 }
 

@@ -66,7 +66,7 @@ pub fn run<C: ServerConfig>(
         root: arguments.root,
     };
     if arguments.show_config {
-        return config::print::<C>(&C::COMPONENT, &place);
+        return config::print(&C::COMPONENT, &place, C::check);
     }
     let loaded = config::load::<C>(&C::COMPONENT, &place);
     let level = loaded.as_ref().ok().and_then(|l| levels(&l.config));
@@ -91,7 +91,7 @@ pub fn run<C: ServerConfig>(
             let shutdown = Shutdown::from_signals().map_err(StartError::Runtime)?;
             let reload = Reload::from_signals(C::COMPONENT, place, options);
             let reload = reload.map_err(StartError::Runtime)?;
-            tokio::spawn(reload.follow(|config: &C| {
+            tokio::spawn(reload.follow(C::check, |config: &C| {
                 logging::set_levels(levels(config).as_deref(), &format!("info,{QUIET}"));
             }));
             serve(config, shutdown).await

@@ -257,7 +257,8 @@ fn database_lost(error: &dyn Display) {
     );
 }
 
-fn listen_address(ip: &str) -> Result<IpAddr, StartError> {
+/// The address that the option `ip` names.
+pub(crate) fn listen_address(ip: &str) -> Result<IpAddr, StartError> {
     let bare = ip
         .strip_prefix('[')
         .and_then(|ip| ip.strip_suffix(']'))

@@ -34,10 +34,7 @@ impl TlsFiles {
     /// Makes what is missing in the CA directory. That is left alone when all files are named.
     pub(crate) async fn open(options: TlsOptions) -> Result<Self, StartError> {
         let ca = CaDirectory::at(&options.ca_dir);
-        let server = pair(options.server, ca.server(), ["server_cert", "server_key"])?;
-        let client = options.client;
-        let client = client.map(|named| pair(named, ca.client(), ["client_cert", "client_key"]));
-        let client = client.transpose()?;
+        let (server, client) = own(&ca, options.server, options.client)?;
         let mut authorities = options.trusted_client_ca;
         if authorities.is_empty() {
             authorities.push(ca.ca_certificate());
@@ -103,6 +100,23 @@ impl TlsFiles {
     fn pairs(&self) -> impl Iterator<Item = &Pair> {
         std::iter::once(&self.server).chain(&self.client)
     }
+}
+
+/// Whether the options name a certificate with its key, or neither. No file is looked at.
+pub(crate) fn check(options: TlsOptions) -> Result<(), StartError> {
+    let ca = CaDirectory::at(&options.ca_dir);
+    own(&ca, options.server, options.client)?;
+    Ok(())
+}
+
+fn own(
+    ca: &CaDirectory,
+    server: CertificateFiles,
+    client: Option<CertificateFiles>,
+) -> Result<(Pair, Option<Pair>), StartError> {
+    let server = pair(server, ca.server(), ["server_cert", "server_key"])?;
+    let client = client.map(|named| pair(named, ca.client(), ["client_cert", "client_key"]));
+    Ok((server, client.transpose()?))
 }
 
 fn pair(

@@ -8,7 +8,10 @@ use std::{
 };
 
 use serde::{Deserialize, Deserializer};
-use troth_core::tpm::{HashAlgorithm, SignatureScheme};
+use troth_core::{
+    identity::{AgentId, IdentityError},
+    tpm::{HashAlgorithm, SignatureScheme},
+};
 use troth_daemon::{
     config::Secret,
     tls::{RevocationError, RevocationFiles},
@@ -72,6 +75,9 @@ pub enum InvalidConfig {
         /// The file, and what is wrong with it.
         reason: String,
     },
+    /// An agent id that cannot be one.
+    #[error("uuid: {0}")]
+    Uuid(#[from] IdentityError),
     /// An unspecified address is nobody's contact address.
     #[error(
         "contact_ip = {0:?} is no address that a verifier can connect to; set it to this \
@@ -163,8 +169,32 @@ impl Config {
         Ok(versions)
     }
 
+    /// Whether a start would find that options cannot work, without a look at any file, at the TPM or
+    /// at the network.
+    pub fn check(&self) -> Result<(), InvalidConfig> {
+        // The words for ids that are found out could be ids as well.
+        AgentId::new(&self.uuid)?;
+        self.ak_template()?;
+        self.endorsement()?;
+        self.versions()?;
+        self.named_contact()?;
+        self.device_identity()?;
+        Ok(())
+    }
+
     /// The contact address to announce.
     pub fn contact(&self) -> Result<String, InvalidConfig> {
+        if let Some(named) = self.named_contact()? {
+            return Ok(named);
+        }
+        let detected = address_towards(&self.registrar_ip, self.registrar_port())
+            .map_err(|error| InvalidConfig::NoContact(error.to_string()))?;
+        tracing::info!("contact_ip is not set; verifiers will be told {detected}");
+        Ok(detected.to_string())
+    }
+
+    /// The contact address, where options say it.
+    fn named_contact(&self) -> Result<Option<String>, InvalidConfig> {
         if let Some(contact) = &self.contact_ip {
             let bare = contact.strip_prefix('[').and_then(|c| c.strip_suffix(']'));
             let bare = bare.unwrap_or(contact);
@@ -172,15 +202,9 @@ impl Config {
             if unspecified || bare.is_empty() {
                 return Err(InvalidConfig::UnspecifiedContact(contact.clone()));
             }
-            return Ok(bare.to_owned());
+            return Ok(Some(bare.to_owned()));
         }
-        if !self.ip.is_unspecified() {
-            return Ok(self.ip.to_string());
-        }
-        let detected = address_towards(&self.registrar_ip, self.registrar_port())
-            .map_err(|error| InvalidConfig::NoContact(error.to_string()))?;
-        tracing::info!("contact_ip is not set; verifiers will be told {detected}");
-        Ok(detected.to_string())
+        Ok((!self.ip.is_unspecified()).then(|| self.ip.to_string()))
     }
 
     /// The registrar's port.
@@ -412,6 +436,31 @@ mod tests {
         ] {
             let config = with(|c| c.contact_ip = Some(given.into()));
             assert_eq!(config.contact().unwrap(), announced);
+        }
+    }
+
+    #[test]
+    fn a_check_tells_what_would_end_a_start() {
+        Config::default().check().unwrap();
+        for (option, config) in [
+            ("uuid", with(|c| c.uuid = "no id".into())),
+            ("tpm_hash_alg", with(|c| c.tpm_hash_alg = "sha7".into())),
+            ("ek_handle", with(|c| c.ek_handle = Some("1".into()))),
+            (
+                "api_versions",
+                with(|c| c.api_versions = Some(vec!["9".into()])),
+            ),
+            ("contact_ip", with(|c| c.contact_ip = Some("::".into()))),
+            (
+                "iak_idevid_template",
+                with(|c| {
+                    c.enable_iak_idevid = true;
+                    c.iak_idevid_template = Some("H-9".into());
+                }),
+            ),
+        ] {
+            let error = config.check().unwrap_err().to_string();
+            assert!(error.starts_with(option), "{error}");
         }
     }
 

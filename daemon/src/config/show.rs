@@ -1,5 +1,6 @@
 use std::{
     collections::BTreeMap,
+    convert::Infallible,
     env,
     ffi::OsString,
     fmt,
@@ -130,18 +131,25 @@ pub fn show<T: DeserializeOwned + Serialize>(
     component: &Component,
     place: &Place,
 ) -> Result<Shown, ConfigError> {
-    show_with::<T>(component, place, env::vars_os())
+    show_with(component, place, env::vars_os(), |_: &T| {
+        Ok::<_, Infallible>(())
+    })
 }
 
 /// What a daemon does when it is asked for its configuration instead of its service: JSON of
-/// [`Shown`] on standard output, or the error on standard error and [`EX_CONFIG`].
-pub fn print<T: DeserializeOwned + Serialize>(component: &Component, place: &Place) -> ExitCode {
+/// [`Shown`] on standard output, or the error on standard error and [`EX_CONFIG`]. What `check` finds
+/// is a note, as the option's origin is wanted then.
+pub fn print<T: DeserializeOwned + Serialize, E: fmt::Display>(
+    component: &Component,
+    place: &Place,
+    check: impl Fn(&T) -> Result<(), E>,
+) -> ExitCode {
     let write = |shown| -> io::Result<()> {
         let mut text = serde_json::to_string_pretty(&shown)?;
         text.push('\n');
         io::stdout().write_all(text.as_bytes())
     };
-    match show::<T>(component, place).map(write) {
+    match show_with(component, place, env::vars_os(), check).map(write) {
         Ok(Ok(())) => ExitCode::SUCCESS,
         Ok(Err(_)) => ExitCode::FAILURE,
         Err(error) => {
@@ -152,18 +160,23 @@ pub fn print<T: DeserializeOwned + Serialize>(component: &Component, place: &Pla
     }
 }
 
-pub(super) fn show_with<T: DeserializeOwned + Serialize>(
+pub(super) fn show_with<T: DeserializeOwned + Serialize, E: fmt::Display>(
     component: &Component,
     place: &Place,
     environment: impl Iterator<Item = (OsString, OsString)>,
+    check: impl Fn(&T) -> Result<(), E>,
 ) -> Result<Shown, ConfigError> {
     let environment = Environment::collect(environment);
-    let (layers, notes) = layers::<T>(component, place, &environment)?;
+    let (layers, mut notes) = layers::<T>(component, place, &environment)?;
     let mut origins = BTreeMap::new();
     for layer in &layers {
         origins.extend(layer.origins());
     }
     let config = parse::<T>(merge(layers))?;
+    if let Err(error) = check(&config) {
+        let text = format!("it cannot work, a start would end with status {EX_CONFIG}: {error}");
+        notes.push(Note::warning(text));
+    }
     let values = serde_json::to_value(config);
     let values = values.map_err(|error| ConfigError::Together(error.to_string()))?;
     let mut options = Vec::new();

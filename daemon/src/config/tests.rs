@@ -56,6 +56,15 @@ struct Tls {
     roots: Vec<String>,
 }
 
+impl Sample {
+    fn check(&self) -> Result<(), &'static str> {
+        match self.name.as_str() {
+            "nobody" => Err("name = \"nobody\" is nobody's"),
+            _ => Ok(()),
+        }
+    }
+}
+
 /// A machine with nothing but these configuration files and variables.
 struct Machine {
     root: tempfile::TempDir,
@@ -108,18 +117,22 @@ impl Machine {
 
     /// Value and origin of each option; files are named from the machine's root.
     fn shown(&self) -> BTreeMap<String, (String, String)> {
-        let place = Place {
-            file: None,
-            root: Some(self.root.path().to_owned()),
-        };
-        let environment = self.environment.iter().cloned();
-        let shown = show::show_with::<Sample>(&COMPONENT, &place, environment).unwrap();
+        let shown = self.show();
         let root = self.root.path().to_str().unwrap();
         let options = shown.options.into_iter().map(|option| {
             let origin = option.origin.to_string().replace(root, "");
             (option.name, (option.value.to_string(), origin))
         });
         options.collect()
+    }
+
+    fn show(&self) -> Shown {
+        let place = Place {
+            file: None,
+            root: Some(self.root.path().to_owned()),
+        };
+        let environment = self.environment.iter().cloned();
+        show::show_with(&COMPONENT, &place, environment, Sample::check).unwrap()
     }
 }
 
@@ -305,6 +318,21 @@ fn each_option_is_shown_with_who_set_it() {
     assert_eq!(shown["tls.roots"], roots);
     let credential = "credential /credentials/troth.agent.password";
     assert_eq!(shown["password"], ("null".into(), credential.into()));
+}
+
+#[test]
+fn what_would_end_a_start_is_noted_beside_the_values() {
+    let machine = Machine::new(&[("etc/troth/agent.toml", "port = 1")]);
+    assert_eq!(machine.show().notes, []);
+    let machine = machine.variable("TROTH_AGENT_NAME", "nobody");
+    let origin = ("\"nobody\"".into(), "$TROTH_AGENT_NAME".into());
+    assert_eq!(machine.shown()["name"], origin);
+    let notes = machine.show().notes;
+    let [note] = notes.as_slice() else {
+        panic!("{notes:?}");
+    };
+    let text = "status 78: name = \"nobody\" is nobody's";
+    assert!(note.warning && note.text.ends_with(text), "{note:?}");
 }
 
 #[test]

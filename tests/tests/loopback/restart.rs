@@ -259,6 +259,9 @@ fn servers_reload_what_they_can_and_say_what_needs_a_restart() {
         ));
         let unknown = "no_such_option = 1\n";
         assert!(reload(&mut fleet, unknown, "configuration not reloaded"));
+        let half = "server_cert = \"server.crt\"\n";
+        let told = "configuration not reloaded, all stays as it was: server_cert";
+        assert!(reload(&mut fleet, half, told));
         let later = "database_pool_size = 5\n";
         let needed = "a restart is needed for database_pool_size";
         assert!(!reload(&mut fleet, later, needed));
