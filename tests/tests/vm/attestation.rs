@@ -1,3 +1,4 @@
+use serde_json::Value;
 use troth_tests::node::example;
 use troth_tests::vm::{BootLoader, Guest};
 
@@ -22,7 +23,8 @@ trothctl policy create runtime --ima-list "$0" --allowlist /tmp/tools -o /tmp/po
 trothctl policy create boot --without-secureboot -o /tmp/boot.toml"#;
 
 #[test]
-fn a_host_is_trusted_as_its_list_grows_over_both_ways_to_its_tpm_until_a_program_changes() {
+fn a_host_is_trusted_as_its_list_grows_and_its_clock_jumps_over_both_ways_to_its_tpm_until_a_program_changes()
+ {
     let directory = tempfile::tempdir().unwrap();
     let host = restored(directory.path(), "host", BootLoader::Stub, None);
     configure_server(&host, "127.0.0.1", host.ek_issuer());
@@ -93,9 +95,48 @@ fn a_host_is_trusted_as_its_list_grows_over_both_ways_to_its_tpm_until_a_program
     let open = "ls -l /proc/$(systemctl show --value --property MainPID troth-agent)/fd";
     let open = host.sh(open).unwrap();
     assert!(!open.contains("/dev/tpm"), "{open}");
-    wait_for_trust_after(&host, &before, known);
+    let before = wait_for_trust_after(&host, &before, known);
 
+    set_the_clock(&host, before, known);
     assert_that_a_change_is_named(&host, &host);
+}
+
+/// Sets it for everything on the host, and right again: the agent's certificate would end soon,
+/// then it is not valid yet.
+fn set_the_clock(host: &Guest, mut before: Value, known: u64) {
+    const JUMP: i64 = 340 * 86_400;
+    let now = |host: &Guest| -> i64 {
+        let shown = host.output(&["date", "+%s"]).unwrap();
+        shown.trim().parse().unwrap()
+    };
+    let fed = |host: &Guest| -> u64 {
+        let shown = host.property("troth-agent", "WatchdogTimestampMonotonic");
+        shown.unwrap().parse().unwrap()
+    };
+    let renewals = |host: &Guest| {
+        let journal = ["journalctl", "--boot", "--quiet", "--no-pager"];
+        let journal = host.output(&[&journal[..], &["--unit=troth-agent"]].concat())?;
+        let announced = "the registrar shows the new TLS certificate";
+        Ok(journal.matches(announced).count())
+    };
+    let process = host.property("troth-agent", "MainPID").unwrap();
+    for (jump, renewed) in [(JUMP, 1), (-JUMP, 2)] {
+        let set = now(host) + jump;
+        host.output(&["date", &format!("--set=@{set}")]).unwrap();
+        let last = fed(host);
+        let done = |count: &usize| *count == renewed;
+        host.wait_for("the certificate is renewed", renewals, done)
+            .unwrap();
+        let look = |host: &Guest| Ok(fed(host));
+        host.wait_for("the watchdog is fed", look, |now| *now > last)
+            .unwrap();
+        before = wait_for_trust_after(host, &before, known);
+        // Nobody has set it since.
+        let passed = now(host) - set;
+        assert!((0..86_400).contains(&passed), "{passed}");
+    }
+    assert_eq!(host.property("troth-agent", "MainPID").unwrap(), process);
+    assert_eq!(host.property("troth-agent", "NRestarts").unwrap(), "0");
 }
 
 /// What the agent has read of files so far.

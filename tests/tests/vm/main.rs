@@ -39,6 +39,7 @@ cat /proc/self/status > /dev/null
 echo warm | grep --quiet warm
 cat /etc/troth/tpm_cert_store/* > /dev/null || true
 wc -c < /dev/null
+date
 mkdir -p /tmp/warm";
 
 /// A restored guest; its files are in `directory`.
