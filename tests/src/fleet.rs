@@ -519,7 +519,8 @@ if os.path.exists(path):
 listener = socket.socket(socket.AF_UNIX)
 listener.bind(path)
 listener.listen()
-os.dup2(listener.fileno(), 3, inheritable=True)
+os.dup2(listener.fileno(), 3)
+os.set_inheritable(3, True)
 os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS='1', LISTEN_FDNAMES='varlink')
 os.execvp(program[0], program)";
     let path = path.display().to_string();
