@@ -302,7 +302,13 @@ impl Tenant {
     }
 
     fn notes(&self) -> Vec<String> {
+        use Command::{AddMbPolicy, AddRuntimePolicy, UpdateMbPolicy, UpdateRuntimePolicy};
         let payload = "payloads are not delivered yet";
+        let other = "the command is about the other kind of policy";
+        let runtime = matches!(self.command, AddRuntimePolicy | UpdateRuntimePolicy);
+        let boot = matches!(self.command, AddMbPolicy | UpdateMbPolicy);
+        let (url, key) = (&self.runtime_policy_url, &self.runtime_policy_sig_key);
+        let checksum = &self.runtime_policy_checksum;
         let mut notes = Vec::new();
         for (option, given, why) in [
             ("--file", self.file.is_some(), payload),
@@ -316,6 +322,21 @@ impl Tenant {
                 self.cvid.is_some(),
                 "a node is the verifier's that enrols it",
             ),
+            ("--mb-policy", runtime && self.mb_policy.is_some(), other),
+            (
+                "--runtime-policy",
+                boot && self.runtime_policy.is_some(),
+                other,
+            ),
+            ("--runtime-policy-url", boot && url.is_some(), other),
+            (
+                "--runtime-policy-checksum",
+                boot && checksum.is_some(),
+                other,
+            ),
+            ("--runtime-policy-sig-key", boot && key.is_some(), other),
+            ("--allowlist", boot && self.allowlist.is_some(), other),
+            ("--exclude", boot && self.exclude.is_some(), other),
         ] {
             if given {
                 notes.push(format!("{option} has no effect: {why}"));
@@ -426,5 +447,13 @@ mod tests {
         let (words, _) =
             translated("keylime_tenant -c updatembpolicy --mb-policy f --mb-policy-name p");
         assert_eq!(words, "policy import boot p f --replace");
+        for line in [
+            "-c addmbpolicy --mb-policy f --mb-policy-name p --runtime-policy-sig-key k",
+            "-c addruntimepolicy --runtime-policy f --runtime-policy-name p --mb-policy f",
+        ] {
+            let (_, notes) = translated(&format!("keylime_tenant {line}"));
+            assert_eq!(notes.len(), 1, "{line}: {notes:?}");
+            assert!(notes[0].contains("other kind of policy"), "{notes:?}");
+        }
     }
 }

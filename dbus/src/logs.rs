@@ -55,7 +55,7 @@ impl LogLevel {
     }
 
     /// By its number, 0 to 7.
-    pub fn from_number(number: u8) -> Option<Self> {
+    pub(crate) fn from_number(number: u8) -> Option<Self> {
         Some(LEVELS.get(usize::from(number))?.0)
     }
 }

@@ -25,6 +25,7 @@ use troth_ipc::{
         State, Status,
     },
     client::{AgentClient, ClientError},
+    logs::LogLevel,
     polkit::{Decision, Guarded},
     varlink::{AgentService, Authority, Caller, Process, serve},
 };
@@ -94,8 +95,8 @@ impl Process for Recorded {
         self.0.lock().unwrap().push(100);
     }
 
-    fn set_log_level(&self, level: u8) {
-        self.0.lock().unwrap().push(level);
+    fn set_log_level(&self, level: LogLevel) {
+        self.0.lock().unwrap().push(level as u8);
     }
 }
 

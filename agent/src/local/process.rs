@@ -18,9 +18,7 @@ impl Process for ThisProcess {
         }
     }
 
-    fn set_log_level(&self, level: u8) {
-        if let Some(level) = LogLevel::from_number(level) {
-            ProcessLogs.set_level(level);
-        }
+    fn set_log_level(&self, level: LogLevel) {
+        ProcessLogs.set_level(level);
     }
 }

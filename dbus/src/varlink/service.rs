@@ -7,6 +7,7 @@ use super::{
     message::Fault,
     server::{Answer, Call},
 };
+use crate::logs::LogLevel;
 
 /// `io.systemd.service`.
 pub(super) const SERVICE: Interface = Interface {
@@ -19,8 +20,8 @@ pub trait Process: 'static {
     /// Read the configuration again, as at SIGHUP.
     fn reload(&self);
 
-    /// Log up to this level of syslog's from now on: 0 (emergency) to 7 (debug).
-    fn set_log_level(&self, level: u8);
+    /// Log up to this level from now on.
+    fn set_log_level(&self, level: LogLevel);
 }
 
 /// Answers a call of `io.systemd.service`.
@@ -34,9 +35,8 @@ pub(super) fn call(mut call: Call<'_>, process: &impl Process) -> Result<Answer,
         "SetLogLevel" => {
             let level: u8 = call.parameters.required("level")?;
             privileged(call)?.without_parameters()?;
-            if level > 7 {
-                return Err(Fault::invalid_parameter("level"));
-            }
+            let level = LogLevel::from_number(level);
+            let level = level.ok_or_else(|| Fault::invalid_parameter("level"))?;
             process.set_log_level(level);
         }
         "GetEnvironment" => {
